@@ -1,0 +1,38 @@
+# make demo: install, make phantom data, train, evaluate, report.   make test: install, all tests.
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+DEMO := runs/demo
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	@echo "== training on phantoms (made on first use in data/Phantom); a few minutes on 2 cores"
+	@rm -rf $(DEMO)
+	$(RUN) train.py --dataset Phantom --cfg configs/phantom_demo.yaml --output_dir $(DEMO)
+	@echo "== evaluating on unseen phantoms"
+	$(RUN) test.py --output_dir $(DEMO)
+	@echo "== done: open $(DEMO)/report.html"
+
+# One thread a process: the processes share the cores.
+test: $(INSTALLED)
+	@echo "== running all tests"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) $(DEMO) data/Phantom
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12"; exit 1; }
+	@echo "== making the environment in $(VENV) and installing into it; about 5 GB, a few minutes"
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

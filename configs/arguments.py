@@ -1,0 +1,142 @@
+"""The command lines of train.py and test.py, and how a command ends."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+# Flag to configuration key; a flag that is not given leaves the key as the yaml has it.
+FLAGS = {
+    "dataset": "DATA.DATASET",
+    "root_path": "DATA.ROOT_PATH",
+    "volume_path": "DATA.VOLUME_PATH",
+    "list_dir": "DATA.LIST_DIR",
+    "num_classes": "MODEL.NUM_CLASSES",
+    "output_dir": "OUTPUT_DIR",
+    "max_epochs": "TRAIN.EPOCHS",
+    "max_iterations": "TRAIN.MAX_ITERATIONS",
+    "batch_size": "DATA.BATCH_SIZE",
+    "base_lr": "TRAIN.BASE_LR",
+    "img_size": "DATA.IMG_SIZE",
+    "n_gpu": "N_GPU",
+    "gpu_id": "GPU_ID",
+    "deterministic": "DETERMINISTIC",
+    "seed": "SEED",
+    "lambda_1": "LOSS.LAMBDA_1",
+    "lambda_2": "LOSS.LAMBDA_2",
+    "use_checkpoint": "TRAIN.USE_CHECKPOINT",
+    "accumulation_steps": "TRAIN.ACCUMULATION_STEPS",
+    "amp": "AMP",
+    "workers": "DATA.NUM_WORKERS",
+    "val_cases": "DATA.VAL_CASES",
+    "metrics": "TEST.METRICS",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line on standard error, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """The parser of train.py."""
+    parser = _shared_parser("train.py", "Train a network with the SelfReg loss; everything is written to --output_dir.")
+    add = parser.add_argument
+    add(
+        "--resume",
+        nargs="?",
+        const="auto",
+        default="",
+        metavar="auto|FILE",
+        help="go on from FILE, or (auto) from output_dir/last.pth where there is one",
+    )
+    add("--lambda_x", type=float, help="weight of both terms of the regulariser; 0 is the plain baseline")
+    add("--lambda_1", type=float, help="weight of semantic consistency (SCR) alone")
+    add("--lambda_2", type=float, help="weight of internal feature distillation (IFD) alone")
+    add("--val_cases", type=int, help="training cases held out to choose best.pth by (0: none, as published)")
+    add("--workers", type=int, help="processes that load data")
+    add("--amp", action="store_const", const=True, help="bfloat16 autocast")
+    add(
+        "--use-checkpoint",
+        action="store_const",
+        const=True,
+        help="recompute blocks in the backward pass: less memory, more time",
+    )
+    add("--accumulation-steps", type=int, help="batches whose gradients make one step")
+    return parser
+
+
+def test_parser() -> argparse.ArgumentParser:
+    """The parser of test.py."""
+    parser = _shared_parser("test.py", "Evaluate a run or a checkpoint on whole volumes, or predict NIfTI files.")
+    add = parser.add_argument
+    add("--checkpoint", default="", metavar="FILE_OR_RUN", help="weights, or a run's folder (default: --output_dir)")
+    add("--input", default="", metavar="FILE_OR_FOLDER", help="predict these NIfTI images instead; no labels needed")
+    add("--output", default="", metavar="DIR", help="where results go (default: --output_dir)")
+    add("--metrics", choices=("fast", "medpy"), help="how distances are computed; the same numbers")
+    add("--is_savenii", action="store_true", help="accepted for the published command; predictions are always written")
+    return parser
+
+
+def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    parser = OneLineParser(prog=prog, description=description)
+    add = parser.add_argument
+    add("--cfg", default="", metavar="FILE", help="experiment file (yaml), such as those in configs/")
+    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change any key of the configuration")
+    add("--dataset", help="Synapse or Phantom")
+    add("--root_path", metavar="DIR", help="data folder (default: data/<dataset>)")
+    add("--volume_path", metavar="DIR", help="folder of the test volumes (default: as --root_path)")
+    add(
+        "--list_dir",
+        metavar="DIR",
+        help="folder of the lists (default: lists/lists_<dataset>, else the data's own, else the shipped split)",
+    )
+    add("--num_classes", type=int, help="classes, the background included")
+    add("--output_dir", metavar="DIR", help="folder of the run")
+    add("--max_epochs", type=int, help="epochs to train")
+    add("--max_iterations", type=int, help="steps to train at most")
+    add("--batch_size", type=int, help="slices a step")
+    add("--base_lr", type=float, help="learning rate before the schedule")
+    add("--img_size", type=int, help="side of the network's input in pixels")
+    add("--n_gpu", type=int, help="1, or 0 for the CPU")
+    add("--gpu_id", type=int, help="which GPU, where there are any")
+    add(
+        "--deterministic", type=int, choices=(0, 1), help="repeat the same numbers on the same machine (1, the default)"
+    )
+    add("--seed", type=int, help="seed of weights, order, augmentation and channel draws")
+    return parser
+
+
+def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration keys that the given flags set."""
+    overrides = {key: getattr(args, flag) for flag, key in FLAGS.items() if getattr(args, flag, None) is not None}
+    if getattr(args, "lambda_x", None) is not None:
+        overrides = {"LOSS.LAMBDA_1": args.lambda_x, "LOSS.LAMBDA_2": args.lambda_x} | overrides
+    return overrides
+
+
+def run_guarded(prog: str, command: Callable[[], int]) -> int:
+    """Run a command; bad input ends in one line on standard error and exit code 2, Ctrl-C in 130."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        logging.getLogger(prog).debug("stopped by", exc_info=True)  # the whole story, for log.txt alone
+        sys.stderr.write(f"{prog}: error: {_one_line(error)}\n")
+        return 2
+
+
+def _one_line(error: Exception) -> str:
+    """An error in one line; one that a loading process passed on ends with the message itself."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; give another path, or mend its permissions"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else " ".join(lines)

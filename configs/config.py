@@ -1,0 +1,301 @@
+"""The configuration: defaults below, then an experiment's yaml, then `--opts`, then flags; frozen at the end."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+_TYPE_ALIASES = {"swin": "swin_unet"}  # the name that the published yaml gives
+
+
+def default_config() -> CfgNode:
+    """Every key with its default; a yaml lists only what differs."""
+    return CfgNode(
+        {
+            "OUTPUT_DIR": "",
+            "SEED": 1234,
+            "DETERMINISTIC": True,
+            "GPU_ID": 0,
+            "N_GPU": 1,
+            "AMP": False,  # bfloat16 autocast
+            "DATA": {
+                "DATASET": "Synapse",
+                "ROOT_PATH": "",  # default: data/<dataset>
+                "VOLUME_PATH": "",  # test volumes; default: the root path
+                "LIST_DIR": "",  # default: lists/lists_<dataset>, the root's own lists, the shipped split
+                "IMG_SIZE": 224,
+                "BATCH_SIZE": 24,
+                "NUM_WORKERS": 2,
+                "VAL_CASES": 0,  # training cases held out for validation; 0 as published
+                "WINDOW": [-125.0, 275.0],  # HU range of a NIfTI input, as in the prepared data
+                "AXIS_ORDER": "zxy",  # of a NIfTI input, as in the prepared data
+                "PHANTOM": {"SIZE": 128, "DEPTH": 32, "TRAIN_CASES": 24, "TEST_CASES": 6, "SEED": 0},
+            },
+            "AUG": {
+                "ROT_FLIP": 0.5,  # probability of a rotation by k*90 degrees and a flip
+                "ROTATE": 0.5,  # probability, where that did not happen, of a rotation by up to 20 degrees
+            },
+            "MODEL": {
+                "TYPE": "swin_unet",
+                "NAME": "",  # a label; published yamls carry it
+                "NUM_CLASSES": 9,
+                "PRETRAIN_CKPT": "",
+                "DROP_RATE": 0.0,
+                "DROP_PATH_RATE": 0.1,
+                "SWIN": {
+                    "PATCH_SIZE": 4,
+                    "IN_CHANS": 3,  # published key; the stem has three channels and repeats one to three
+                    "EMBED_DIM": 96,
+                    "DEPTHS": [2, 2, 2, 2],
+                    "DECODER_DEPTHS": [2, 2, 2, 1],  # published key that nothing reads: the decoder takes DEPTHS
+                    "NUM_HEADS": [3, 6, 12, 24],
+                    "WINDOW_SIZE": 7,
+                    "MLP_RATIO": 4.0,
+                    "QKV_BIAS": True,
+                    "FINAL_UPSAMPLE": "expand_first",  # published key; the one form there is
+                },
+                "UNET": {"BILINEAR": True, "WIDTH": 64},
+            },
+            "LOSS": {
+                "CE_WEIGHT": 0.4,
+                "DICE_WEIGHT": 0.6,
+                "LAMBDA_1": 0.015,  # semantic consistency (SCR)
+                "LAMBDA_2": 0.015,  # internal feature distillation (IFD)
+            },
+            "TRAIN": {
+                "EPOCHS": 150,
+                "MAX_ITERATIONS": 0,  # stop, and end the schedule, after this many steps; 0: EPOCHS alone decide
+                "BASE_LR": 0.01,
+                "SCALE_LR": True,  # published rule: base_lr * batch/24 where the batch is not 24 and divisible by 6
+                "OPTIMIZER": "sgd",  # sgd, adamw
+                "MOMENTUM": 0.9,
+                "WEIGHT_DECAY": 1e-4,
+                "LR_SCHEDULE": "poly",  # poly, constant
+                "LR_POWER": 0.9,
+                "WARMUP_STEPS": 0,  # linear rise to the base rate; 0 as published
+                "CLIP_GRAD": 0.0,  # largest gradient norm; 0: no clipping, as published
+                "ACCUMULATION_STEPS": 1,
+                "USE_CHECKPOINT": False,  # recompute Swin blocks in the backward pass
+                "SAVE_FREQ": 0,  # epochs between epoch_N.pth files; 0: none
+                "SAVE_SECONDS": 60.0,  # last.pth is written at the end of an epoch, but not more often than this
+                "LOG_FREQ": 20,  # steps between lines of metrics.jsonl
+                "IMAGE_FREQ": 200,  # steps between TensorBoard panels
+                "VAL_FREQ": 10,  # epochs between validations
+            },
+            "TEST": {"BATCH_SIZE": 24, "METRICS": "fast"},
+            "ENVIRONMENT": {},  # versions and commit of a run, written by train.py; never read
+        }
+    )
+
+
+def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> CfgNode:
+    """Defaults, then the yamls, then `opts` (KEY VALUE ...), then `overrides` (dotted key to value); frozen.
+
+    Raises:
+        FileNotFoundError: there is no such yaml.
+        ValueError: an unknown key (the closest is named), a wrong type, or a value out of range.
+    """
+    cfg = default_config()
+    for cfg_file in filter(None, cfg_files):
+        _merge(cfg, _read_yaml(Path(cfg_file)), str(cfg_file))
+    if len(opts) % 2:
+        raise ValueError(f"--opts: got {len(opts)} words; expected pairs, KEY VALUE ...")
+    for key, text in zip(opts[::2], opts[1::2], strict=True):
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        _set(cfg, key, value, "--opts")
+    for key, value in (overrides or {}).items():
+        _set(cfg, key, value, "command line")
+    cfg.MODEL.TYPE = _TYPE_ALIASES.get(cfg.MODEL.TYPE, cfg.MODEL.TYPE)
+    _check_values(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def network_keywords(cfg: CfgNode) -> dict[str, Any]:
+    """The keywords of `networks.build_network` that a configuration stands for, beside the name."""
+    shared = {"num_classes": cfg.MODEL.NUM_CLASSES, "img_size": cfg.DATA.IMG_SIZE}
+    if cfg.MODEL.TYPE == "unet":
+        return shared | {"bilinear": cfg.MODEL.UNET.BILINEAR, "width": cfg.MODEL.UNET.WIDTH}
+    swin = cfg.MODEL.SWIN
+    return shared | {
+        "embed_dim": swin.EMBED_DIM,
+        "depths": tuple(swin.DEPTHS),
+        "num_heads": tuple(swin.NUM_HEADS),
+        "window_size": swin.WINDOW_SIZE,
+        "patch_size": swin.PATCH_SIZE,
+        "mlp_ratio": swin.MLP_RATIO,
+        "qkv_bias": swin.QKV_BIAS,
+        "drop_rate": cfg.MODEL.DROP_RATE,
+        "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
+        "use_checkpoint": cfg.TRAIN.USE_CHECKPOINT,
+    }
+
+
+def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
+    """The keywords of `datasets.build_dataset` that a configuration stands for, beside the name and the split."""
+    return {
+        "num_classes": cfg.MODEL.NUM_CLASSES,
+        "root_path": (test and cfg.DATA.VOLUME_PATH) or cfg.DATA.ROOT_PATH,
+        "list_dir": cfg.DATA.LIST_DIR,
+        "val_cases": cfg.DATA.VAL_CASES,
+        "phantom_options": {key.lower(): value for key, value in cfg.DATA.PHANTOM.items()},
+    }
+
+
+def to_plain(cfg: CfgNode) -> dict[str, Any]:
+    """A configuration as nested dictionaries of plain values."""
+    return {key: to_plain(value) if isinstance(value, CfgNode) else value for key, value in cfg.items()}
+
+
+def config_text(cfg: CfgNode, environment: Mapping[str, str]) -> str:
+    """The yaml of a run: every key resolved, and the versions it ran with."""
+    return yaml.safe_dump(to_plain(cfg) | {"ENVIRONMENT": dict(environment)}, sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such configuration; give a yaml file, such as those in configs/ (--cfg)")
+    # Only ever data: yacs itself would execute a .py file given here.
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: is not a yaml file ({str(error).splitlines()[0]}); mend it, or give another --cfg"
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; expected keys such as MODEL, DATA, TRAIN")
+    return content
+
+
+def _all_keys(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, Mapping):
+            yield from _all_keys(value, f"{prefix}{key}.")
+
+
+def _merge(cfg: CfgNode, content: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    for key, value in content.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted != "ENVIRONMENT":
+            _merge(cfg, value, source, f"{dotted}.")
+        else:
+            _set(cfg, dotted, value, source)
+
+
+def _set(cfg: CfgNode, dotted: str, value: Any, source: str) -> None:
+    node = cfg
+    *parents, last = dotted.split(".")
+    for part in parents:
+        node = node[part] if isinstance(node, CfgNode) and part in node else None
+    if not isinstance(node, CfgNode) or last not in node:
+        close = difflib.get_close_matches(dotted.upper(), list(_all_keys(cfg)), n=1)
+        hint = f"did you mean {close[0]}?" if close else "see configs/config.py for the keys there are"
+        raise ValueError(f"{source}: unknown key {dotted}; {hint}")
+    node[last] = _as_type(value, node[last], dotted, source)
+
+
+def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
+    """The value in the type of the key's default, where that loses nothing."""
+    if isinstance(default, CfgNode):
+        if isinstance(value, Mapping):
+            return CfgNode(dict(value))
+        raise ValueError(f"{source}: {dotted} is {value!r}; expected a section with keys {', '.join(default)}")
+    if isinstance(default, float) and isinstance(value, str):  # yaml reads 1e-4, without a dot, as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, str) and value is None:
+        return ""
+    if isinstance(default, bool) and isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    if isinstance(default, list) and isinstance(value, (list, tuple)):
+        return [_as_type(item, default[0], dotted, source) for item in value]
+    if type(value) is not type(default):
+        raise ValueError(
+            f"{source}: {dotted} is {value!r} ({type(value).__name__}); "
+            f"expected {type(default).__name__}, such as {default!r}"
+        )
+    return value
+
+
+def _check_values(cfg: CfgNode) -> None:
+    at_least = {
+        "DATA.IMG_SIZE": 1,
+        "DATA.BATCH_SIZE": 1,
+        "DATA.NUM_WORKERS": 0,
+        "DATA.VAL_CASES": 0,
+        "GPU_ID": 0,
+        "SEED": 0,
+        "MODEL.NUM_CLASSES": 2,
+        "TRAIN.EPOCHS": 1,
+        "TRAIN.MAX_ITERATIONS": 0,
+        "TRAIN.ACCUMULATION_STEPS": 1,
+        "TRAIN.SAVE_FREQ": 0,
+        "TRAIN.LOG_FREQ": 1,
+        "TRAIN.IMAGE_FREQ": 1,
+        "TRAIN.VAL_FREQ": 1,
+        "TEST.BATCH_SIZE": 1,
+        "TRAIN.WARMUP_STEPS": 0,
+        "TRAIN.CLIP_GRAD": 0,
+        "LOSS.LAMBDA_1": 0,
+        "LOSS.LAMBDA_2": 0,
+        "LOSS.CE_WEIGHT": 0,
+        "LOSS.DICE_WEIGHT": 0,
+        "TRAIN.WEIGHT_DECAY": 0,
+        "TRAIN.MOMENTUM": 0,
+        "AUG.ROT_FLIP": 0,
+        "AUG.ROTATE": 0,
+        "TRAIN.SAVE_SECONDS": 0,
+    }
+    for dotted, lowest in at_least.items():
+        value = _get(cfg, dotted)
+        if not lowest <= value < float("inf"):
+            raise ValueError(f"{dotted} is {value}; expected a finite number of at least {lowest}{_flag_hint(dotted)}")
+    if not 0 < cfg.TRAIN.BASE_LR < float("inf"):
+        raise ValueError(f"TRAIN.BASE_LR is {cfg.TRAIN.BASE_LR}; expected a finite number above 0 (--base_lr)")
+    for dotted, choices in (
+        ("TRAIN.OPTIMIZER", ("sgd", "adamw")),
+        ("TRAIN.LR_SCHEDULE", ("poly", "constant")),
+        ("TEST.METRICS", ("fast", "medpy")),
+        ("DATA.AXIS_ORDER", ("zxy", "zyx")),
+    ):
+        if _get(cfg, dotted) not in choices:
+            raise ValueError(f"{dotted} is {_get(cfg, dotted)!r}; expected one of {', '.join(choices)}")
+    for dotted in ("AUG.ROT_FLIP", "AUG.ROTATE", "MODEL.DROP_RATE", "MODEL.DROP_PATH_RATE"):
+        if not 0 <= _get(cfg, dotted) <= 1:
+            raise ValueError(f"{dotted} is {_get(cfg, dotted)}; expected a number from 0 to 1")
+    low, high = (cfg.DATA.WINDOW + [None, None])[:2]
+    if len(cfg.DATA.WINDOW) != 2 or not low < high:
+        raise ValueError(f"DATA.WINDOW is {cfg.DATA.WINDOW}; expected [low, high] with low below high")
+    if cfg.MODEL.SWIN.FINAL_UPSAMPLE != "expand_first":
+        raise ValueError(f"MODEL.SWIN.FINAL_UPSAMPLE is {cfg.MODEL.SWIN.FINAL_UPSAMPLE!r}; expected 'expand_first'")
+    if cfg.N_GPU not in (0, 1):
+        raise ValueError(f"N_GPU is {cfg.N_GPU}; expected 0 or 1: one process drives one device (--n_gpu)")
+
+
+def _get(cfg: CfgNode, dotted: str) -> Any:
+    node = cfg
+    for part in dotted.split("."):
+        node = node[part]
+    return node
+
+
+def _flag_hint(dotted: str) -> str:
+    from configs.arguments import FLAGS
+
+    flags = [flag for flag, key in FLAGS.items() if key == dotted]
+    return f" (--{flags[0]})" if flags else ""

@@ -1,0 +1,150 @@
+"""The datasets by name: `build_dataset("Synapse", "train", num_classes=9)`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from datasets import phantom, synapse
+from datasets.base import read_list
+from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes, case_of
+
+__all__ = ["build_dataset", "check_all", "class_names", "list_datasets", "split_cases"]
+
+_log = logging.getLogger(__name__)
+
+_CLASS_NAMES = {"Synapse": synapse.ORGANS, "Phantom": synapse.ORGANS}
+_SHIPPED = Path(__file__).parent / "splits"
+
+
+def list_datasets() -> list[str]:
+    """Every name that `build_dataset` takes."""
+    return sorted(_CLASS_NAMES)
+
+
+def class_names(name: str, num_classes: int) -> list[str]:
+    """Names of the classes 1..num_classes-1; `class N` where the dataset has no name for one."""
+    known = _CLASS_NAMES.get(name, ()) if len(_CLASS_NAMES.get(name, ())) == num_classes - 1 else ()
+    return list(known) or [f"class {i}" for i in range(1, num_classes)]
+
+
+def build_dataset(
+    name: str,
+    split: str,
+    *,
+    num_classes: int,
+    root_path: str = "",
+    list_dir: str = "",
+    val_cases: int = 0,
+    phantom_options: dict[str, Any] | None = None,
+) -> SynapseSlices | SynapseVolumes | StackedSlices:
+    """One split of a dataset: "train" gives slices, "val" and "test" give volumes.
+
+    Args:
+        name: one of `list_datasets()`; Phantom is made in its folder on first use.
+        split: "train", "val" (cases held out of training; may be empty) or "test".
+        num_classes: K; labels outside 0..K-1 are refused as a file is read.
+        root_path: folder with `train_npz` and `test_vol_h5`, or that folder itself; default `data/<name>`.
+        list_dir: folder of the lists; default `lists/lists_<name>`, else the root's `lists`, else the shipped split.
+        val_cases: how many training cases to hold out, the last ones in order; a `val.txt` list does the same.
+        phantom_options: keywords of `datasets.phantom.prepare_phantom`.
+
+    Raises:
+        FileNotFoundError: a folder, list or listed file is missing.
+        ValueError: an unknown name or split, or a list that cannot be used.
+    """
+    if name not in _CLASS_NAMES:
+        raise ValueError(f"--dataset is {name!r}; expected one of {', '.join(list_datasets())}")
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split is {split!r}; expected train, val or test")
+    root = Path(root_path or f"data/{name}")
+    if name == "Phantom":
+        phantom.prepare_phantom(root, **(phantom_options or {}))
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: no such data folder; prepare it with scripts/prepare_synapse.py, or name another (--root_path)"
+        )
+    lists = _list_folder(name, root, list_dir)
+    if split == "test":
+        return SynapseVolumes(_part(root, "test_vol_h5"), read_list(lists / "test_vol.txt"), num_classes)
+    train, held_out = split_cases(read_list(lists / "train.txt"), lists / "val.txt", val_cases)
+    folder = _part(root, "train_npz")
+    if split == "train":
+        return SynapseSlices(folder, train, num_classes)
+    return StackedSlices(SynapseSlices(folder, held_out, num_classes))
+
+
+def split_cases(names: Sequence[str], val_list: Path, val_cases: int) -> tuple[list[str], list[str]]:
+    """Divide slice names into training and validation, by whole cases.
+
+    `val_list`, where it exists, names the cases (or their slices) that validate; `val_cases` holds out that many of
+    the last cases in order instead.
+
+    Raises:
+        ValueError: nothing would be left to train on, or the list names a case that is not there.
+    """
+    cases = sorted({case_of(name) for name in names})
+    if val_cases:
+        held = set(cases[len(cases) - val_cases :] if val_cases < len(cases) else cases)
+    elif val_list.is_file():
+        listed = read_list(val_list)
+        held = {case_of(name) for name in listed}
+        names = list(dict.fromkeys([*names, *(name for name in listed if name != case_of(name))]))
+        lost = held - {case_of(name) for name in names}
+        if lost:
+            raise ValueError(
+                f"{val_list}: names the case {min(lost)}, of which no slice is listed; "
+                "expected slices or cases of train.txt"
+            )
+    else:
+        held = set()
+    train = [name for name in names if case_of(name) not in held]
+    if not train:
+        raise ValueError(
+            f"validation holds out all {len(held)} cases and leaves none to train on; "
+            f"expected fewer (--val_cases, {val_list.name})"
+        )
+    return train, [name for name in names if case_of(name) in held]
+
+
+def check_all(dataset: Sequence[Any], progress: Any = iter, threads: int = 8) -> None:
+    """Read every item once, so that a bad file stops a run before it starts and not in its middle.
+
+    Args:
+        progress: wraps the iterator over the items, such as tqdm.
+
+    Raises:
+        ValueError: the first bad file, by name.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for _ in progress(pool.map(lambda i: dataset[i] and None, range(len(dataset)))):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _part(root: Path, part: str) -> Path:
+    """The folder of one part; `root` may be that folder itself, as some published commands have it."""
+    return root / part if (root / part).is_dir() or root.name != part else root
+
+
+def _list_folder(name: str, root: Path, list_dir: str) -> Path:
+    if list_dir:
+        folder = Path(list_dir)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: no such folder of lists; expected train.txt and test_vol.txt in it (--list_dir)"
+            )
+        return folder
+    candidates: Iterable[Path] = (
+        Path(f"lists/lists_{name}"),
+        root / "lists",
+        root.parent / "lists",
+        _SHIPPED / name.lower(),
+    )
+    return next((folder for folder in candidates if folder.is_dir()), _SHIPPED / name.lower())

@@ -1,0 +1,135 @@
+"""What every dataset hands out: one slice, one volume, and where a volume lies in the patient."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+
+class Sample(NamedTuple):
+    """One training slice: `image` (H, W) float32, `label` (H, W) uint8, and the file's `name`."""
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Position of a voxel grid in the patient, in SimpleITK's terms (mm, LPS).
+
+    `spacing` and `origin` are (x, y, z); `direction` is the row-major 3x3 matrix. `axis_order` says how our
+    arrays (D, H, W) follow from the file's (x, y, z): "zxy" is the published Synapse order, "zyx" is the one
+    SimpleITK hands out.
+    """
+
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
+    origin: tuple[float, ...] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    axis_order: str = "zyx"
+
+    @property
+    def array_spacing(self) -> tuple[float, float, float]:
+        """Spacing in mm along the array's own axes (D, H, W)."""
+        by_axis = dict(zip("xyz", self.spacing, strict=True))
+        return tuple(by_axis[axis] for axis in self.axis_order)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """NIfTI's 4x4 matrix from voxel (x, y, z) to RAS mm, float64."""
+        lps_to_ras = np.diag([-1.0, -1.0, 1.0])
+        affine = np.eye(4)
+        affine[:3, :3] = lps_to_ras @ np.reshape(self.direction, (3, 3)) @ np.diag(self.spacing)
+        affine[:3, 3] = lps_to_ras @ np.asarray(self.origin)
+        return affine
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One case: `image` (D, H, W) float32, `label` (D, H, W) uint8 or None, and its geometry where it is known."""
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray | None = None
+    geometry: Geometry | None = None
+
+
+def read_list(path: Path) -> list[str]:
+    """Read a list file: one name a line, blank lines ignored.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        ValueError: the list is empty, is not text, or holds something that is not a plain file name.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list; expected a text file with one name a line (see --list_dir)")
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not a text file; expected one name a line") from None
+    if not names:
+        raise ValueError(f"{path}: the list is empty; expected one name a line")
+    for name in names:
+        # A name becomes part of a path: nothing in a list may lead out of the data folder.
+        if not _PLAIN_NAME.fullmatch(name):
+            raise ValueError(f"{path}: {name!r} is not a plain name; expected letters, digits, '_', '-' and '.' only")
+    return names
+
+
+def check_image(image: np.ndarray, where: object) -> np.ndarray:
+    """Return the image as float32, or raise a ValueError naming `where` if it is not made of finite numbers."""
+    if image.dtype.kind not in "fiub":
+        raise ValueError(f"{where}: 'image' has dtype {image.dtype}; expected numbers")
+    if image.size == 0:
+        raise ValueError(f"{where}: 'image' has shape {image.shape}; expected at least one pixel")
+    image = np.asarray(image, dtype=np.float32)
+    if not np.isfinite(image).all():
+        count = int((~np.isfinite(image)).sum())
+        raise ValueError(
+            f"{where}: 'image' holds {count} NaN or infinite values; expected finite numbers, mend the file"
+        )
+    return image
+
+
+def check_label(label: np.ndarray, num_classes: int, where: object) -> np.ndarray:
+    """Return the label as uint8; a ValueError names `where` unless it holds whole numbers 0..num_classes-1."""
+    if label.dtype.kind not in "fiub":
+        raise ValueError(f"{where}: 'label' has dtype {label.dtype}; expected whole numbers")
+    if label.dtype.kind == "f":
+        if not np.isfinite(label).all():
+            raise ValueError(
+                f"{where}: 'label' holds NaN or infinite values; expected whole numbers 0..{num_classes - 1}"
+            )
+        if (label != np.round(label)).any():
+            stray = label[label != np.round(label)].flat[0]
+            raise ValueError(f"{where}: 'label' holds {stray}; expected whole numbers 0..{num_classes - 1}")
+    low, high = label.min(), label.max()
+    if low < 0 or high >= num_classes:
+        stray = int(low if low < 0 else high)
+        raise ValueError(
+            f"{where}: 'label' holds {stray}; expected 0..{num_classes - 1}, so mend the file or give --num_classes"
+        )
+    return label.astype(np.uint8)
+
+
+def check_pair(
+    image: np.ndarray, label: np.ndarray, num_classes: int, ndim: int, where: object
+) -> tuple[np.ndarray, np.ndarray]:
+    """Check an image and its label together; returns them as float32 and uint8."""
+    if image.ndim != ndim:
+        raise ValueError(f"{where}: 'image' has shape {image.shape}; expected {ndim} dimensions")
+    if image.shape != label.shape:
+        raise ValueError(f"{where}: 'image' has shape {image.shape} but 'label' {label.shape}; expected the same shape")
+    return check_image(image, where), check_label(label, num_classes, where)
+
+
+def first_missing(paths: Iterable[Path]) -> Path | None:
+    """The first path that is not a file, or None."""
+    return next((path for path in paths if not path.is_file()), None)

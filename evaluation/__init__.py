@@ -1,0 +1,1 @@
+"""From a trained network to figures: metrics, prediction of whole volumes, reports."""

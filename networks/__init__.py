@@ -1,0 +1,53 @@
+"""The networks by name: `build_network("swin_unet", num_classes=9)`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from networks.pretrained import load_weights
+from networks.swin_unet import SwinUnet
+from networks.unet import UNet
+
+__all__ = ["build_network", "list_networks", "load_weights"]
+
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {"swin_unet": SwinUnet, "unet": UNet}
+
+
+def list_networks() -> list[str]:
+    """Every name that `build_network` takes."""
+    return sorted(_NETWORKS)
+
+
+def build_network(
+    name: str, *, num_classes: int, img_size: int | Sequence[int] = 224, in_channels: int = 1, **options: Any
+) -> nn.Module:
+    """Build a network with fresh weights: (B, C, H, W) to logits (B, num_classes, H, W) in train and eval mode.
+
+    Args:
+        name: one of `list_networks()`.
+        num_classes: K, background included.
+        img_size: side or (H, W) in pixels.
+        in_channels: channels of the images.
+        options: whatever the network's own constructor takes beside these.
+
+    Raises:
+        ValueError: an unknown name or option (the closest one is named), or values that the network refuses.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"unknown network {name!r}; expected one of {', '.join(list_networks())}")
+    if num_classes < 2:
+        raise ValueError(f"{name}: num_classes is {num_classes}; expected at least 2, the background included")
+    known = [
+        p for p in inspect.signature(_NETWORKS[name]).parameters if p not in ("num_classes", "img_size", "in_channels")
+    ]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+            raise ValueError(f"{name}: unknown option {option!r}; {hint}")
+    return _NETWORKS[name](num_classes=num_classes, img_size=img_size, in_channels=in_channels, **options)

@@ -1,0 +1,165 @@
+"""Load weights by what a file holds: released or own checkpoints, or the public ImageNet start."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
+
+_WRAPPERS = ("model", "state_dict")
+# Published checkpoints carry these; they follow from the architecture and are rebuilt with it.
+_DERIVED_BUFFERS = ("attn_mask", "relative_position_index")
+_ENOUGH = 0.9
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did, by names: filled, in the file but unused, in the network but left as it was."""
+
+    loaded: tuple[str, ...]
+    skipped: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a .pth or .safetensors file as plain data; nothing in it is ever executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint, is damaged, or is a pickle of more than plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; give the path of a .pth or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path) or "Unsupported global" in str(error) or "weights_only" in str(error):
+            raise ValueError(
+                f"{path}: is not a file of plain tensors, and code in it is never run; "
+                "save it again as torch.save(network.state_dict(), FILE)"
+            ) from error
+        raise ValueError(f"{path}: is not a readable checkpoint; copy or download it again") from error
+    except Exception as error:  # torch and safetensors report damage by a dozen types, none of them ours
+        raise ValueError(f"{path}: is not a readable checkpoint; copy or download it again") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; expected named tensors")
+    return dict(content)
+
+
+def state_dict_of(content: Mapping, path: str | Path) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint's content, out of any wrapper and without DataParallel's `module.`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(
+            f"{path}: holds no tensors by name; expected a state_dict, bare or under 'model' or 'state_dict'"
+        )
+    return state
+
+
+def load_weights(network: nn.Module, path: str | Path) -> LoadReport:
+    """Fill a network from a file, whatever its form, and say what was filled.
+
+    A bare state_dict, one under `model` or `state_dict`, with or without `module.` or the network's own prefix, or
+    an ImageNet classifier that the network knows how to start from (`from_imagenet`).
+
+    Args:
+        network: is changed in place, but not at all when an error is raised.
+        path: a .pth or .safetensors file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is unreadable, or of another architecture, width or class count.
+    """
+    state = state_dict_of(read_checkpoint(path), path)
+    own = network.state_dict()
+    start = getattr(network, "from_imagenet", lambda state: None)(state)
+    if start is not None:
+        # The decoder takes what fits of a copy of the encoder; the encoder itself must fit as a whole.
+        wanted = {k: v for k, v in start.items() if k in own and (network.is_encoder(k) or v.shape == own[k].shape)}
+        _check_shapes(wanted, own, path)
+    else:
+        wanted = {k: v for k, v in _with_own_prefix(state, own).items() if k in own}
+        _check_shapes(wanted, own, path)
+        _check_coverage(wanted, own, path)
+    network.load_state_dict(wanted, strict=False)
+    report = LoadReport(
+        loaded=tuple(k for k in own if k in wanted),
+        skipped=tuple(k for k in state if not k.endswith(_DERIVED_BUFFERS) and not _used(k, wanted)),
+        missing=tuple(k for k in own if k not in wanted),
+    )
+    _log.info(
+        "%s: %d tensors loaded, %d in the file not used, %d left as they were",
+        path,
+        len(report.loaded),
+        len(report.skipped),
+        len(report.missing),
+    )
+    return report
+
+
+def _used(key: str, wanted: Mapping[str, Tensor]) -> bool:
+    return any(name == key or name.endswith(f".{key}") for name in wanted)
+
+
+def _with_own_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the network's outermost name (`swin_unet.`) to keys saved from the module inside it."""
+    if any(key in own for key in state):
+        return state
+    outer = {key.split(".", 1)[0] for key in own}
+    if len(outer) != 1:
+        return state
+    prefix = outer.pop()
+    return {f"{prefix}.{key}": value for key, value in state.items()}
+
+
+def _check_shapes(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+    differing = [k for k, v in wanted.items() if v.shape != own[k].shape]
+    if not differing:
+        return
+    key = differing[0]
+    theirs, ours = wanted[key].shape, own[key].shape
+    if all(
+        k.split(".")[-2] in ("output", "conv") and v.shape[1:] == own[k].shape[1:]
+        for k, v in wanted.items()
+        if k in differing
+    ):
+        raise ValueError(
+            f"{path}: is for {theirs[0]} classes, the network has {ours[0]}; "
+            f"give --num_classes {theirs[0]}, or another checkpoint"
+        )
+    raise ValueError(
+        f"{path}: is of another network: {key} has shape {tuple(theirs)}, expected {tuple(ours)} "
+        f"({len(differing)} tensors differ); give the --cfg it was trained with, or another checkpoint"
+    )
+
+
+def _check_coverage(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+    total = sum(v.numel() for v in own.values() if v.is_floating_point())
+    filled = sum(own[k].numel() for k in wanted if own[k].is_floating_point())
+    if filled < _ENOUGH * total:
+        raise ValueError(
+            f"{path}: is of another network: it fills {filled / total:.0%} of the weights, "
+            f"expected at least {_ENOUGH:.0%}; "
+            "give the --cfg it was trained with, or another checkpoint"
+        )

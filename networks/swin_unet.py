@@ -1,0 +1,296 @@
+"""Swin-UNet (Cao et al., 2021) under the parameter names of the published SelfReg-UNet weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from timm.layers import trunc_normal_
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from networks.sizes import as_size, nearest_size, size_error
+from selfreg import TapSpec
+
+
+class PatchEmbed(nn.Module):
+    """Cut (B, 3, H, W) into patches and embed each: (B, H/p, W/p, dim)."""
+
+    def __init__(self, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(rearrange(self.proj(x), "b c h w -> b h w c"))
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution, double the width: (B, H, W, C) to (B, H/2, W/2, 2C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The four neighbours stand column by column, as in Swin: (0,0), (1,0), (0,1), (1,1).
+        return self.reduction(self.norm(rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)))
+
+
+class PatchExpand(nn.Module):
+    """Raise the resolution by `scale`: (B, H, W, C) to (B, scale*H, scale*W, width*C/scale^2)."""
+
+    def __init__(self, dim: int, scale: int, width: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.expand = nn.Linear(dim, width * dim, bias=False)
+        self.norm = nn.LayerNorm(width * dim // scale**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(self.expand(x), "b h w (p q c) -> b (h p) (w q) c", p=self.scale, q=self.scale)
+        return self.norm(x)
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution, then the change to the next one, where there is one."""
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        *,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.upsample = upsample
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            recompute = self.use_checkpoint and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        rescale = self.downsample or self.upsample
+        return x if rescale is None else rescale(x)
+
+
+class SwinTransformerSys(nn.Module):
+    """Encoder, decoder with skip connections and x`patch_size` head on tokens (B, H, W, C); see `SwinUnet`."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        img_size: tuple[int, int],
+        patch_size: int,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        window_size: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        drop_rate: float,
+        drop_path_rate: float,
+        use_checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        stages = len(depths)
+        dims = [embed_dim * 2**i for i in range(stages)]
+        path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+
+        def blocks(i: int) -> list[nn.Module]:
+            resolution = tuple(side // (patch_size * 2**i) for side in img_size)
+            return [
+                SwinTransformerBlock(
+                    dims[i],
+                    resolution,
+                    num_heads[i],
+                    window_size=window_size,
+                    shift_size=0 if j % 2 == 0 else window_size // 2,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    proj_drop=drop_rate,
+                    drop_path=rate.item(),
+                )
+                for j, rate in enumerate(path_rates[i])
+            ]
+
+        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.layers = nn.ModuleList(
+            Stage(
+                blocks(i), downsample=PatchMerging(dims[i]) if i < stages - 1 else None, use_checkpoint=use_checkpoint
+            )
+            for i in range(stages)
+        )
+        # The published decoder takes its depths from DEPTHS too; DECODER_DEPTHS of its yaml is read by nothing.
+        self.layers_up = nn.ModuleList([PatchExpand(dims[-1], scale=2, width=2)])
+        self.concat_back_dim = nn.ModuleList([nn.Identity()])
+        for i in reversed(range(stages - 1)):
+            upsample = PatchExpand(dims[i], scale=2, width=2) if i > 0 else None
+            self.layers_up.append(Stage(blocks(i), upsample=upsample, use_checkpoint=use_checkpoint))
+            self.concat_back_dim.append(nn.Linear(2 * dims[i], dims[i]))
+        self.norm = nn.LayerNorm(dims[-1])
+        self.norm_up = nn.LayerNorm(embed_dim)
+        self.up = PatchExpand(embed_dim, scale=patch_size, width=patch_size**2)
+        self.output = nn.Conv2d(embed_dim, num_classes, kernel_size=1, bias=False)
+        self.apply(_init_weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, skips = self.encode(x)
+        return self.head(self.decode(bottom, skips))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 3, H, W) to the bottleneck's tokens and the input of every encoder stage, fine to coarse."""
+        x = self.pos_drop(self.patch_embed(x))
+        skips = []
+        for layer in self.layers:
+            skips.append(x)
+            x = layer(x)
+        return self.norm(x), skips
+
+    def decode(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """Tokens of the bottleneck back to the patch resolution (B, H/p, W/p, dim)."""
+        x = self.layers_up[0](x)
+        for layer, back, skip in zip(self.layers_up[1:], self.concat_back_dim[1:], skips[-2::-1], strict=True):
+            x = layer(back(torch.cat([x, skip], dim=-1)))
+        return self.norm_up(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Tokens (B, H/p, W/p, dim) to logits (B, K, H, W)."""
+        return self.output(rearrange(self.up(x), "b h w c -> b c h w"))
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class SwinUnet(nn.Module):
+    """Swin-UNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
+
+    Args:
+        num_classes: K, background included.
+        img_size: side or (H, W); the windows must fit at every stage, see `fits`.
+        in_channels: 1 or 3; the stem takes either.
+        embed_dim, depths, num_heads, window_size, patch_size, mlp_ratio, qkv_bias: as in Swin-T by default.
+        drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the encoder's blocks.
+        use_checkpoint: recompute blocks in the backward pass, which saves memory and costs time.
+
+    Raises:
+        ValueError: a size that the windows do not fit (the nearest that does is named), or options that disagree.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        img_size: int | Sequence[int] = 224,
+        in_channels: int = 1,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        patch_size: int = 4,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if in_channels not in (1, 3):
+            raise ValueError(f"swin_unet: in_channels is {in_channels}; expected 1 or 3")
+        if len(depths) != len(num_heads) or len(depths) < 2:
+            raise ValueError(
+                f"swin_unet: depths {tuple(depths)} and num_heads {tuple(num_heads)} must have one entry a stage"
+            )
+        if any(embed_dim * 2**i % heads for i, heads in enumerate(num_heads)):
+            raise ValueError(
+                f"swin_unet: the widths {[embed_dim * 2**i for i in range(len(depths))]} cannot be divided among "
+                f"num_heads {tuple(num_heads)}; change embed_dim or num_heads"
+            )
+        self.img_size = as_size(img_size)
+
+        def fits(side: int) -> bool:
+            return self.fits(side, stages=len(depths), window_size=window_size, patch_size=patch_size)
+
+        if not all(fits(side) for side in self.img_size):
+            nearest = tuple(nearest_size(side, fits) for side in self.img_size)
+            raise size_error(
+                "swin_unet", self.img_size, f"patches of {patch_size} and windows of {window_size}", nearest
+            )
+        self.swin_unet = SwinTransformerSys(
+            num_classes=num_classes,
+            img_size=self.img_size,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=window_size,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            use_checkpoint=use_checkpoint,
+        )
+
+    @staticmethod
+    def fits(side: int, *, stages: int, window_size: int, patch_size: int) -> bool:
+        """Whether every stage halves evenly and is tiled by whole windows, or is smaller than one."""
+        if side < 1 or side % (patch_size * 2 ** (stages - 1)):
+            return False
+        resolutions = [side // (patch_size * 2**i) for i in range(stages)]
+        return all(r <= window_size or r % window_size == 0 for r in resolutions)
+
+    @property
+    def tap_spec(self) -> TapSpec:
+        """Every block's output after its MLP residual, and the input of the output convolution."""
+        net = self.swin_unet
+
+        def blocks(part: str, i: int) -> list[str]:
+            return [f"swin_unet.{part}.{i}.blocks.{j}" for j in range(len(getattr(net, part)[i].blocks))]
+
+        return TapSpec(
+            encoder=[blocks("layers", i) for i in range(len(net.layers))],
+            decoder=[blocks("layers_up", i) for i in range(1, len(net.layers_up))],
+            final="swin_unet.output",
+            final_side="input",
+            channels_last=True,
+        )
+
+    @staticmethod
+    def is_encoder(key: str) -> bool:
+        """Whether a parameter belongs to the encoder, which an ImageNet file fills as a whole."""
+        return key.startswith(("swin_unet.patch_embed.", "swin_unet.layers."))
+
+    @staticmethod
+    def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Our names for the tensors of a Swin classifier, or None where `state` is no such file.
+
+        The encoder is taken as it is, and `layers.i` is copied to the decoder's `layers_up.(3-i)` (SPEC section 3).
+        """
+        if "patch_embed.proj.weight" not in state or any(key.startswith("layers_up.") for key in state):
+            return None
+        last = max(int(key.split(".")[1]) for key in state if key.startswith("layers."))
+        start = {f"swin_unet.{key}": value for key, value in state.items()}
+        for key, value in state.items():
+            if key.startswith("layers."):
+                _, i, rest = key.split(".", 2)
+                start[f"swin_unet.layers_up.{last - int(i)}.{rest}"] = value
+        return start
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] not in (1, 3) or tuple(x.shape[2:]) != self.img_size:
+            raise ValueError(
+                f"swin_unet: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {self.img_size[0]}, "
+                f"{self.img_size[1]}): resize it, or build the network with its img_size"
+            )
+        return self.swin_unet(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)

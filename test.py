@@ -1,0 +1,151 @@
+"""Evaluate a checkpoint on whole volumes, or predict NIfTI files; `python test.py --help` lists the options."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from configs.arguments import overrides_of, run_guarded, test_parser
+from configs.config import data_keywords, get_config, network_keywords
+
+_log = logging.getLogger("test.py")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate or predict as the command line says; returns 0 when done, 2 on bad input."""
+    args = test_parser().parse_args(argv)
+    return run_guarded("test.py", lambda: _test(args))
+
+
+# Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.
+def _test(args: argparse.Namespace) -> int:
+    import utils
+
+    run = Path(args.checkpoint or args.output_dir or ".")
+    run_config = (run if run.is_dir() else run.parent) / "config.yaml"
+    cfg = get_config(run_config if run_config.is_file() else "", args.cfg, opts=args.opts, overrides=overrides_of(args))
+    weights = _find_weights(args.checkpoint, args.output_dir or "", cfg.TRAIN.EPOCHS)
+    output_dir = _output_dir(args, weights)
+    utils.setup_logging()
+    try:
+        utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
+        device = utils.select_device(cfg.GPU_ID, cfg.N_GPU)
+        network = _load_network(cfg, weights, device)
+        volumes = _find_volumes(cfg, args.input)
+        for folder in ("predictions", "overlays"):
+            (output_dir / folder).mkdir(parents=True, exist_ok=True)
+        utils.setup_logging(output_dir / "test_log.txt")
+        cases = _predict(network, volumes, output_dir, cfg, device)
+        if args.input:
+            _log.info("%d masks in %s", len(list(cases)), output_dir / "predictions")
+        else:
+            settings = {
+                "checkpoint": weights,
+                "dataset": cfg.DATA.DATASET,
+                "network": cfg.MODEL.TYPE,
+                "img_size": cfg.DATA.IMG_SIZE,
+                "metrics": cfg.TEST.METRICS,
+            }
+            _report(cases, output_dir, cfg, settings | utils.environment())
+    finally:
+        utils.close_logging()
+    return 0
+
+
+def _find_weights(checkpoint: str, output_dir: str, epochs: int) -> Path:
+    """The file of weights: the one named, or a run's best, or (for a published run) its last epoch's."""
+    named = checkpoint or output_dir
+    if not named:
+        raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
+    if checkpoint and not Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    names = ("best.pth", "last.pth", "best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
+    for name in names:
+        if (Path(named) / name).is_file():
+            return Path(named) / name
+    raise FileNotFoundError(
+        f"{named}: holds no weights; expected one of {', '.join(names)}: train first, or name a file by --checkpoint"
+    )
+
+
+def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
+    """Where results go: --output, else --output_dir, else the run that --checkpoint names."""
+    import utils
+
+    in_a_run = args.checkpoint and Path(args.checkpoint).is_dir()
+    output_dir = args.output or args.output_dir or (str(weights.parent) if in_a_run else "")
+    if not output_dir:
+        raise ValueError("--output is not given; expected a folder for the results")
+    utils.check_writable(Path(output_dir), "--output")
+    return Path(output_dir)
+
+
+def _load_network(cfg: Any, weights: Path, device: Any) -> Any:
+    from networks import build_network, load_weights
+
+    network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
+    load_weights(network, weights)
+    return network.to(device).eval()
+
+
+def _find_volumes(cfg: Any, nifti_input: str) -> Any:
+    """The volumes to predict, every one of them read and checked before anything is written."""
+    from tqdm import tqdm
+
+    from datasets import build_dataset, check_all
+    from evaluation.nifti import NiftiVolumes
+
+    if nifti_input:
+        volumes = NiftiVolumes(Path(nifti_input), axis_order=cfg.DATA.AXIS_ORDER, window=tuple(cfg.DATA.WINDOW))
+    else:
+        volumes = build_dataset(cfg.DATA.DATASET, "test", **data_keywords(cfg, test=True))
+    bar = partial(tqdm, total=len(volumes), desc="checking the data", leave=False, disable=not sys.stderr.isatty())
+    check_all(volumes, bar, threads=2)
+    return volumes
+
+
+def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any) -> Iterator[Any]:
+    """Predict case by case; writes each mask and overlay, yields each labelled case's scores."""
+    from datasets import class_names
+    from evaluation.metrics import compare_classes
+    from evaluation.nifti import write_mask
+    from evaluation.predict import predict_volume
+    from evaluation.report import CaseResult, write_overlay
+
+    names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
+    for number, volume in enumerate(volumes, start=1):
+        _log.info("%d/%d  %s  %s", number, len(volumes), volume.name, "x".join(map(str, volume.image.shape)))
+        mask = predict_volume(
+            network, volume.image, img_size=cfg.DATA.IMG_SIZE, batch_size=cfg.TEST.BATCH_SIZE, device=device
+        )
+        write_mask(output_dir / "predictions" / f"{volume.name}.nii.gz", mask, volume.geometry)
+        write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
+        scores = (
+            ()
+            if volume.label is None
+            else compare_classes(mask, volume.label, cfg.MODEL.NUM_CLASSES, method=cfg.TEST.METRICS)
+        )
+        yield CaseResult(volume.name, scores)
+
+
+def _report(cases: Iterator[Any], output_dir: Path, cfg: Any, settings: dict[str, object]) -> None:
+    from datasets import class_names
+    from evaluation import report
+
+    names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
+    results = list(cases)
+    summary = report.summarise(results, names)
+    report.write_summary(output_dir / "summary.json", summary)
+    report.write_csv(output_dir / "per_case.csv", results, names)
+    overlays = [output_dir / "overlays" / f"{result.name}.png" for result in results]
+    report.write_html(output_dir / "report.html", summary, overlays, settings)
+    _log.info("%s\n\nreport: %s", report.format_table(summary), output_dir / "report.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
