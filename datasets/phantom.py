@@ -91,7 +91,7 @@ def _blend(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
 
 
 class _Torso:
-    """Everything that is not an organ of ours: skin, fat, wall, ribs, spine, lungs, veins, bowel; and where organs fit."""
+    """Everything that is no organ of ours: fat, wall, ribs, spine, lungs, heart, vein, bowel; and where organs fit."""
 
     def __init__(self, space: _Space) -> None:
         rng = space.rng
@@ -172,7 +172,8 @@ def _spleen(space: _Space) -> np.ndarray:
 def _stomach(space: _Space) -> np.ndarray:
     size = space.vary(1.0, 0.18)
     way = [(62.0, 52.0, 8.0), (38.0, 56.0, -26.0), (10.0, 34.0, -48.0), (0.0, 2.0, -46.0), (4.0, -18.0, -34.0)]
-    return space.tube([space.near(p, 4.0) for p in way], [r * size for r in (29.0, 28.0, 20.0, 15.0, 9.0)]) + space.smooth(2.0)
+    radii = [r * size for r in (29.0, 28.0, 20.0, 15.0, 9.0)]
+    return space.tube([space.near(p, 4.0) for p in way], radii) + space.smooth(2.0)
 
 
 def _pancreas(space: _Space) -> np.ndarray:
@@ -195,7 +196,7 @@ def _aorta(space: _Space) -> np.ndarray:
     return space.tube([space.near(p, 2.0) for p in way], [radius * r for r in (0.9, 1.0, 1.08, 1.15)])
 
 
-# From the organ that gives way to the one that is drawn over it: how it is made, HU, its spread, and mm of fat around it.
+# From the organ that gives way to the one drawn over it: how it is made, HU, its spread, and mm of fat around it.
 _PAINT: dict[int, tuple[Callable[[_Space], np.ndarray], float, float, float]] = {
     _LIVER: (_liver, 105.0, 8.0, 2.0),
     _STOMACH: (_stomach, 25.0, 10.0, 3.0),
@@ -209,7 +210,7 @@ _PAINT: dict[int, tuple[Callable[[_Space], np.ndarray], float, float, float]] = 
 
 
 def _absent(rng: np.random.Generator) -> set[int]:
-    """Organs that this patient lacks: a gallbladder is often removed, one of the others seldom, never more than one."""
+    """Organs that this patient lacks: now and then the gallbladder, more seldom a kidney or the spleen."""
     gone = {_GALLBLADDER} if rng.random() < 0.08 else set()
     if rng.random() < 0.06:
         gone.add(int(rng.choice([_LEFT_KIDNEY, _RIGHT_KIDNEY, _SPLEEN])))
@@ -217,7 +218,7 @@ def _absent(rng: np.random.Generator) -> set[int]:
 
 
 def _fill(space: _Space, organ: int, field: np.ndarray, mean: float) -> np.ndarray:
-    """What an organ of this mean HU looks like inside, from its field: HU at every voxel where the field is negative."""
+    """HU at every voxel where an organ's field is negative, about `mean`: cortex, contents and texture."""
     rng, depth = space.rng, field[field < 0]
     hu = np.full(depth.shape, mean, dtype=np.float32)
     if organ in (_LEFT_KIDNEY, _RIGHT_KIDNEY):
@@ -303,15 +304,16 @@ def _is_there(root: Path, wanted: dict[str, int]) -> bool:
     if not isinstance(found, dict):
         raise ValueError(f"{root}: is there but holds no phantoms ({_MANIFEST} is missing or damaged); "
                          "expected an empty or new folder, so name another one or move this one away")
-    differs = [f"{k} is {found.get(k)}, not {wanted.get(k)}" for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
+    names = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    differs = [f"{key} is {found.get(key)}, not {wanted.get(key)}" for key in names]
     if differs:
         raise ValueError(f"{root}: holds phantoms made otherwise ({', '.join(differs)}); "
                          "name another folder, or delete this one to have it made anew")
     return True
 
 
-def prepare_phantom(root: Path, *, size: int = 128, depth: int = 32, train_cases: int = 24, test_cases: int = 6,
-                    seed: int = 2024) -> None:
+def prepare_phantom(root: Path, *, size: int = 128, depth: int = 32, train_cases: int = 24, test_cases: int = 8,
+                    seed: int = 2021) -> None:
     """Write phantoms in the Synapse layout: `train_npz`, `test_vol_h5`, `lists` and the parameters in `phantom.json`.
 
     Every case has a seed of its own, so more cases leave the others as they were, and no test case is a training
@@ -324,8 +326,9 @@ def prepare_phantom(root: Path, *, size: int = 128, depth: int = 32, train_cases
     parameters = {"format": FORMAT_VERSION, "size": size, "depth": depth, "train_cases": train_cases,
                   "test_cases": test_cases, "seed": seed}
     for key, value in parameters.items():
-        if not (0 if key == "seed" else 1) <= value <= 2**31 or (key.endswith("cases") and value > 999):
-            raise ValueError(f"{key} {value} is out of range; expected a whole number from 1, at most 999 cases")
+        least, most = int(key != "seed"), 999 if key.endswith("cases") else 2**31
+        if not least <= value <= most:
+            raise ValueError(f"{key} {value} is out of range; expected a whole number from {least} to {most}")
     root = Path(root).resolve()
     if _is_there(root, parameters):
         return

@@ -46,19 +46,20 @@ p { margin: .35rem 0; }
   margin-top: 1.25rem; }
 .card, .table, figure { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 .card { padding: 1rem 1.25rem; }
-.numbers { display: grid; grid-template-columns: repeat(4, auto); gap: .5rem; margin: .75rem 0; }
-.numbers dt { grid-row: 2; color: var(--soft); font-size: .8rem; }
-.numbers dd { grid-row: 1; margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
-.numbers dd.main { font-size: 1.6rem; font-weight: 650; line-height: 1.1; color: var(--accent); }
-.numbers dd { align-self: end; }
+.numbers { display: flex; flex-wrap: wrap; align-items: flex-end; gap: .5rem 1.75rem; margin: .75rem 0; }
+.numbers div { display: flex; flex-direction: column-reverse; }
+.numbers dt { color: var(--soft); font-size: .8rem; }
+.numbers dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
+.numbers dd.main { font-size: 1.7rem; font-weight: 700; line-height: 1.2; color: var(--accent); }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .4rem .75rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
-thead tr:first-child th { border-top: 0; }
+thead tr:first-child > *, .settings tr:first-child > * { border-top: 0; }
 thead th { color: var(--soft); font-weight: 600; }
-th[scope=row], th.name { text-align: left; font-weight: 500; }
+th[scope=row], th.name { position: sticky; left: 0; background: var(--card); text-align: left; font-weight: 500; }
 th.group { text-align: center; }
-tfoot th, tfoot td { font-weight: 650; }
+tr > :nth-child(6), th.group:last-child { border-left: 1px solid var(--line); }
+tfoot td, tfoot th[scope=row] { font-weight: 700; }
 .settings td { text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 0 0 1rem; padding: .75rem; }
 figure img { display: block; width: 100%; height: auto; border-radius: .3rem; background: #fff; }
@@ -75,7 +76,7 @@ def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]], sett
     worst_first = sorted(summary["cases"], key=_rank)
     cases = [(case["name"], case) for case in worst_first]
     intro = (
-        f"{len(cases)} cases, {len(organs)} classes. Dice and Jaccard from 0 to 1, HD95 and ASSD in "
+        f"Cases: {len(cases)}, classes: {len(organs)}. Dice and Jaccard from 0 to 1, HD95 and ASSD in "
         f"{escape(summary['unit'])}; a dash stands for an undefined figure."
     )
     parts = [
@@ -120,7 +121,7 @@ def _card(summary: Mapping[str, Any], convention: str) -> str:
     entries = []
     for name in METRICS:
         kind = ' class="main"' if name == "dice" else ""
-        entries.append(f"<dt>{_TITLES[name]}</dt><dd{kind}>{number(name, scores[name])}</dd>")
+        entries.append(f"<div><dt>{_TITLES[name]}</dt><dd{kind}>{number(name, scores[name])}</dd></div>")
     note = ""
     if convention == "strict":
         total = len(summary["cases"]) * len(scores["per_class"])

@@ -1,4 +1,4 @@
-"""Dice, HD95, Jaccard and ASSD of segmentation masks by MedPy's definitions, at the cost of the surface points alone."""
+"""Dice, HD95, Jaccard and ASSD of masks by MedPy's definitions, at the cost of the surface points alone."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from datasets.base import Geometry, check_image
 if TYPE_CHECKING:
     import SimpleITK
 
-# Offsets in the 348 bytes of a NIfTI-1 header (nifti1.h).
+# Offsets in the 348 bytes of a NIfTI-1 header, and numbers of its data types (nifti1.h).
 _HEADER_BYTES = 348
-_DIM, _DATATYPE, _BITPIX, _PIXDIM, _VOX_OFFSET, _QFORM, _SFORM_CODE, _SROW = 40, 70, 72, 76, 108, 256, 254, 280
-_NOT_SCALAR = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB", 2304: "RGBA"}
+_DIM, _DATATYPE, _PIXDIM, _VOX_OFFSET, _SFORM_CODE, _QFORM, _SROW = 40, 70, 76, 108, 254, 256, 280
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _SUFFIXES = (".nii.gz", ".nii")
 _MAX_ULPS = 2048
 
@@ -49,7 +49,7 @@ def read_image(path: Path | str, axis_order: str = "zxy") -> tuple[np.ndarray, G
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a 3-D NIfTI file of one number a voxel, or it is damaged or cut short; the message names it.
+        ValueError: it is not a 3-D NIfTI file of one number a voxel, is damaged, or holds NaN; the message names it.
     """
     path = Path(path)
     _check_file(path, axis_order, whole=True)
@@ -155,7 +155,7 @@ def _shape_and_geometry(
     size = dict(zip("xyz", reader.GetSize(), strict=True))
     geometry = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), axis_order)
     if not all(spacing > 0 for spacing in geometry.spacing):
-        raise ValueError(f"{path}: its spacing is {geometry.spacing} mm; expected three positive numbers, mend its header")
+        raise ValueError(f"{path}: its spacing is {geometry.spacing} mm; expected positive numbers, mend its header")
     return tuple(size[axis] for axis in axis_order), geometry
 
 
@@ -167,7 +167,7 @@ def _to_image(sitk: SimpleITK, mask: np.ndarray, geometry: Geometry, path: Path)
         image.SetOrigin(geometry.origin)
         image.SetDirection(geometry.direction)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be written with {geometry} ({_brief(error)}); expected a grid in mm") from None
+        raise ValueError(f"{path}: cannot be written with {geometry} ({_brief(error)}); expected a grid") from None
     return image
 
 
@@ -183,34 +183,46 @@ def _write_image(sitk: SimpleITK, image: SimpleITK.Image, partial: Path, path: P
 
 
 def _check_file(path: Path, axis_order: str, whole: bool) -> None:
-    """Refuse what SimpleITK would read all the same: it fills up a file that is cut short with whatever is in memory."""
+    """Refuse what SimpleITK reads all the same: it fills up a file cut short with whatever is in memory.
+
+    With `whole`, the voxels are looked at too; without, the header alone.
+    """
     _checked_order(axis_order)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a NIfTI volume (.nii or .nii.gz)")
     try:
         with _open(path) as stream:
-            header = stream.read(_HEADER_BYTES)
-            length = len(header)
-            while whole and (chunk := stream.read(1 << 20)):
-                length += len(chunk)
+            content = stream.read(-1 if whole else _HEADER_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _unreadable(path, _brief(error)) from None
-    order = _byte_order(header, path)
-    shape = _header_shape(header, order, path)
-    datatype, bits = struct.unpack_from(f"{order}2h", header, _DATATYPE)
-    if datatype in _NOT_SCALAR:
-        raise ValueError(f"{path}: holds {_NOT_SCALAR[datatype]} values; expected one real number a voxel")
-    numbers = (*struct.unpack_from(f"{order}4f", header, _PIXDIM), *struct.unpack_from(f"{order}18f", header, _QFORM))
-    (start,) = struct.unpack_from(f"{order}f", header, _VOX_OFFSET)
+    order = _byte_order(content, path)
+    shape = _header_shape(content, order, path)
+    (datatype,) = struct.unpack_from(f"{order}h", content, _DATATYPE)
+    if datatype not in _DTYPES:
+        raise ValueError(f"{path}: has the NIfTI data type {datatype}; expected one whole or real number a voxel")
+    numbers = (*struct.unpack_from(f"{order}4f", content, _PIXDIM), *struct.unpack_from(f"{order}18f", content, _QFORM))
+    (start,) = struct.unpack_from(f"{order}f", content, _VOX_OFFSET)
     if not all(math.isfinite(number) for number in (*numbers, start)):
         raise _unreadable(path, "its spacing or position is not finite")
-    needed = int(start) + math.prod(shape) * bits // 8
-    if whole and length < needed:
-        raise _unreadable(path, f"it holds {length} bytes where its header promises {needed}")
+    if whole:
+        dtype = np.dtype(_DTYPES[datatype]).newbyteorder(order)
+        _check_voxels(content, path, dtype, math.prod(shape), max(int(start), _HEADER_BYTES))
+
+
+def _check_voxels(content: bytes, path: Path, dtype: np.dtype, count: int, start: int) -> None:
+    needed = start + count * dtype.itemsize
+    if len(content) < needed:
+        raise _unreadable(path, f"it holds {len(content)} bytes where its header promises {needed}")
+    if dtype.kind == "f":
+        voxels = np.frombuffer(content, dtype, count, start)
+        bad = count - int(np.isfinite(voxels).sum())
+        if bad:
+            # SimpleITK would hand out zeros in their place.
+            raise ValueError(f"{path}: holds {bad} NaN or infinite values; expected finite numbers, mend the file")
 
 
 def _byte_order(header: bytes, path: Path) -> str:
-    if len(header) == _HEADER_BYTES and header[344:348] == b"n+1\0":
+    if len(header) >= _HEADER_BYTES and header[344:348] == b"n+1\0":
         for order in "<>":
             if struct.unpack_from(f"{order}i", header)[0] == _HEADER_BYTES:
                 return order
@@ -273,7 +285,7 @@ def _checked_order(axis_order: str) -> str:
 
 
 def _unreadable(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path}: is not a readable NIfTI file ({why}); expected a whole .nii or .nii.gz volume, copy it again")
+    return ValueError(f"{path}: is not a readable NIfTI file ({why}); expected a .nii or .nii.gz volume, copy it again")
 
 
 def _brief(error: Exception) -> str:

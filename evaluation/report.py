@@ -71,7 +71,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
     width = max(len(name) for name, _ in [("case", None), *rows, *organs])
     head = " ".join(f"{title:>8}" for title in ("Dice", "HD95", "Jaccard", "ASSD"))
     lines = [
-        f"{len(cases)} cases; Dice and Jaccard from 0 to 1, HD95 and ASSD in {unit}; - is undefined",
+        f"cases: {len(cases)}; Dice and Jaccard from 0 to 1, HD95 and ASSD in {unit}; - is undefined",
         f"{'':{width}}  {'published convention':^{len(head)}}  {'strict convention':^{len(head)}}",
     ]
     for title, block in (("case", rows), ("organ", organs), (None, [("mean", summary)])):

@@ -6,6 +6,7 @@ python scripts/prepare_synapse.py RAW OUT [--labels synapse8] [--test_cases 0001
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import re
@@ -14,26 +15,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from datasets.base import Geometry
-
-TEST_CASES = tuple(f"case{number}" for number in "0008 0022 0038 0036 0032 0002 0029 0003 0001 0004 0025 0035".split())
-TRAIN_CASES = tuple(
-    f"case{number}"
-    for number in "0005 0006 0007 0009 0010 0021 0023 0024 0026 0027 0028 0030 0031 0033 0034 0037 0039 0040".split()
-)
+TEST_CASES = tuple(f"case{n:04d}" for n in (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35))
+TRAIN_CASES = tuple(f"case{n:04d}" for n in (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40))
 # Place in each tuple: the raw value. Value there: the organ, in the order of datasets.synapse.ORGANS.
-LABEL_MAPS = {
-    "btcv13": (0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0),
-    "synapse8": (0, 1, 2, 3, 4, 5, 6, 7, 8),
-}
-TOLERANCE = 1e-3
+LABEL_MAPS = {"btcv13": (0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0), "synapse8": (0, 1, 2, 3, 4, 5, 6, 7, 8)}
+TOLERANCE = 1e-3  # mm, and between the entries of a direction
 _EXPECTED_NAMES = (
     "img/img0001.nii.gz with label/label0001.nii.gz, NAME_image.nii.gz with NAME_label.nii.gz, "
     "or imagesTr/NAME.nii.gz with labelsTr/NAME.nii.gz"
@@ -42,53 +36,38 @@ _EXPECTED_NAMES = (
 
 @dataclass(frozen=True)
 class Case:
-    """One patient: the two files of the raw release, and whether it is for "train" or "test"."""
+    """One patient, and what is known so far: the files and "train" or "test"; from the headers the shape (D, H, W),
+    the spacing and the axes; and once it is prepared, the voxels of each label 0..8 and the largest raw label value.
+    """
 
     name: str
     image: Path
     label: Path
     split: str = ""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How every case is prepared, and where to."""
-
-    out: Path
-    labels: str
-    window: tuple[float, float]
-    axis_order: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of a case: its shape (D, H, W), voxels of each label, and the largest raw label value."""
-
-    case: Case
-    shape: tuple[int, int, int]
-    voxels: tuple[int, ...]
-    largest_raw: int
+    shape: tuple[int, int, int] = (0, 0, 0)
+    spacing: tuple[float, ...] = ()
+    axes: str = ""
+    voxels: tuple[int, ...] = ()
+    largest_raw: int = 0
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = _Parser(prog="prepare_synapse.py", description="Turn raw CT volumes into the Synapse layout.")
-    parser.add_argument("raw", type=Path, metavar="RAW", help=f"folder of NIfTI pairs, at any depth: {_EXPECTED_NAMES}")
-    parser.add_argument("out", type=Path, metavar="OUT", help="gets train_npz/, test_vol_h5/ and lists/")
-    parser.add_argument("--labels", choices=tuple(LABEL_MAPS), default="btcv13",
-                        help="numbers in the raw labels: the 13 organs of the release, or the 8 organs already")
-    parser.add_argument("--test_cases", nargs="+", metavar="ID", help="0008, case0008 or a whole name (default: official)")
-    parser.add_argument("--train_cases", nargs="+", metavar="ID", help="default: all that are not test cases")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, each with one case in memory")
-    parser.add_argument("--window", type=float, nargs=2, default=(-125.0, 275.0), metavar=("LOW", "HIGH"),
-                        help="HU that become 0 and 1 (default: -125 275)")
-    parser.add_argument("--axis_order", choices=("zxy", "zyx"), default="zxy",
-                        help="order of the arrays' axes: the published one (default), or SimpleITK's")
+    add = parser.add_argument
+    add("raw", type=Path, metavar="RAW", help=f"folder of NIfTI pairs, at any depth: {_EXPECTED_NAMES}")
+    add("out", type=Path, metavar="OUT", help="gets train_npz/, test_vol_h5/ and lists/")
+    add("--labels", choices=tuple(LABEL_MAPS), default="btcv13", help="numbers in the raw labels: 13 or 8 organs")
+    add("--test_cases", nargs="+", metavar="ID", help="0008, case0008 or a whole name (default: the official ones)")
+    add("--train_cases", nargs="+", metavar="ID", help="default: all that are not test cases")
+    add("--jobs", type=int, default=1, metavar="N", help="processes, each with one case in memory (default: 1)")
+    add("--window", type=float, nargs=2, default=(-125.0, 275.0), metavar=("LOW", "HIGH"), help="HU that give 0 and 1")
+    add("--axis_order", choices=("zxy", "zyx"), default="zxy", help="of the arrays: the published one, or SimpleITK's")
     return parser
 
 
@@ -103,52 +82,45 @@ def find_cases(raw: Path) -> tuple[dict[str, Case], list[Path]]:
     files = sorted(path for path in raw.rglob("*.nii*") if path.name.endswith((".nii", ".nii.gz")) and path.is_file())
     pairs: dict[tuple[Path, str], dict[str, Path]] = {}
     for path in files:
-        found = _classify(path)
-        if found is not None:
-            group, name, role = found
-            halves = pairs.setdefault((group, name), {})
-            if role in halves:
-                raise ValueError(f"{path}: is a second {role} of {name}, beside {halves[role]}; expected one, remove one")
-            halves[role] = path
+        group, name, role = _classify(path)
+        halves = pairs.setdefault((group, name), {}) if role else {}
+        if role in halves:
+            raise ValueError(f"{path}: is a second {role} of {name}, beside {halves[role]}; expected one, remove one")
+        halves[role] = path
     labelled = {group for (group, _), halves in pairs.items() if "label" in halves}
     unlabelled = [halves["image"] for (group, _), halves in pairs.items() if group not in labelled]
     cases: dict[str, Case] = {}
-    for (group, name), halves in pairs.items():
-        if group in labelled:
-            case = _whole_case(name, halves)
-            if name in cases:
-                raise ValueError(f"{case.image}: is {name}, and so is {cases[name].image}; expected one, rename or remove one")
-            cases[name] = case
+    for name, halves in ((name, halves) for (group, name), halves in pairs.items() if group in labelled):
+        case = _whole_case(name, halves)
+        if name in cases:
+            raise ValueError(f"{case.image}: is {name}, as is {cases[name].image}; expected one, rename or remove one")
+        cases[name] = case
     if not cases:
-        raise ValueError(f"{raw}: holds no image with its label (NIfTI files found: {len(files)}); expected {_EXPECTED_NAMES}")
+        raise ValueError(f"{raw}: no image with its label in {len(files)} NIfTI files; expected {_EXPECTED_NAMES}")
     return dict(sorted(cases.items())), unlabelled
 
 
-def _classify(path: Path) -> tuple[Path, str, str] | None:
-    """The folder that holds both halves of the pair, the case's name, and "image" or "label"; None for other files."""
+def _classify(path: Path) -> tuple[Path, str, str]:
+    """The folder that holds both halves of the pair, the case's name, and "image", "label" or, of neither, ""."""
     stem, folder = path.name.removesuffix(".gz").removesuffix(".nii"), path.parent
-    official = re.fullmatch(r"(img|label)(\d+)", stem)
+    official, ending = re.fullmatch(r"(img|label)(\d+)", stem), stem.rpartition("_")[2]
     if stem.startswith("."):
-        return None
-    if folder.name == "imagesTr":
-        return folder.parent, stem.removesuffix("_0000"), "image"
-    if folder.name == "labelsTr":
-        return folder.parent, stem, "label"
+        return folder, stem, ""
+    if folder.name in ("imagesTr", "labelsTr"):
+        role = folder.name.removesuffix("sTr")
+        return folder.parent, stem.removesuffix("_0000") if role == "image" else stem, role
     if official:
         group = folder.parent if folder.name in ("img", "label") else folder
         return group, f"case{official[2]:0>4}", "image" if official[1] == "img" else "label"
-    for role in ("image", "label"):
-        if stem.endswith(f"_{role}"):
-            return folder, stem.removesuffix(f"_{role}"), role
-    return None
+    return folder, stem.removesuffix(f"_{ending}"), ending if ending in ("image", "label") and ending != stem else ""
 
 
 def _whole_case(name: str, halves: dict[str, Path]) -> Case:
     for here, other in (("image", "label"), ("label", "image")):
         if other not in halves:
-            raise ValueError(f"{halves[here]}: has no {other} of the same name; expected {_EXPECTED_NAMES}, add or remove it")
+            raise ValueError(f"{halves[here]}: has no {other} beside it; expected {_EXPECTED_NAMES}, add or remove it")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
-        raise ValueError(f"{halves['image']}: the case's name {name!r} is not plain; expected letters, digits, '_', '-', '.'")
+        raise ValueError(f"{halves['image']}: case name {name!r} is not plain; expected letters, digits, '_', '-', '.'")
     return Case(name, halves["image"], halves["label"])
 
 
@@ -163,11 +135,12 @@ def choose_split(
     if test_cases is None and train_cases is None:
         if set(names) <= {*TEST_CASES, *TRAIN_CASES}:
             return {name: "test" if name in TEST_CASES else "train" for name in names}, "the official split"
-        return dict.fromkeys(names, "train"), "all train: these are not the official cases and no --test_cases are given"
+        return dict.fromkeys(names, "train"), "all train, not being the official cases; --test_cases chooses"
     test = {_resolve(case, names, "--test_cases") for case in test_cases or ()}
     train = {_resolve(case, names, "--train_cases") for case in train_cases or ()}
     if test & train:
-        raise ValueError(f"--test_cases and --train_cases both name {', '.join(sorted(test & train))}; expected one of the two")
+        both = ", ".join(sorted(test & train))
+        raise ValueError(f"--test_cases and --train_cases both name {both}; expected a case in one of them")
     if train_cases is None:
         train = set(names) - test
     chosen = {name: "test" if name in test else "train" for name in names if name in test | train}
@@ -179,32 +152,27 @@ def _resolve(case: str, names: Sequence[str], option: str) -> str:
     for name in (case, f"case{case}"):
         if name in names:
             return name
-    raise ValueError(f"{option} names {case!r}, which is not among the cases found; expected some of {', '.join(names)}")
+    raise ValueError(f"{option} names {case!r}, which is not there; expected some of {', '.join(names)}")
 
 
-def check_headers(cases: Iterable[Case], axis_order: str) -> dict[str, tuple[tuple[int, int, int], Geometry]]:
-    """Read every header and see that image and label lie on one grid; returns shape (D, H, W) and geometry by case.
+def check_headers(case: Case, axis_order: str) -> Case:
+    """Read both headers of a case and see that they describe one grid; returns the case with what they say.
 
     Raises:
         ValueError: a file is not a 3-D NIfTI volume, or image and label differ in size or in physical position.
     """
-    from evaluation.nifti import read_header
+    from evaluation.nifti import orientation, read_header
 
-    headers = {}
-    for case in cases:
-        shape, geometry = read_header(case.image, axis_order)
-        label_shape, label_geometry = read_header(case.label, axis_order)
-        if label_shape != shape:
-            raise ValueError(f"{case.label}: its size is {label_shape} but {case.image.name} has {shape}; expected the same size")
-        for key in ("spacing", "origin", "direction"):
-            here, there = getattr(label_geometry, key), getattr(geometry, key)
-            if not np.allclose(here, there, rtol=0.0, atol=TOLERANCE):
-                raise ValueError(
-                    f"{case.label}: its {key} is {_numbers(here)} but {case.image.name} has {_numbers(there)}; "
-                    "expected the same grid, so take the label that belongs to the image or resample it"
-                )
-        headers[case.name] = shape, geometry
-    return headers
+    shape, geometry = read_header(case.image, axis_order)
+    label_shape, label_geometry = read_header(case.label, axis_order)
+    if label_shape != shape:
+        raise ValueError(f"{case.label}: has size {label_shape} but {case.image.name} {shape}; expected the same size")
+    for key in ("spacing", "origin", "direction"):
+        here, there = getattr(label_geometry, key), getattr(geometry, key)
+        if not np.allclose(here, there, rtol=0.0, atol=TOLERANCE):
+            differ = f"its {key} is {_numbers(here)} but {case.image.name} has {_numbers(there)}"
+            raise ValueError(f"{case.label}: {differ}; expected one grid, so take the image's own label or resample it")
+    return replace(case, shape=shape, spacing=geometry.spacing, axes=orientation(geometry))
 
 
 def map_labels(raw: np.ndarray, labels: str, where: object) -> np.ndarray:
@@ -217,15 +185,13 @@ def map_labels(raw: np.ndarray, labels: str, where: object) -> np.ndarray:
     stray = raw[~((raw >= 0) & (raw < len(table)) & (raw == np.round(raw)))]
     if stray.size:
         other = next(name for name in LABEL_MAPS if name != labels)
-        raise ValueError(
-            f"{where}: holds the label {stray.flat[0]:g}; expected whole numbers 0..{len(table) - 1} (--labels {labels}), "
-            f"so mend the file, or give --labels {other} if its numbers are 0..{len(LABEL_MAPS[other]) - 1}"
-        )
+        expected = f"whole numbers 0..{len(table) - 1} (--labels {labels})"
+        raise ValueError(f"{where}: holds the label {stray[0]:g}; expected {expected}, mend it or try --labels {other}")
     return table[raw.astype(np.uint8)]
 
 
-def prepare_case(case: Case, options: Options) -> Summary:
-    """Prepare one case and write its files, all of them or, on an error, none.
+def prepare_case(case: Case, *, out: Path, labels: str, window: tuple[float, float], axis_order: str) -> Case:
+    """Prepare one case and write its files, all of them or, on an error, none; returns the case with its counts.
 
     Raises:
         ValueError: the image or the label is damaged or holds what cannot be used; nothing is written then.
@@ -234,148 +200,127 @@ def prepare_case(case: Case, options: Options) -> Summary:
     from datasets.synapse import ORGANS, slice_name, slice_path, volume_path, write_slice, write_volume
     from evaluation.nifti import read_image, scale_intensity
 
-    image, geometry = read_image(case.image, options.axis_order)
-    raw, _ = read_image(case.label, options.axis_order)
-    label = map_labels(raw, options.labels, case.label)
-    image = scale_intensity(image, *options.window, where=case.image)
+    image, geometry = read_image(case.image, axis_order)
+    raw, _ = read_image(case.label, axis_order)
+    label = map_labels(raw, labels, case.label)
+    image = scale_intensity(image, *window, where=case.image)
     written: list[Path] = []
     try:
         if case.split == "train":
-            folder = options.out / "train_npz"
             for index in range(len(image)):
-                path = slice_path(folder, slice_name(case.name, index))
-                _write_whole(path, lambda partial, i=index: write_slice(partial, image[i], label[i], geometry))
+                path = slice_path(out / "train_npz", slice_name(case.name, index))
+                _write_whole(path, lambda file, i=index: write_slice(file, image[i], label[i], geometry))
                 written.append(path)
         else:
-            path = volume_path(options.out / "test_vol_h5", case.name)
-            _write_whole(path, lambda partial: write_volume(partial, image, label, geometry))
+            path = volume_path(out / "test_vol_h5", case.name)
+            _write_whole(path, lambda file: write_volume(file, image, label, geometry))
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
         raise
     voxels = np.bincount(label.ravel(), minlength=len(ORGANS) + 1)
-    return Summary(case, image.shape, tuple(voxels.tolist()), int(raw.max()))
+    return replace(case, voxels=tuple(voxels.tolist()), largest_raw=int(raw.max()))
 
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_name(f".partial-{path.name}")
+    unfinished = path.with_name(f".partial-{path.name}")
     try:
-        write(partial)
-        os.replace(partial, path)
+        write(unfinished)
+        os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
-def prepare_all(cases: Sequence[Case], options: Options, jobs: int) -> Iterator[Summary]:
-    """Prepare the cases, in this process or in several, and yield their summaries in the cases' order."""
+def prepare_all(cases: Sequence[Case], prepare: Callable[[Case], Case], jobs: int) -> Iterator[Case]:
+    """Prepare the cases, in this process or in several, and yield them in their order."""
     workers = min(jobs, len(cases), os.cpu_count() or 1)
     if workers == 1:
-        for case in cases:
-            yield prepare_case(case, options)
+        yield from map(prepare, cases)
         return
     # Spawned, not forked: a fork would take over the locks of libraries that already run threads.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            yield from pool.map(prepare_case, cases, [options] * len(cases))
+            yield from pool.map(prepare, cases)
         except BrokenProcessPool:
-            raise OSError(f"a process of --jobs {jobs} was killed, most likely for want of memory; give fewer --jobs") from None
+            raise OSError(f"a process of --jobs {jobs} was killed, likely for want of memory; give fewer") from None
 
 
-def write_lists(cases: Sequence[Case], headers: dict[str, tuple[tuple[int, int, int], Geometry]], out: Path) -> None:
+def write_lists(cases: Sequence[Case], out: Path) -> None:
     """Write lists/train.txt, one slice a line, and lists/test_vol.txt, one case a line."""
     from datasets.synapse import slice_name
 
-    names = {"train": [], "test_vol": []}
-    for case in cases:
-        if case.split == "test":
-            names["test_vol"].append(case.name)
-        else:
-            names["train"] += [slice_name(case.name, index) for index in range(headers[case.name][0][0])]
+    names = {
+        "train": [slice_name(case.name, i) for case in cases if case.split == "train" for i in range(case.shape[0])],
+        "test_vol": [case.name for case in cases if case.split == "test"],
+    }
     for name, lines in names.items():
         text = "".join(f"{line}\n" for line in lines)
-        _write_whole(out / "lists" / f"{name}.txt", lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+        _write_whole(out / "lists" / f"{name}.txt", lambda file, text=text: file.write_text(text))
 
 
 def run(args: argparse.Namespace) -> None:
     """Check everything, prepare every case, write the lists last."""
-    from evaluation.nifti import scale_intensity
-
+    low, high = args.window
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}; expected 1 or more")
-    scale_intensity(np.zeros(1), *args.window)
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"--window is {low} {high}; expected two finite numbers, the lower one first")
     found, unlabelled = find_cases(args.raw)
     split, how = choose_split(list(found), args.test_cases, args.train_cases)
-    cases = [Case(name, found[name].image, found[name].label, split[name]) for name in split]
-    headers = check_headers(cases, args.axis_order)
+    cases = [check_headers(replace(found[name], split=split[name]), args.axis_order) for name in split]
     print(f"{len(cases)} cases below {args.raw}; split: {how}")
     if unlabelled:
         print(f"left out, {len(unlabelled)} images in folders without labels: {unlabelled[0]} ...")
-    options = Options(args.out, args.labels, tuple(args.window), args.axis_order)
-    made = _make_folders(args.out)
-    summaries: list[Summary] = []
+    prepare = partial(prepare_case, out=args.out, labels=args.labels, window=(low, high), axis_order=args.axis_order)
+    folders = [args.out / name for name in ("train_npz", "test_vol_h5", "lists")]
+    done: list[Case] = []
     try:
-        for summary in prepare_all(cases, options, args.jobs):
-            summaries.append(summary)
-            print(_case_line(summary, headers[summary.case.name][1]), flush=True)
-        write_lists(cases, headers, args.out)
-    except BaseException:
-        for folder in reversed(made):
-            if not any(folder.iterdir()):
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for case in prepare_all(cases, prepare, args.jobs):
+            done.append(case)
+            print(_case_line(case), flush=True)
+        write_lists(done, args.out)
+    finally:
+        # rmdir takes only empty folders: those of a run that failed early, or of a split without cases.
+        for folder in folders:
+            with suppress(OSError):
                 folder.rmdir()
-        raise
-    _report(summaries, headers, options)
-
-
-def _make_folders(out: Path) -> list[Path]:
-    """Make the output folders; returns those that were not there, a parent before its children."""
-    made = []
-    for folder in (*reversed(out.parents), out, out / "train_npz", out / "test_vol_h5", out / "lists"):
-        if not folder.is_dir():
-            folder.mkdir()
-            made.append(folder)
-    return made
+    _report(done, args.out, args.labels)
 
 
 def _numbers(values: Iterable[float]) -> str:
     return f"({', '.join(f'{value:.7g}' for value in values)})"
 
 
-def _organ_counts(voxels: Sequence[int]) -> str:
+def _organ_counts(voxels: Iterable[int]) -> str:
     from datasets.synapse import ORGANS
 
-    return ", ".join(f"{organ} {count}" for organ, count in zip(ORGANS, voxels[1:], strict=True))
+    return ", ".join(f"{organ} {count}" for organ, count in zip(("background", *ORGANS), voxels, strict=True))
 
 
-def _case_line(summary: Summary, geometry: Geometry) -> str:
-    from evaluation.nifti import orientation
-
-    depth, height, width = summary.shape
-    return (
-        f"{summary.case.name}: {summary.case.split}, {depth} slices of {height}x{width}, spacing "
-        f"{_numbers(geometry.spacing)} mm, {orientation(geometry)}; voxels: {_organ_counts(summary.voxels)}"
-    )
+def _case_line(case: Case) -> str:
+    depth, height, width = case.shape
+    where = f"{depth} slices of {height}x{width}, spacing {_numbers(case.spacing)} mm, {case.axes}"
+    return f"{case.name}: {case.split}, {where}; voxels: {_organ_counts(case.voxels)}"
 
 
-def _report(
-    summaries: Sequence[Summary], headers: dict[str, tuple[tuple[int, int, int], Geometry]], options: Options
-) -> None:
-    from evaluation.nifti import orientation
-
+def _report(cases: Sequence[Case], out: Path, labels: str) -> None:
     for split in ("train", "test"):
-        chosen = [summary for summary in summaries if summary.case.split == split]
-        print(f"{split}: {len(chosen)} cases, {sum(summary.shape[0] for summary in chosen)} slices")
-    print(f"voxels in all: {_organ_counts(np.sum([summary.voxels for summary in summaries], axis=0).tolist())}")
+        depths = [case.shape[0] for case in cases if case.split == split]
+        print(f"{split}: {len(depths)} cases, {sum(depths)} slices")
+    print(f"voxels in all: {_organ_counts(np.sum([case.voxels for case in cases], axis=0))}")
     by_axes: dict[str, list[str]] = {}
-    for summary in summaries:
-        by_axes.setdefault(orientation(headers[summary.case.name][1]), []).append(summary.case.name)
+    for case in cases:
+        by_axes.setdefault(case.axes, []).append(case.name)
     if len(by_axes) > 1:
         groups = "; ".join(f"{axes}: {', '.join(names)}" for axes, names in by_axes.items())
         print(f"WARNING: the cases differ in orientation, so some slices are mirrored against others ({groups})")
-    if options.labels == "btcv13" and all(summary.largest_raw <= 8 for summary in summaries):
+    if labels == "btcv13" and all(case.largest_raw <= 8 for case in cases):
         print("WARNING: no raw label is above 8; if these are the 8 organs already, run again with --labels synapse8")
-    out, lists = shlex.quote(str(options.out)), shlex.quote(str(options.out / "lists"))
-    print(f"next: python train.py --dataset Synapse --root_path {out} --list_dir {lists} --output_dir RUN")
-    print(f"then: python test.py --dataset Synapse --volume_path {out} --list_dir {lists} --output_dir RUN")
+    root, lists = shlex.quote(str(out)), shlex.quote(str(out / "lists"))
+    print(f"next: python train.py --dataset Synapse --root_path {root} --list_dir {lists} --output_dir RUN")
+    print(f"then: python test.py --dataset Synapse --volume_path {root} --list_dir {lists} --output_dir RUN")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -389,13 +334,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prepare_synapse.py: interrupted", file=sys.stderr)
         return 130
-    except MemoryError:
-        print("prepare_synapse.py: out of memory; give fewer --jobs", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        text = str(error)
+    except (ValueError, OSError, MemoryError) as error:
+        text = "out of memory; give fewer --jobs" if isinstance(error, MemoryError) else str(error)
         if isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.filename}: {error.strerror}; expected a folder that can be written to, give another OUT"
+            text = f"{error.filename}: {error.strerror}; expected files to read below RAW and a folder OUT to write to"
         print(f"prepare_synapse.py: {' '.join(text.split())}", file=sys.stderr)
         return 2
     return 0

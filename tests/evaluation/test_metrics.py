@@ -51,7 +51,9 @@ def test_published_figures(method):
         for key, expected in row.items():
             if key.startswith("medpy_voxelspacing_"):
                 scores = compare(pred, truth, json.loads(key.removeprefix("medpy_voxelspacing_")), method=method)
-                assert {name: scores[name] for name in expected} == pytest.approx(expected, rel=0, abs=1e-9), row["name"]
+                assert {name: scores[name] for name in expected} == pytest.approx(expected, rel=0, abs=1e-9), row[
+                    "name"
+                ]
 
 
 @pytest.mark.parametrize("name", ["swin_nc9_blocks", "swin_nc9_shifted", "unet_hd_nc9_shifted"])
@@ -251,7 +253,16 @@ def test_wrong_masks_are_refused(measure, pred, truth, message):
 
 @pytest.mark.parametrize(
     "spacing",
-    [(1.0, 1.0), (1.0, 1.0, 1.0, 1.0), 2.0, (1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (1.0, NAN, 1.0), (1, 1, math.inf), "abc"],
+    [
+        (1.0, 1.0),
+        (1.0, 1.0, 1.0, 1.0),
+        2.0,
+        (1.0, 0.0, 1.0),
+        (1.0, -1.0, 1.0),
+        (1.0, NAN, 1.0),
+        (1, 1, math.inf),
+        "abc",
+    ],
 )
 def test_wrong_spacing_is_refused(spacing):
     mask = np.ones((3, 4, 5))

@@ -1,0 +1,147 @@
+"""The configuration: order of sources, keys and types, and what the command lines say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import arguments
+from configs.arguments import FLAGS, overrides_of, train_parser
+from configs.config import config_text, default_config, get_config, network_keywords, to_plain
+from networks import build_network
+from tests.conftest import ROOT
+
+PUBLISHED_TRAIN = (
+    "--dataset Synapse --cfg configs/swin_tiny_patch4_window7_224_lite.yaml --max_epochs 150 --output_dir 11_1  --gpu_id 0 "
+    "--img_size 224 --base_lr 0.05 --batch_size 32 --lambda_x 0.010"
+).split()
+PUBLISHED_TEST = (
+    "--dataset Synapse --cfg configs/swin_tiny_patch4_window7_224_lite.yaml --is_saveni --output_dir 11_1 --max_epoch 150 "
+    "--base_lr 0.05 --img_size 224 --batch_size 24"
+).split()
+
+
+def dotted_keys(node: dict, prefix: str = "") -> set[str]:
+    return {k for key, v in node.items() for k in (dotted_keys(v, f"{prefix}{key}.") if isinstance(v, dict) else {prefix + key})}
+
+
+def test_published_train_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    args = train_parser().parse_args(PUBLISHED_TRAIN)
+    cfg = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
+    assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.BASE_LR, cfg.DATA.BATCH_SIZE) == (150, 0.05, 32)
+    assert (cfg.LOSS.LAMBDA_1, cfg.LOSS.LAMBDA_2, cfg.MODEL.TYPE, cfg.OUTPUT_DIR) == (0.01, 0.01, "swin_unet", "11_1")
+    assert (cfg.TRAIN.OPTIMIZER, cfg.TRAIN.MOMENTUM, cfg.TRAIN.WEIGHT_DECAY, cfg.SEED) == ("sgd", 0.9, 1e-4, 1234)
+    assert (cfg.LOSS.CE_WEIGHT, cfg.LOSS.DICE_WEIGHT, cfg.MODEL.DROP_PATH_RATE) == (0.4, 0.6, 0.2)
+
+
+def test_published_test_command() -> None:
+    args = arguments.test_parser().parse_args(PUBLISHED_TEST)
+    assert args.is_savenii and args.max_epochs == 150 and args.output_dir == "11_1"
+
+
+def test_every_flag_is_in_a_parser_and_names_a_key() -> None:
+    known = {a.dest for parser in (train_parser(), arguments.test_parser()) for a in parser._actions}
+    assert set(FLAGS) <= known
+    assert set(FLAGS.values()) <= dotted_keys(to_plain(default_config()))
+
+
+def test_order_of_sources(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("TRAIN: {EPOCHS: 3, BASE_LR: 1e-3}\nSEED: 5\n")
+    args = train_parser().parse_args(["--cfg", str(file), "--opts", "TRAIN.EPOCHS", "4", "SEED", "6", "--seed", "7"])
+    cfg = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
+    assert (cfg.TRAIN.BASE_LR, cfg.TRAIN.EPOCHS, cfg.SEED, cfg.TRAIN.MOMENTUM) == (1e-3, 4, 7, 0.9)
+
+
+def test_lambdas() -> None:
+    def weights(*words: str) -> tuple[float, float]:
+        cfg = get_config(overrides=overrides_of(train_parser().parse_args(words)))
+        return cfg.LOSS.LAMBDA_1, cfg.LOSS.LAMBDA_2
+
+    assert weights() == (0.015, 0.015)
+    assert weights("--lambda_x", "0") == (0, 0)
+    assert weights("--lambda_x", "0.1", "--lambda_2", "0.2") == (0.1, 0.2)
+
+
+def test_frozen_and_written_back(tmp_path: Path) -> None:
+    cfg = get_config(opts=["MODEL.SWIN.DEPTHS", "[2, 2, 6, 2]"])
+    with pytest.raises(AttributeError):
+        cfg.SEED = 3
+    file = tmp_path / "config.yaml"
+    file.write_text(config_text(cfg, {"torch": "1"}))
+    again = get_config(file)
+    assert again.ENVIRONMENT.torch == "1"
+    assert {**to_plain(again), "ENVIRONMENT": {}} == to_plain(cfg)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_yaml_builds_and_holds_only_what_differs(file: Path) -> None:
+    cfg = get_config(file)
+    build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
+    content = yaml.safe_load(file.read_text())
+    published = {"MODEL.SWIN.FINAL_UPSAMPLE", "MODEL.SWIN.EMBED_DIM", "MODEL.SWIN.DEPTHS", "MODEL.SWIN.DECODER_DEPTHS",
+                 "MODEL.SWIN.NUM_HEADS", "MODEL.SWIN.WINDOW_SIZE"}
+    if file.stem.endswith("_lite"):
+        assert published <= dotted_keys(content), "the published file keeps its published keys"
+        return
+    default = to_plain(default_config())
+    for dotted in dotted_keys(content):
+        value, reference = content, default
+        for part in dotted.split("."):
+            value, reference = value[part], reference[part]
+        assert value != reference, f"{dotted} is the default anyway"
+
+
+BAD_VALUES = [
+    (["TRAIN.EPOCH", "3"], "unknown key TRAIN.EPOCH; did you mean TRAIN.EPOCHS?"),
+    (["DATA.IMGSIZE", "3"], "did you mean DATA.IMG_SIZE?"),
+    (["train.epochs", "3"], "did you mean TRAIN.EPOCHS?"),
+    (["TRAIN.EPOCHS", "many"], "TRAIN.EPOCHS is 'many' (str); expected int"),
+    (["TRAIN.EPOCHS", "2.5"], "2.5 (float); expected int"),
+    (["TRAIN.EPOCHS", "0"], "expected a finite number of at least 1 (--max_epochs)"),
+    (["TRAIN.BASE_LR", ".nan"], "TRAIN.BASE_LR is nan"),
+    (["TRAIN.BASE_LR", "-1"], "--base_lr"),
+    (["DATA.BATCH_SIZE", "0"], "--batch_size"),
+    (["MODEL.SWIN.DEPTHS", "2"], "expected list"),
+    (["MODEL.SWIN.DEPTHS", "[2, a]"], "expected int"),
+    (["MODEL", "3"], "expected a section"),
+    (["TRAIN.OPTIMIZER", "adam"], "expected one of sgd, adamw"),
+    (["AUG.ROTATE", "1.5"], "from 0 to 1"),
+    (["DATA.WINDOW", "[3, 1]"], "low below high"),
+    (["DETERMINISTIC", "maybe"], "expected bool"),
+    (["N_GPU", "4"], "--n_gpu"),
+    (["SEED"], "expected pairs"),
+]
+
+
+@pytest.mark.parametrize("opts, expected", BAD_VALUES)
+def test_bad_values(opts: list[str], expected: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        get_config(opts=opts)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, expected", [("- 1\n", "holds a list"), ("a: [", "not a yaml file"), ("MODL: {TYPE: unet}", "did you mean MODEL"),
+                                               ("!!python/object/apply:os.system ['true']", "not a yaml file"), ("TRAIN: 3", "expected a section")])
+def test_bad_files(tmp_path: Path, content: str, expected: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        get_config(file)
+    assert str(file) in str(caught.value) and expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_python_file_is_not_executed(tmp_path: Path) -> None:
+    file = tmp_path / "evil.py"
+    file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ncfg = dict(SEED=1)\n")
+    with pytest.raises(ValueError):
+        get_config(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(FileNotFoundError, match="absent.yaml: no such configuration"):
+        get_config("absent.yaml")

@@ -1,0 +1,85 @@
+"""What several tests share: a small data set in the Synapse layout, the golden figures, commands run in-process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.synapse import slice_name, slice_path, volume_path, write_slice, write_volume
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+# A Swin-UNet that trains in milliseconds: 32 pixels, windows of 4.
+TINY_SWIN = ["MODEL.SWIN.EMBED_DIM", "8", "MODEL.SWIN.NUM_HEADS", "[1, 2, 2, 4]", "MODEL.SWIN.WINDOW_SIZE", "4"]
+
+
+def make_case(seed: int, shape: tuple[int, int, int], num_classes: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    """An image (D, H, W) in [0, 1] and a label of blocks whose brightness tells their class."""
+    rng = np.random.default_rng(seed)
+    depth, height, width = shape
+    label = rng.integers(0, num_classes, (depth, -(-height // 8), -(-width // 8))).astype(np.uint8)
+    label = label.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
+    image = label / num_classes + rng.normal(0, 0.02, shape)
+    return image.clip(0, 1).astype(np.float32), label
+
+
+def make_synapse(root: Path, *, train: int = 2, test: int = 1, shape: tuple[int, int, int] = (3, 40, 40)) -> Path:
+    """Write cases in the Synapse layout, with lists beside them; returns `root`."""
+    (root / "train_npz").mkdir(parents=True)
+    (root / "test_vol_h5").mkdir()
+    (root / "lists").mkdir()
+    names = []
+    for case in range(train):
+        image, label = make_case(case, shape)
+        for index in range(shape[0]):
+            names.append(slice_name(f"case{case:04d}", index))
+            write_slice(slice_path(root / "train_npz", names[-1]), image[index], label[index])
+    for case in range(test):
+        write_volume(volume_path(root / "test_vol_h5", f"case{100 + case:04d}"), *make_case(100 + case, shape))
+    (root / "lists" / "train.txt").write_text("\n".join(names) + "\n")
+    (root / "lists" / "test_vol.txt").write_text("".join(f"case{100 + case:04d}\n" for case in range(test)))
+    return root
+
+
+@pytest.fixture
+def synapse(tmp_path: Path) -> Path:
+    """Two training cases of three slices and one test volume, 40 x 40, nine classes."""
+    return make_synapse(tmp_path / "Synapse")
+
+
+@pytest.fixture
+def golden() -> Path:
+    """The folder of reference figures."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip("the golden reference figures are not beside this checkout (../shared/golden)")
+    return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Run a command's main(argv); asserts exit code 2 and one line on standard error, without traceback; returns it."""
+
+    def run(main: Callable, argv: list) -> str:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as stop:  # argparse ends this way
+            code = stop.code
+        error = capsys.readouterr().err
+        assert code == 2, f"exit code {code}: {error}"
+        assert error.count("\n") == 1 and error.endswith("\n"), error
+        assert "Traceback" not in error
+        return error
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,164 @@
+"""load_weights: every form of file it takes, and every one it refuses."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from networks import build_network, load_weights
+
+SWIN = {"img_size": 32, "embed_dim": 8, "num_heads": (1, 2, 2, 4), "window_size": 4}
+
+
+def swin(classes: int = 3, seed: int = 0, **options: object) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_network("swin_unet", num_classes=classes, **{**SWIN, **options}).eval()
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def with_buffers(state: dict) -> dict:
+    """Add the buffers that published checkpoints carry."""
+    extra = {k.replace("relative_position_bias_table", "relative_position_index"): torch.zeros(16, 16, dtype=torch.int64)
+             for k in state if k.endswith("relative_position_bias_table")}
+    return {**state, **extra, "swin_unet.layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
+
+
+FORMS = {
+    "bare": lambda s: s,
+    "model": lambda s: {"model": s, "epoch": 3},
+    "state_dict": lambda s: {"state_dict": s},
+    "module": lambda s: {f"module.{k}": v for k, v in s.items()},
+    "inner": lambda s: {k.removeprefix("swin_unet."): v for k, v in s.items()},
+    "module_inner": lambda s: {f"module.{k.removeprefix('swin_unet.')}": v for k, v in s.items()},
+    "buffers": with_buffers,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_takes_every_form(tmp_path: Path, form: str) -> None:
+    source, target = swin(seed=1), swin(seed=2)
+    torch.save(FORMS[form](source.state_dict()), tmp_path / "w.pth")
+    report = load_weights(target, tmp_path / "w.pth")
+    assert same_weights(source, target)
+    assert (len(report.loaded), report.skipped, report.missing) == (len(target.state_dict()), (), ())
+
+
+def test_takes_safetensors(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    source, target = swin(seed=1), swin(seed=2)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    load_weights(target, tmp_path / "w.safetensors")
+    assert same_weights(source, target)
+
+
+def imagenet_state(embed_dim: int = 8) -> dict:
+    """A Swin classifier with depths 2/2/6/2, as the public file holds it."""
+    encoder = build_network("swin_unet", num_classes=2, **{**SWIN, "embed_dim": embed_dim, "depths": (2, 2, 6, 2)})
+    state = {k.removeprefix("swin_unet."): torch.full_like(v, float(i)) for i, (k, v) in enumerate(encoder.state_dict().items())
+             if k.startswith(("swin_unet.patch_embed.", "swin_unet.layers.", "swin_unet.norm."))}
+    return {**state, "head.weight": torch.zeros(10, 8 * embed_dim), "head.bias": torch.zeros(10)}
+
+
+def test_imagenet_start_fills_the_encoder_and_mirrors_it(tmp_path: Path) -> None:
+    state = imagenet_state()
+    torch.save({"model": state}, tmp_path / "swin.pth")
+    target = swin()
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    report = load_weights(target, tmp_path / "swin.pth")
+    after = target.state_dict()
+    for key, value in after.items():
+        inner = key.removeprefix("swin_unet.")
+        if inner.startswith(("patch_embed.", "layers.", "norm.")):
+            assert torch.equal(value, state[inner]), key
+        elif inner.startswith("layers_up.") and ".blocks." in inner:
+            stage, rest = inner.split(".", 2)[1:]
+            assert torch.equal(value, state[f"layers.{3 - int(stage)}.{rest}"]), key
+        else:
+            assert torch.equal(value, before[key]), key
+            assert key in report.missing
+    assert "head.weight" in report.skipped
+    assert "layers.2.blocks.5.norm1.weight" in report.skipped
+
+
+def test_imagenet_file_of_another_width_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": imagenet_state(embed_dim=16)}, tmp_path / "swin.pth")
+    with pytest.raises(ValueError, match=r"swin.pth: is of another network: .* has shape \(16, 3, 4, 4\), expected \(8"):
+        load_weights(swin(), tmp_path / "swin.pth")
+
+
+def refused(path: Path, network: nn.Module | None = None) -> str:
+    network = network or swin()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        load_weights(network, path)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items()), "nothing is changed by a refusal"
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message
+
+
+def test_another_class_count(tmp_path: Path) -> None:
+    torch.save(swin(classes=4).state_dict(), tmp_path / "w.pth")
+    assert "is for 4 classes, the network has 3; give --num_classes 4" in refused(tmp_path / "w.pth")
+    unet = build_network("unet", num_classes=2, img_size=32, width=4)
+    torch.save(unet.state_dict(), tmp_path / "u.pth")
+    assert "is for 2 classes" in refused(tmp_path / "u.pth", build_network("unet", num_classes=3, img_size=32, width=4))
+
+
+def test_another_network(tmp_path: Path) -> None:
+    torch.save(build_network("unet", num_classes=3, img_size=32, width=4).state_dict(), tmp_path / "w.pth")
+    assert "is of another network: it fills 0%" in refused(tmp_path / "w.pth")
+    torch.save(swin(embed_dim=16).state_dict(), tmp_path / "w.pth")
+    assert "expected (8, 3, 4, 4)" in refused(tmp_path / "w.pth")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert "no such checkpoint" in refused(tmp_path / "absent.pth")
+    for name, content in (("empty", b""), ("text", b"hello, world\n" * 10), ("zeros", bytes(1000))):
+        (tmp_path / f"{name}.pth").write_bytes(content)
+        assert "not a readable checkpoint" in refused(tmp_path / f"{name}.pth")
+    torch.save(swin().state_dict(), tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    assert "not a readable checkpoint" in refused(tmp_path / "cut.pth")
+    (tmp_path / "cut.safetensors").write_bytes(whole[:100])
+    assert "not a readable checkpoint" in refused(tmp_path / "cut.safetensors")
+
+
+def test_files_of_other_things(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "holds a list" in refused(tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "no_tensors.pth")
+    assert "holds no tensors" in refused(tmp_path / "no_tensors.pth")
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("save", [lambda content, path: torch.save(content, path),
+                                  lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_code_in_a_file_is_never_run(tmp_path: Path, save: object) -> None:
+    save({"model": Malicious(tmp_path / "ran")}, tmp_path / "w.pth")
+    message = refused(tmp_path / "w.pth")
+    assert "not a file of plain tensors" in message or "not a readable checkpoint" in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+    torch.save(swin(), tmp_path / "w.pth")
+    assert "not a file of plain tensors" in refused(tmp_path / "w.pth")

@@ -1,0 +1,105 @@
+"""The arrows of the house, and that importing a module defines things and does nothing else."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ROOMS = ("selfreg", "configs", "datasets", "networks", "losses", "evaluation", "analysis", "scripts")
+SINGLE = ("train", "test", "trainer", "utils")
+OURS = {*ROOMS, *SINGLE}
+
+# Which of our own rooms each may import (DESIGN's table), and what else beside the standard library.
+MAY_IMPORT = {
+    "selfreg": (set(), {"torch"}),
+    "configs": (set(), {"yacs", "yaml"}),
+    "losses": ({"selfreg"}, {"torch"}),
+    "networks": ({"selfreg"}, {"torch", "timm", "einops", "safetensors"}),
+    "datasets": (set(), {"numpy", "scipy", "torch", "h5py"}),
+    "evaluation": (
+        {"datasets"},  # what a volume is, and the one resize there is
+        {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL"},
+    ),
+    "utils": (set(), {"numpy", "torch"}),
+    "trainer": ({"selfreg", "utils"}, {"torch", "tqdm"}),
+    "scripts": (OURS - {"scripts", "train", "test"}, {"numpy", "scipy", "torch", "SimpleITK", "tqdm"}),
+}
+
+
+def sources() -> list[Path]:
+    found = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+    return found + [ROOT / f"{name}.py" for name in SINGLE]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Top names of every import in a file, those inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if room_of(p) in MAY_IMPORT], ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows(path: Path) -> None:
+    room = room_of(path)
+    ours, others = MAY_IMPORT[room]
+    names = imported(path) - {room} - sys.stdlib_module_names
+    assert names & OURS <= ours, f"{path.name} of {room} may not import {names & OURS - ours}"
+    assert names - OURS <= others, f"{path.name} of {room} may not import {names - OURS - others}"
+
+
+def test_nobody_imports_the_commands() -> None:
+    for path in sources():
+        assert not imported(path) & {"train", "test", "scripts"}, path
+
+
+def test_every_room_has_its_rule() -> None:
+    assert {room_of(path) for path in sources()} <= {*MAY_IMPORT, "train", "test"}
+
+
+def test_importing_does_nothing(tmp_path: Path) -> None:
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in sources()]
+    code = f"import importlib\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
+    before = {p for p in ROOT.rglob("*") if ".git" not in p.parts and "__pycache__" not in p.parts}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+    assert {p for p in ROOT.rglob("*") if ".git" not in p.parts and "__pycache__" not in p.parts} == before
+
+
+def test_selfreg_needs_torch_alone() -> None:
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('timm', 'einops', 'yacs', 'h5py', 'scipy'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import selfreg\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["train.py", "test.py"])
+def test_help_needs_no_torch(command: str) -> None:
+    code = f"import sys, runpy; sys.argv = ['{command}', '--help']\ntry: runpy.run_path('{command}', run_name='__main__')\n"
+    code += "except SystemExit as stop: assert stop.code == 0\nassert 'torch' not in sys.modules\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--output_dir" in done.stdout

@@ -1,0 +1,250 @@
+"""The training loop: rate, steps, saves, resume, what a bad step does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer import Diverged, Options, Schedule, Trainer
+
+
+class Batch(NamedTuple):
+    image: Tensor
+    label: Tensor
+    names: list[str]
+
+
+class Sampler:
+    def __init__(self, length: int) -> None:
+        self.length, self.epoch, self.start = length, 0, 0
+
+
+class Loader:
+    """Batches made from (epoch, index) alone; `spoil` maps a (epoch, batch) to something done to it."""
+
+    def __init__(self, length: int = 6, batch_size: int = 2, spoil: dict | None = None) -> None:
+        self.sampler, self.batch_size, self.spoil = Sampler(length), batch_size, spoil or {}
+
+    def __len__(self) -> int:
+        return math.ceil(self.sampler.length / self.batch_size)
+
+    def __iter__(self):
+        epoch = self.sampler.epoch
+        for first in range(self.sampler.start, self.sampler.length, self.batch_size):
+            count = min(self.batch_size, self.sampler.length - first)
+            generator = torch.Generator().manual_seed(1000 * epoch + first)
+            image = torch.randn(count, 1, 4, 4, generator=generator)
+            action = self.spoil.get((epoch, first // self.batch_size))
+            image = action(image) if action else image
+            yield Batch(image, (image[:, 0] > 0).to(torch.uint8), [f"e{epoch}i{first + i}" for i in range(count)])
+
+
+class Criterion(nn.Module):
+    """Cross-entropy and a term that draws from Python's generator, as KDloss does."""
+
+    needs_features = False
+
+    def forward(self, logits: Tensor, label: Tensor, features: None) -> dict[str, Tensor]:
+        ce = nn.functional.cross_entropy(logits, label.long())
+        return {"loss": ce * (0.5 + random.random()), "ce": ce}
+
+
+def build(folder: Path, *, epochs: int = 3, options: Options | None = None, max_steps: int = 0, seed: int = 0, **loader: object) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    random.seed(seed)
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout(0.2), nn.Conv2d(4, 2, 1))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9)
+    data = Loader(**loader)
+    options = options or Options(log_freq=1, save_seconds=0)
+    schedule = Schedule(epochs, -(-len(data) // options.accumulation_steps), base_lr=0.1, max_steps=max_steps)
+    return Trainer(network, Criterion(), optimizer, data, schedule, folder, torch.device("cpu"), options=options)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(trainer: Trainer) -> list[Tensor]:
+    return [p.detach().clone() for p in trainer.network.parameters()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_rate_as_published() -> None:
+    schedule = Schedule(epochs=4, steps_per_epoch=5, base_lr=0.05)
+    rates = [schedule.lr_after(-1)] + [schedule.lr_after(n) for n in range(4)]
+    # SPEC section 4, and the recorded rates of the published code.
+    assert rates == pytest.approx([0.05, 0.05, 0.047744269081074986, 0.045476628804148114, 0.05 * (1 - 3 / 20) ** 0.9], rel=1e-15)
+    assert Schedule(4, 5, 0.05, power=0).lr_after(20) == 0.05
+    assert Schedule(4, 5, 0.05, max_steps=7).total_steps == 7
+
+
+def test_warm_up() -> None:
+    schedule = Schedule(epochs=1, steps_per_epoch=100, base_lr=0.4, warmup_steps=3)
+    rates = [schedule.lr_after(n) for n in range(-1, 4)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert rates[3] == pytest.approx(0.4 * 0.98**0.9)
+
+
+def test_rates_are_used(tmp_path: Path) -> None:
+    trainer = build(tmp_path, epochs=2)
+    used = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (used.append(trainer.optimizer.param_groups[0]["lr"]), step())
+    trainer.fit()
+    assert used == pytest.approx([0.1, 0.1] + [0.1 * (1 - n / 6) ** 0.9 for n in range(1, 5)])
+
+
+def test_files_and_metrics(tmp_path: Path) -> None:
+    trainer = build(tmp_path, options=Options(log_freq=1, save_seconds=0, save_freq=2))
+    result = trainer.fit()
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
+    assert {"loss", "ce", "lr", "epoch"} <= set(rows(tmp_path)[0]) and result["loss"] > 0
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert (state["epoch"], state["step"]) == (3, 9)
+    best = torch.load(tmp_path / "best.pth", weights_only=True)
+    assert same(list(best.values()), weights(trainer)), "without validation the last is the best"
+    assert sorted(p.name for p in tmp_path.glob("epoch_*")) == ["epoch_2.pth"]
+    assert not list(tmp_path.glob(".*")), "no temporary file is left"
+
+
+def test_max_steps_ends_in_mid_epoch(tmp_path: Path) -> None:
+    trainer = build(tmp_path, max_steps=4)
+    trainer.fit()
+    assert trainer.step == 4 and (tmp_path / "best.pth").is_file()
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
+    """Two batches of 2 make the step of one batch of 4 where the loss is a mean; an odd last one steps alone."""
+    class Mean(nn.Module):
+        needs_features = False
+
+        def forward(self, logits: Tensor, label: Tensor, features: None) -> dict[str, Tensor]:
+            return {"loss": nn.functional.cross_entropy(logits, label.long())}
+
+    class Same(Loader):
+        def __iter__(self):
+            generator = torch.Generator().manual_seed(self.sampler.epoch)
+            images = torch.randn(8, 1, 4, 4, generator=generator)
+            for first in range(0, 8, self.batch_size):
+                image = images[first : first + self.batch_size]
+                yield Batch(image, (image[:, 0] > 0).to(torch.uint8), ["x"] * len(image))
+
+    results = []
+    for batch_size, accumulation in ((4, 1), (2, 2)):
+        trainer = build(tmp_path / str(batch_size), epochs=2, options=Options(accumulation_steps=accumulation), length=8, batch_size=4)
+        trainer.network[1].p = 0.0
+        trainer.criterion, trainer.loader = Mean(), Same(8, batch_size)
+        trainer.fit()
+        assert trainer.step == 4
+        results.append(weights(trainer))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 7])
+def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, stop_at: int, accumulation: int) -> None:
+    options = Options(log_freq=1, save_seconds=1e9, accumulation_steps=accumulation)
+    whole = build(tmp_path / "whole", options=options)
+    whole.fit()
+
+    def send(image: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return image
+
+    first = build(tmp_path / "cut", options=options, spoil={divmod(stop_at, 3): send})
+    with pytest.raises(SystemExit) as stop:
+        first.fit()
+    assert stop.value.code == 143
+    # A line written after the save, as by a run that was killed later, is dropped and made again.
+    with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 99, "loss": 0.0}) + "\n")
+    second = build(tmp_path / "cut", options=options, seed=99)
+    second.resume(torch.load(tmp_path / "cut" / "last.pth", weights_only=True))
+    second.fit()
+    assert same(weights(whole), weights(second))
+    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "cut/metrics.jsonl").read_bytes()
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    trainer = build(tmp_path)
+    for state in ({"model": {}}, {"model": {"a": torch.zeros(1)}, "optimizer": {}}):
+        with pytest.raises(ValueError, match="--resume: the checkpoint does not belong to this run"):
+            trainer.resume(state)
+
+
+def test_a_bad_step_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = build(tmp_path, epochs=2, spoil={(0, 1): lambda image: image * float("nan")})
+    trainer.fit()
+    assert trainer.step == 5 or trainer.step == 6
+    assert all(torch.isfinite(p).all() for p in weights(trainer))
+    assert "e0i2, e0i3" in caplog.text
+
+
+def test_three_bad_steps_end_the_run(tmp_path: Path) -> None:
+    spoil = {(1, b): lambda image: image * float("inf") for b in range(3)}
+    trainer = build(tmp_path, spoil=spoil)
+    with pytest.raises(Diverged, match="3 times in a row"):
+        trainer.fit()
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["epoch"] == 1
+
+
+def test_validation_chooses_the_best(tmp_path: Path) -> None:
+    scores = iter([0.3, 0.7, 0.5, 0.6])
+    kept = []
+    trainer = build(tmp_path, epochs=4, options=Options(val_freq=1, log_freq=1))
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        kept.append(weights(trainer))
+        return {"dice": next(scores), "left kidney": 0.1}
+
+    trainer.validate = validate
+    assert trainer.fit()["best_dice"] == 0.7
+    assert same(list(torch.load(tmp_path / "best.pth", weights_only=True).values()), kept[1])
+    assert [row["val_dice"] for row in rows(tmp_path) if "val_dice" in row] == [0.3, 0.7, 0.5, 0.6]
+
+
+def test_gradient_clipping(tmp_path: Path) -> None:
+    trainer = build(tmp_path, epochs=1, options=Options(clip_grad=1e-6))
+    before = weights(trainer)
+    trainer.fit()
+    moved = max((a - b).abs().max().item() for a, b in zip(before, weights(trainer), strict=True))
+    assert 0 < moved < 1e-5
+
+
+def test_autocast_runs(tmp_path: Path) -> None:
+    trainer = build(tmp_path, epochs=1, options=Options(amp=True))
+    assert math.isfinite(trainer.fit()["loss"])
+
+
+def test_tensorboard_gets_terms_and_panels(tmp_path: Path) -> None:
+    class Writer:
+        def __init__(self) -> None:
+            self.scalars, self.images = {}, {}
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.scalars.setdefault(name, []).append((step, value))
+
+        def add_image(self, name: str, image: object, step: int) -> None:
+            self.images[name] = image
+
+    trainer = build(tmp_path, epochs=1)
+    trainer.writer = Writer()
+    trainer.fit()
+    assert set(trainer.writer.scalars) == {"train/lr", "train/loss", "train/ce"}
+    assert {name: image.shape for name, image in trainer.writer.images.items()} == {
+        f"train/{name}": (1, 4, 4) for name in ("image", "prediction", "truth")
+    }
+    assert all(0 <= image.min() and image.max() <= 1 for image in trainer.writer.images.values())
