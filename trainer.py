@@ -129,7 +129,7 @@ class Trainer:
             else {}
         )
         try:
-            while self.step < self.schedule.total_steps:
+            while not self._done():
                 means = self._train_epoch()
                 self.epoch, self.batch_in_epoch = self.epoch + 1, 0
                 self._end_epoch(means)
@@ -137,6 +137,10 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return {**means, "best_dice": self.best if math.isfinite(self.best) else None}
+
+    def _done(self) -> bool:
+        # Steps that were left out do not add epochs.
+        return self.epoch >= self.schedule.epochs or self.step >= self.schedule.total_steps
 
     def _train_epoch(self) -> dict[str, float]:
         """One epoch, or the rest of it; returns the mean of every term."""
@@ -229,7 +233,7 @@ class Trainer:
 
     def _end_epoch(self, means: dict[str, float]) -> None:
         """Validate where it is time to, and save."""
-        last = self.step >= self.schedule.total_steps
+        last = self._done()
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         _log.info("epoch %d/%d  step %d  %s", self.epoch, self.schedule.epochs, self.step, text)
         if self.validate and (self.epoch % self.options.val_freq == 0 or last):

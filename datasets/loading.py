@@ -33,7 +33,7 @@ class EpochSampler(Sampler):
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.length - self.start
+        return max(0, self.length - self.start)  # an interruption may fall on the last batch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
@@ -90,5 +90,5 @@ def build_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        persistent_workers=False,
+        persistent_workers=workers > 0,
     )

@@ -302,18 +302,23 @@ def _is_there(root: Path, wanted: dict[str, int]) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{root}: is there but holds no phantoms ({_MANIFEST} is missing or damaged); "
-                         "expected an empty or new folder, so name another one or move this one away")
+        raise ValueError(
+            f"{root}: is there but holds no phantoms ({_MANIFEST} is missing or damaged); "
+            "expected an empty or new folder, so name another one or move this one away"
+        )
     names = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     differs = [f"{key} is {found.get(key)}, not {wanted.get(key)}" for key in names]
     if differs:
-        raise ValueError(f"{root}: holds phantoms made otherwise ({', '.join(differs)}); "
-                         "name another folder, or delete this one to have it made anew")
+        raise ValueError(
+            f"{root}: holds phantoms made otherwise ({', '.join(differs)}); "
+            "name another folder, or delete this one to have it made anew"
+        )
     return True
 
 
-def prepare_phantom(root: Path, *, size: int = 128, depth: int = 32, train_cases: int = 24, test_cases: int = 8,
-                    seed: int = 2021) -> None:
+def prepare_phantom(
+    root: Path, *, size: int = 128, depth: int = 32, train_cases: int = 24, test_cases: int = 8, seed: int = 2021
+) -> None:
     """Write phantoms in the Synapse layout: `train_npz`, `test_vol_h5`, `lists` and the parameters in `phantom.json`.
 
     Every case has a seed of its own, so more cases leave the others as they were, and no test case is a training
@@ -323,8 +328,14 @@ def prepare_phantom(root: Path, *, size: int = 128, depth: int = 32, train_cases
         ValueError: a parameter is out of range, or `root` holds something else or phantoms made otherwise.
         OSError: `root` cannot be written.
     """
-    parameters = {"format": FORMAT_VERSION, "size": size, "depth": depth, "train_cases": train_cases,
-                  "test_cases": test_cases, "seed": seed}
+    parameters = {
+        "format": FORMAT_VERSION,
+        "size": size,
+        "depth": depth,
+        "train_cases": train_cases,
+        "test_cases": test_cases,
+        "seed": seed,
+    }
     for key, value in parameters.items():
         least, most = int(key != "seed"), 999 if key.endswith("cases") else 2**31
         if not least <= value <= most:

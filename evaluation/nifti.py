@@ -8,14 +8,14 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from datasets.base import Geometry, check_image
+from datasets.base import Geometry, Volume, check_image
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -98,9 +98,40 @@ def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None) ->
         partial.unlink(missing_ok=True)
 
 
-def scale_intensity(
-    image: np.ndarray, low: float = -125.0, high: float = 275.0, where: object = "image"
-) -> np.ndarray:
+class NiftiVolumes(Sequence):
+    """The NIfTI images of a folder, or one file, as `Volume`s without labels, intensities scaled as in training.
+
+    Args:
+        path: a .nii or .nii.gz file, or a folder of them.
+        axis_order: see `read_image`.
+        window: HU range that becomes [0, 1], see `scale_intensity`.
+
+    Raises:
+        FileNotFoundError: the path is not there.
+        ValueError: the folder holds no NIfTI file, or two of the same name.
+    """
+
+    def __init__(self, path: Path, *, axis_order: str = "zxy", window: tuple[float, float] = (-125.0, 275.0)) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: is not there; expected a NIfTI file or a folder of them (--input)")
+        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith(_SUFFIXES))
+        if not files:
+            raise ValueError(f"{path}: holds no NIfTI file; expected names that end in .nii.gz or .nii (--input)")
+        self.files = {file.name.removesuffix(".gz").removesuffix(".nii"): file for file in files}
+        if len(self.files) < len(files):
+            raise ValueError(f"{path}: holds the same name as .nii and .nii.gz; keep one of each (--input)")
+        self.axis_order, self.window = axis_order, window
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Volume:
+        name, path = list(self.files.items())[index]
+        image, geometry = read_image(path, self.axis_order)
+        return Volume(name, scale_intensity(image, *self.window, where=path), None, geometry)
+
+
+def scale_intensity(image: np.ndarray, low: float = -125.0, high: float = 275.0, where: object = "image") -> np.ndarray:
     """Clip to the window [low, high] in HU and scale it to [0, 1], float32 (SPEC section 6: [-125, 275]).
 
     Raises:

@@ -54,7 +54,9 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", [p for p in sources() if room_of(p) in MAY_IMPORT], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for p in sources() if room_of(p) in MAY_IMPORT], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_arrows(path: Path) -> None:
     room = room_of(path)
     ours, others = MAY_IMPORT[room]

@@ -58,7 +58,15 @@ class Criterion(nn.Module):
         return {"loss": ce * (0.5 + random.random()), "ce": ce}
 
 
-def build(folder: Path, *, epochs: int = 3, options: Options | None = None, max_steps: int = 0, seed: int = 0, **loader: object) -> Trainer:
+def build(
+    folder: Path,
+    *,
+    epochs: int = 3,
+    options: Options | None = None,
+    max_steps: int = 0,
+    seed: int = 0,
+    **loader: object,
+) -> Trainer:
     folder.mkdir(exist_ok=True)
     random.seed(seed)
     torch.manual_seed(seed)
@@ -86,7 +94,9 @@ def test_rate_as_published() -> None:
     schedule = Schedule(epochs=4, steps_per_epoch=5, base_lr=0.05)
     rates = [schedule.lr_after(-1)] + [schedule.lr_after(n) for n in range(4)]
     # SPEC section 4, and the recorded rates of the published code.
-    assert rates == pytest.approx([0.05, 0.05, 0.047744269081074986, 0.045476628804148114, 0.05 * (1 - 3 / 20) ** 0.9], rel=1e-15)
+    assert rates == pytest.approx(
+        [0.05, 0.05, 0.047744269081074986, 0.045476628804148114, 0.05 * (1 - 3 / 20) ** 0.9], rel=1e-15
+    )
     assert Schedule(4, 5, 0.05, power=0).lr_after(20) == 0.05
     assert Schedule(4, 5, 0.05, max_steps=7).total_steps == 7
 
@@ -128,6 +138,7 @@ def test_max_steps_ends_in_mid_epoch(tmp_path: Path) -> None:
 
 def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     """Two batches of 2 make the step of one batch of 4 where the loss is a mean; an odd last one steps alone."""
+
     class Mean(nn.Module):
         needs_features = False
 
@@ -144,7 +155,13 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
 
     results = []
     for batch_size, accumulation in ((4, 1), (2, 2)):
-        trainer = build(tmp_path / str(batch_size), epochs=2, options=Options(accumulation_steps=accumulation), length=8, batch_size=4)
+        trainer = build(
+            tmp_path / str(batch_size),
+            epochs=2,
+            options=Options(accumulation_steps=accumulation),
+            length=8,
+            batch_size=batch_size,
+        )
         trainer.network[1].p = 0.0
         trainer.criterion, trainer.loader = Mean(), Same(8, batch_size)
         trainer.fit()
@@ -188,7 +205,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_bad_step_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = build(tmp_path, epochs=2, spoil={(0, 1): lambda image: image * float("nan")})
     trainer.fit()
-    assert trainer.step == 5 or trainer.step == 6
+    assert trainer.step == 5, "one of six steps"
     assert all(torch.isfinite(p).all() for p in weights(trainer))
     assert "e0i2, e0i3" in caplog.text
 
@@ -247,4 +264,4 @@ def test_tensorboard_gets_terms_and_panels(tmp_path: Path) -> None:
     assert {name: image.shape for name, image in trainer.writer.images.items()} == {
         f"train/{name}": (1, 4, 4) for name in ("image", "prediction", "truth")
     }
-    assert all(0 <= image.min() and image.max() <= 1 for image in trainer.writer.images.values())
+    assert all(image.min() >= 0 and image.max() <= 1 for image in trainer.writer.images.values())

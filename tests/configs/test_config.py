@@ -24,7 +24,11 @@ PUBLISHED_TEST = (
 
 
 def dotted_keys(node: dict, prefix: str = "") -> set[str]:
-    return {k for key, v in node.items() for k in (dotted_keys(v, f"{prefix}{key}.") if isinstance(v, dict) else {prefix + key})}
+    return {
+        k
+        for key, v in node.items()
+        for k in (dotted_keys(v, f"{prefix}{key}.") if isinstance(v, dict) else {prefix + key})
+    }
 
 
 def test_published_train_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +86,14 @@ def test_every_shipped_yaml_builds_and_holds_only_what_differs(file: Path) -> No
     cfg = get_config(file)
     build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
     content = yaml.safe_load(file.read_text())
-    published = {"MODEL.SWIN.FINAL_UPSAMPLE", "MODEL.SWIN.EMBED_DIM", "MODEL.SWIN.DEPTHS", "MODEL.SWIN.DECODER_DEPTHS",
-                 "MODEL.SWIN.NUM_HEADS", "MODEL.SWIN.WINDOW_SIZE"}
+    published = {
+        "MODEL.SWIN.FINAL_UPSAMPLE",
+        "MODEL.SWIN.EMBED_DIM",
+        "MODEL.SWIN.DEPTHS",
+        "MODEL.SWIN.DECODER_DEPTHS",
+        "MODEL.SWIN.NUM_HEADS",
+        "MODEL.SWIN.WINDOW_SIZE",
+    }
     if file.stem.endswith("_lite"):
         assert published <= dotted_keys(content), "the published file keeps its published keys"
         return
@@ -124,8 +134,16 @@ def test_bad_values(opts: list[str], expected: str) -> None:
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content, expected", [("- 1\n", "holds a list"), ("a: [", "not a yaml file"), ("MODL: {TYPE: unet}", "did you mean MODEL"),
-                                               ("!!python/object/apply:os.system ['true']", "not a yaml file"), ("TRAIN: 3", "expected a section")])
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("- 1\n", "holds a list"),
+        ("a: [", "not a yaml file"),
+        ("MODL: {TYPE: unet}", "did you mean MODEL"),
+        ("!!python/object/apply:os.system ['true']", "not a yaml file"),
+        ("TRAIN: 3", "expected a section"),
+    ],
+)
 def test_bad_files(tmp_path: Path, content: str, expected: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(content)

@@ -21,7 +21,8 @@ def batches(root: Path, epoch: int = 0, start: int = 0, **options: object) -> li
 
 def equal(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x.image, y.image) and torch.equal(x.label, y.label) and x.names == y.names for x, y in zip(a, b, strict=True)
+        torch.equal(x.image, y.image) and torch.equal(x.label, y.label) and x.names == y.names
+        for x, y in zip(a, b, strict=True)
     )
 
 
@@ -65,3 +66,7 @@ def test_mixed_sizes_train_together(tmp_path: Path) -> None:
     with open(root / "lists/train.txt", "a") as file:
         file.write("case0009_slice000\n")
     assert sum(len(b.names) for b in batches(root)) == 3
+
+
+def test_nothing_is_left_after_the_last_batch(synapse: Path) -> None:
+    assert batches(synapse, start=6) == batches(synapse, start=8) == []

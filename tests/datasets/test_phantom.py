@@ -207,7 +207,9 @@ def test_parameters_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, in
 def test_the_default_set_holds_patients_who_lack_an_organ() -> None:
     default = {k: p.default for k, p in inspect.signature(prepare_phantom).parameters.items()}
     for code, split in enumerate(("train_cases", "test_cases")):
-        labels = [make_phantom(np.random.default_rng([default["seed"], code, i]), (8, 24, 24))[1]
-                  for i in range(default[split])]
+        labels = [
+            make_phantom(np.random.default_rng([default["seed"], code, i]), (8, 24, 24))[1]
+            for i in range(default[split])
+        ]
         lacking = [len(np.unique(label)) < CLASSES for label in labels]
         assert 1 <= sum(lacking) <= 0.35 * len(lacking) + 1

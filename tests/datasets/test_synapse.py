@@ -59,9 +59,13 @@ def test_published_files_hold_only_image_and_float_label(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("where", ["root", "part"])
 def test_build(synapse: Path, where: str) -> None:
-    train = build_dataset("Synapse", "train", num_classes=9, root_path=str(synapse if where == "root" else synapse / "train_npz"))
+    train = build_dataset(
+        "Synapse", "train", num_classes=9, root_path=str(synapse if where == "root" else synapse / "train_npz")
+    )
     assert len(train) == 6 and train[0].image.shape == (40, 40) and train[0].name == "case0000_slice000"
-    test = build_dataset("Synapse", "test", num_classes=9, root_path=str(synapse if where == "root" else synapse / "test_vol_h5"))
+    test = build_dataset(
+        "Synapse", "test", num_classes=9, root_path=str(synapse if where == "root" else synapse / "test_vol_h5")
+    )
     assert [v.name for v in test] == ["case0100"] and test[0].image.shape == (3, 40, 40)
     val = build_dataset("Synapse", "val", num_classes=9, root_path=str(synapse), val_cases=1)
     assert [v.name for v in val] == ["case0001"]
@@ -210,8 +214,10 @@ BAD_VOLUMES = {
     "nan": (h5(image=with_nan()[None], label=LABEL[None]), "NaN"),
     "label high": (h5(image=IMAGE[None], label=np.full((1, 16, 16), 12)), "'label' holds 12"),
     "text": (lambda path: path.write_text("hello"), "not a readable h5"),
-    "geometry": (h5(image=IMAGE[None], label=LABEL[None], spacing=[1.0], origin=[0.0] * 3, direction=[0.0] * 9),
-                 "geometry is not understood"),
+    "geometry": (
+        h5(image=IMAGE[None], label=LABEL[None], spacing=[1.0], origin=[0.0] * 3, direction=[0.0] * 9),
+        "geometry is not understood",
+    ),
     "group": (lambda path: h5py.File(path, "w").create_group("image").file.close(), "holds no 'image'"),
 }
 
@@ -256,8 +262,17 @@ def test_missing_things(tmp_path: Path, synapse: Path) -> None:
         build()
 
 
-@pytest.mark.parametrize("content, expected", [(b"", "list is empty"), (b"\n \n", "list is empty"), (b"../x\n", "'../x' is not a plain name"),
-                                               (b"a/b\n", "not a plain name"), (b"\xff\xfe\x00", "not a text file"), (b"..\n", "plain name")])
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"", "list is empty"),
+        (b"\n \n", "list is empty"),
+        (b"../x\n", "'../x' is not a plain name"),
+        (b"a/b\n", "not a plain name"),
+        (b"\xff\xfe\x00", "not a text file"),
+        (b"..\n", "plain name"),
+    ],
+)
 def test_bad_lists(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "train.txt"
     path.write_bytes(content)

@@ -18,7 +18,9 @@ def pair(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     return rng.random(shape, dtype=np.float32), rng.integers(0, 9, shape).astype(np.uint8)
 
 
-def both_kinds(operation: object, image: np.ndarray, label: np.ndarray, *args: object) -> list[tuple[np.ndarray, np.ndarray]]:
+def both_kinds(
+    operation: object, image: np.ndarray, label: np.ndarray, *args: object
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """The result for NumPy arrays, and that for tensors as arrays."""
     tensors = operation(torch.from_numpy(image), torch.from_numpy(label), *args)
     assert all(isinstance(t, torch.Tensor) for t in tensors)

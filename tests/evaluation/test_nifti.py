@@ -103,8 +103,10 @@ def test_real_labels_come_back_voxel_by_voxel_on_their_own_grid(tmp_path, case):
     label, geometry = read_image(EXAMPLES / f"{case}_label.nii.gz")
     write_mask(tmp_path / "mask.nii.gz", label.astype(np.uint8), read_image(image)[1])
     assert grid(tmp_path / "mask.nii.gz") == grid(image)
-    written, original = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in
-                         (tmp_path / "mask.nii.gz", EXAMPLES / f"{case}_label.nii.gz"))
+    written, original = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        for path in (tmp_path / "mask.nii.gz", EXAMPLES / f"{case}_label.nii.gz")
+    )
     np.testing.assert_array_equal(written, original)
     assert orientation(geometry) == {"ct01": "RAS", "ct02": "LPS", "mr01": "LPS"}[case]
 
@@ -124,15 +126,18 @@ def test_equal_masks_make_equal_files(tmp_path):
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-@pytest.mark.parametrize(("name", "mask", "geometry", "error"), [
-    ("mask.nii.gz", np.zeros((2, 2), np.uint8), None, ValueError),
-    ("mask.nii.gz", np.zeros((2, 2, 2), np.int64), None, ValueError),
-    ("mask.png", np.zeros((2, 2, 2), np.uint8), None, ValueError),
-    ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(spacing=(0.0, 1.0, 1.0)), ValueError),
-    ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(direction=(0.0,) * 9), ValueError),
-    ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(axis_order="zzz"), ValueError),
-    ("nowhere/mask.nii.gz", np.zeros((2, 2, 2), np.uint8), None, OSError),
-])
+@pytest.mark.parametrize(
+    ("name", "mask", "geometry", "error"),
+    [
+        ("mask.nii.gz", np.zeros((2, 2), np.uint8), None, ValueError),
+        ("mask.nii.gz", np.zeros((2, 2, 2), np.int64), None, ValueError),
+        ("mask.png", np.zeros((2, 2, 2), np.uint8), None, ValueError),
+        ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(spacing=(0.0, 1.0, 1.0)), ValueError),
+        ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(direction=(0.0,) * 9), ValueError),
+        ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(axis_order="zzz"), ValueError),
+        ("nowhere/mask.nii.gz", np.zeros((2, 2, 2), np.uint8), None, OSError),
+    ],
+)
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, name, mask, geometry, error):
     with pytest.raises(error) as caught:
         write_mask(tmp_path / name, mask, geometry)

@@ -47,7 +47,9 @@ def smooth_volume(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("network", [Bands, Heads])
-@pytest.mark.parametrize("shape, size", [((5, 40, 40), (24, 24)), ((3, 30, 44), (32, 32)), ((1, 24, 24), (24, 24)), ((2, 20, 20), (16, 32))])
+@pytest.mark.parametrize(
+    "shape, size", [((5, 40, 40), (24, 24)), ((3, 30, 44), (32, 32)), ((1, 24, 24), (24, 24)), ((2, 20, 20), (16, 32))]
+)
 @pytest.mark.parametrize("batch_size", [1, 2, 24])
 def test_equals_slice_by_slice(network: type, shape: tuple, size: tuple, batch_size: int) -> None:
     volume = smooth_volume(shape)
@@ -61,7 +63,8 @@ def test_equals_slice_by_slice(network: type, shape: tuple, size: tuple, batch_s
 def test_takes_tensors_and_a_side() -> None:
     volume = smooth_volume((2, 20, 20))
     np.testing.assert_array_equal(
-        predict_volume(Bands(), torch.from_numpy(volume), img_size=16), predict_volume(Bands(), volume, img_size=(16, 16))
+        predict_volume(Bands(), torch.from_numpy(volume), img_size=16),
+        predict_volume(Bands(), volume, img_size=(16, 16)),
     )
 
 
@@ -88,6 +91,10 @@ def test_validate_by_pencil() -> None:
     a_image, b_image = image.copy(), image.copy()
     a_label[0, 0, :4], a_image[0, 0, :2] = 1, 0.5
     b_label[0, 1, :2], b_label[0, 3], b_image[0, 3] = 1, 2, 1.0
-    scores = validate(Bands(), [Volume("a", a_image, a_label), Volume("b", b_image, b_label)], class_names=["one", "two"], img_size=4)
+    scores = validate(
+        Bands(), [Volume("a", a_image, a_label), Volume("b", b_image, b_label)], class_names=["one", "two"], img_size=4
+    )
     assert scores == pytest.approx({"one": (2 * 2 / (4 + 2) + 0) / 2, "two": 1.0, "dice": (1 / 3 + 1) / 2})
-    assert validate(Bands(), [Volume("c", image, np.zeros_like(a_label))], class_names=["one", "two"], img_size=4) == {"dice": 0.0}
+    assert validate(Bands(), [Volume("c", image, np.zeros_like(a_label))], class_names=["one", "two"], img_size=4) == {
+        "dice": 0.0
+    }

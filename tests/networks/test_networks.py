@@ -154,7 +154,9 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     x = torch.randn(2, 1, 32, 32)
     gradients = []
     for use_checkpoint in (False, True):
-        network = build("swin_unet", {**SMALL["swin_unet"], "drop_path_rate": 0.0, "use_checkpoint": use_checkpoint}).train()
+        network = build(
+            "swin_unet", {**SMALL["swin_unet"], "drop_path_rate": 0.0, "use_checkpoint": use_checkpoint}
+        ).train()
         logits, features = FeatureTap(network)(x)
         (logits.square().mean() + features.encoder[1][0].square().mean()).backward()
         gradients.append([p.grad for p in network.parameters()])

@@ -25,8 +25,11 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 def with_buffers(state: dict) -> dict:
     """Add the buffers that published checkpoints carry."""
-    extra = {k.replace("relative_position_bias_table", "relative_position_index"): torch.zeros(16, 16, dtype=torch.int64)
-             for k in state if k.endswith("relative_position_bias_table")}
+    extra = {
+        k.replace("relative_position_bias_table", "relative_position_index"): torch.zeros(16, 16, dtype=torch.int64)
+        for k in state
+        if k.endswith("relative_position_bias_table")
+    }
     return {**state, **extra, "swin_unet.layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
 
 
@@ -62,8 +65,11 @@ def test_takes_safetensors(tmp_path: Path) -> None:
 def imagenet_state(embed_dim: int = 8) -> dict:
     """A Swin classifier with depths 2/2/6/2, as the public file holds it."""
     encoder = build_network("swin_unet", num_classes=2, **{**SWIN, "embed_dim": embed_dim, "depths": (2, 2, 6, 2)})
-    state = {k.removeprefix("swin_unet."): torch.full_like(v, float(i)) for i, (k, v) in enumerate(encoder.state_dict().items())
-             if k.startswith(("swin_unet.patch_embed.", "swin_unet.layers.", "swin_unet.norm."))}
+    state = {
+        k.removeprefix("swin_unet."): torch.full_like(v, float(i))
+        for i, (k, v) in enumerate(encoder.state_dict().items())
+        if k.startswith(("swin_unet.patch_embed.", "swin_unet.layers.", "swin_unet.norm."))
+    }
     return {**state, "head.weight": torch.zeros(10, 8 * embed_dim), "head.bias": torch.zeros(10)}
 
 
@@ -90,7 +96,9 @@ def test_imagenet_start_fills_the_encoder_and_mirrors_it(tmp_path: Path) -> None
 
 def test_imagenet_file_of_another_width_is_refused(tmp_path: Path) -> None:
     torch.save({"model": imagenet_state(embed_dim=16)}, tmp_path / "swin.pth")
-    with pytest.raises(ValueError, match=r"swin.pth: is of another network: .* has shape \(16, 3, 4, 4\), expected \(8"):
+    with pytest.raises(
+        ValueError, match=r"swin.pth: is of another network: .* has shape \(16, 3, 4, 4\), expected \(8"
+    ):
         load_weights(swin(), tmp_path / "swin.pth")
 
 
@@ -150,8 +158,10 @@ class Malicious:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("save", [lambda content, path: torch.save(content, path),
-                                  lambda content, path: path.write_bytes(pickle.dumps(content))])
+@pytest.mark.parametrize(
+    "save",
+    [lambda content, path: torch.save(content, path), lambda content, path: path.write_bytes(pickle.dumps(content))],
+)
 def test_code_in_a_file_is_never_run(tmp_path: Path, save: object) -> None:
     save({"model": Malicious(tmp_path / "ran")}, tmp_path / "w.pth")
     message = refused(tmp_path / "w.pth")

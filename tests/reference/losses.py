@@ -52,9 +52,12 @@ def naive_pool(f: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     out = np.empty(f.shape[:2] + tuple(size))
     for cell in np.ndindex(*size):
         window = tuple(
-            slice(i * big // small, -(-(i + 1) * big // small)) for i, small, big in zip(cell, size, f.shape[2:], strict=True)
+            slice(i * big // small, -(-(i + 1) * big // small))
+            for i, small, big in zip(cell, size, f.shape[2:], strict=True)
         )
-        out[(slice(None), slice(None), *cell)] = f[(slice(None), slice(None), *window)].mean(axis=tuple(range(2, f.ndim)))
+        out[(slice(None), slice(None), *cell)] = f[(slice(None), slice(None), *window)].mean(
+            axis=tuple(range(2, f.ndim))
+        )
     return out
 
 
@@ -69,6 +72,7 @@ def naive_inter(s: np.ndarray, t: np.ndarray) -> float:
 
 def naive_kdloss(encoder: list, decoder: list, final: np.ndarray, lambda_1: float, lambda_2: float) -> float:
     """Stages as lists of block maps, encoder fine to coarse, decoder coarse to fine."""
+
     def scr(block: int) -> float:
         return float(np.mean([naive_inter(stage[block], final) for stage in [*decoder, *encoder]]))
 

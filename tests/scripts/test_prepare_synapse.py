@@ -170,12 +170,15 @@ def test_again_and_in_two_processes_gives_the_same(tmp_path, monkeypatch):
     assert names == {str(path.relative_to(tmp_path / "two")) for path in (tmp_path / "two").rglob("*")}
 
 
-@pytest.mark.parametrize(("options", "train", "test", "said"), [
-    ((), ["case0001", "case0061", "case0062"], [], "not being the official cases"),
-    (("--test_cases", "0061"), ["case0001", "case0062"], ["case0061"], "as asked"),
-    (("--train_cases", "case0061"), ["case0061"], [], "left out, named in neither list: case0001, case0062"),
-    (("--train_cases", "0061", "--test_cases", "0062"), ["case0061"], ["case0062"], "left out"),
-])
+@pytest.mark.parametrize(
+    ("options", "train", "test", "said"),
+    [
+        ((), ["case0001", "case0061", "case0062"], [], "not being the official cases"),
+        (("--test_cases", "0061"), ["case0001", "case0062"], ["case0061"], "as asked"),
+        (("--train_cases", "case0061"), ["case0061"], [], "left out, named in neither list: case0001, case0062"),
+        (("--train_cases", "0061", "--test_cases", "0062"), ["case0061"], ["case0062"], "left out"),
+    ],
+)
 def test_who_trains_and_who_tests(tmp_path, capfd, options, train, test, said):
     raw, out = official(tmp_path / "raw", 1, 61, 62), tmp_path / "out"
     assert prepare(raw, out, *options) == 0
@@ -221,8 +224,10 @@ BAD_RAW = {
     "label missing": (lambda raw: (raw / LABEL).unlink(), ("img0006.nii.gz", "no label")),
     "image missing": (lambda raw: (raw / IMG).unlink(), ("label0006.nii.gz", "no image")),
     "twice": (lambda raw: save(raw / "Training/img/img0006.nii", ct(6)), ("img0006.nii", "second image of case0006")),
-    "same name": (lambda raw: [save(raw / f"case0006_{half}.nii", organs(6)) for half in ("image", "label")],
-                  ("case0006", "img0006.nii.gz")),
+    "same name": (
+        lambda raw: [save(raw / f"case0006_{half}.nii", organs(6)) for half in ("image", "label")],
+        ("case0006", "img0006.nii.gz"),
+    ),
     "size": (lambda raw: save(raw / LABEL, organs(6)[:2]), ("label0006.nii.gz", "(2, 4, 5)", "(3, 4, 5)")),
     "spacing": (lambda raw: spoil_header(raw, spacing=(0.7, 0.81, 3.0)), ("label0006.nii.gz", "spacing", "0.81")),
     "origin": (lambda raw: spoil_header(raw, origin=(-10.0, 20.5, 276.25)), ("label0006.nii.gz", "origin", "276.25")),
@@ -250,17 +255,20 @@ def test_bad_raw_data_is_refused(tmp_path, capfd, kind):
     assert not [path for path in out.rglob("*") if "0006" in path.name], "nothing of the bad case may be left"
 
 
-@pytest.mark.parametrize(("options", "parts"), [
-    (("--test_cases", "0099"), ("--test_cases", "'0099'", "case0005, case0008")),
-    (("--train_cases", "nobody"), ("--train_cases", "'nobody'")),
-    (("--train_cases", "0005", "--test_cases", "0005"), ("--train_cases", "both name case0005")),
-    (("--labels", "synapse8"), ("label0005.nii.gz", "expected whole numbers 0..8", "--labels btcv13")),
-    (("--labels", "other"), ("--labels", "other", "btcv13")),
-    (("--window", "5", "5"), ("--window",)),
-    (("--jobs", "0"), ("--jobs is 0",)),
-    (("--axis_order", "xyz"), ("--axis_order", "xyz")),
-    (("--no_such_option",), ("--no_such_option",)),
-])
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--test_cases", "0099"), ("--test_cases", "'0099'", "case0005, case0008")),
+        (("--train_cases", "nobody"), ("--train_cases", "'nobody'")),
+        (("--train_cases", "0005", "--test_cases", "0005"), ("--train_cases", "both name case0005")),
+        (("--labels", "synapse8"), ("label0005.nii.gz", "expected whole numbers 0..8", "--labels btcv13")),
+        (("--labels", "other"), ("--labels", "other", "btcv13")),
+        (("--window", "5", "5"), ("--window",)),
+        (("--jobs", "0"), ("--jobs is 0",)),
+        (("--axis_order", "xyz"), ("--axis_order", "xyz")),
+        (("--no_such_option",), ("--no_such_option",)),
+    ],
+)
 def test_bad_options_are_refused(tmp_path, capfd, options, parts):
     out = tmp_path / "out"
     assert prepare(official(tmp_path / "raw", 5, 8), out, *options) == 2

@@ -12,7 +12,9 @@ from selfreg import KDloss, inter_fd, intra_fd
 from tests.reference.losses import naive_inter, naive_intra, naive_kdloss
 
 
-def maps(blocks: int, batch: int = 2, seed: int = 0, space: tuple[int, ...] = (16, 16)) -> tuple[list, list, torch.Tensor]:
+def maps(
+    blocks: int, batch: int = 2, seed: int = 0, space: tuple[int, ...] = (16, 16)
+) -> tuple[list, list, torch.Tensor]:
     """Encoder (4 stages), decoder (3 stages) and final map, float64, channels doubling as space halves."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -54,8 +56,15 @@ def test_a_stage_may_be_one_map() -> None:
     assert listed == bare
 
 
-@pytest.mark.parametrize("student, teacher", [((2, 4, 8, 8), (2, 6, 4, 4)), ((2, 6, 4, 4), (2, 4, 8, 8)),
-                                              ((1, 4, 7, 5), (1, 4, 3, 9)), ((2, 4, 4, 4, 6), (2, 2, 8, 8, 8))])
+@pytest.mark.parametrize(
+    "student, teacher",
+    [
+        ((2, 4, 8, 8), (2, 6, 4, 4)),
+        ((2, 6, 4, 4), (2, 4, 8, 8)),
+        ((1, 4, 7, 5), (1, 4, 3, 9)),
+        ((2, 4, 4, 4, 6), (2, 2, 8, 8, 8)),
+    ],
+)
 def test_inter_equals_plain_loops(student: tuple, teacher: tuple) -> None:
     s, t = torch.randn(student, dtype=torch.float64), torch.randn(teacher, dtype=torch.float64)
     random.seed(2)
@@ -106,7 +115,9 @@ def test_half_precision_is_summed_in_float32() -> None:
     random.seed(4)
     exact = KDloss(1.0)(encoder, decoder, final).item()
     random.seed(4)
-    half = KDloss(1.0)([[x.bfloat16() for x in s] for s in encoder], [[x.bfloat16() for x in s] for s in decoder], final.bfloat16())
+    half = KDloss(1.0)(
+        [[x.bfloat16() for x in s] for s in encoder], [[x.bfloat16() for x in s] for s in decoder], final.bfloat16()
+    )
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(exact, rel=1e-2)
 
