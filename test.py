@@ -18,8 +18,7 @@ _log = logging.getLogger("test.py")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate or predict as the command line says; returns 0 when done, 2 on bad input."""
-    args = test_parser().parse_args(argv)
-    return run_guarded("test.py", lambda: _test(args))
+    return run_guarded("test.py", lambda: _test(test_parser().parse_args(argv)))
 
 
 # Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.

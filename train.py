@@ -20,8 +20,7 @@ _PUBLISHED_BATCH = 24
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns 0 done, 2 bad input, 3 diverged, 130 or 143 interrupted."""
-    args = train_parser().parse_args(argv)
-    return run_guarded("train.py", lambda: _train(args))
+    return run_guarded("train.py", lambda: _train(train_parser().parse_args(argv)))
 
 
 # Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.

@@ -74,7 +74,7 @@ def check_writable(path: Path, option: str) -> None:
 
 def whole_or_absent(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, and put it in place only when it is complete."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".partial-{path.name}")  # the suffix stays: writers choose their format by it
     try:
         write(temporary)
         with open(temporary, "rb") as file:

@@ -37,10 +37,10 @@ FLAGS = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line on standard error, exit code 2."""
+    """An argument parser that leaves its errors to `run_guarded`: one line on standard error, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -126,7 +126,7 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
         return command()
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         logging.getLogger(prog).debug("stopped by", exc_info=True)  # the whole story, for log.txt alone
         sys.stderr.write(f"{prog}: error: {_one_line(error)}\n")
         return 2
@@ -134,6 +134,8 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
 
 def _one_line(error: Exception) -> str:
     """An error in one line; one that a loading process passed on ends with the message itself."""
+    if isinstance(error, MemoryError):
+        return "out of memory; give a smaller --batch_size, or fewer --workers or --jobs"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; give another path, or mend its permissions"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

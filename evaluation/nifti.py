@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import re
 import struct
 import zlib
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from datasets.base import Geometry, Volume, check_image
+from utils import whole_or_absent
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -80,22 +80,19 @@ def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None) ->
     path, geometry = Path(path), geometry or Geometry()
     if mask.ndim != 3 or mask.dtype != np.uint8:
         raise ValueError(f"{path}: the mask has shape {mask.shape} and dtype {mask.dtype}; expected (D, H, W) of uint8")
-    suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
-    if suffix is None:
+    if not path.name.endswith(_SUFFIXES):
         raise ValueError(f"{path}: cannot be written; expected a name that ends in .nii.gz or .nii")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: cannot be written, there is no folder {path.parent}; make it first")
-    # SimpleITK chooses the format by the suffix, so the temporary name keeps it.
-    partial = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.partial{suffix}")
-    try:
+
+    def write(partial: Path) -> None:
         with _quiet() as sitk:
             image = _to_image(sitk, mask, geometry, path)
             _write_image(sitk, image, partial, path)
         if read_header(partial, geometry.axis_order)[1] != geometry:
             _write_sform(partial, geometry)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    whole_or_absent(path, write)
 
 
 class NiftiVolumes(Sequence):

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import Volume
+from datasets.base import Geometry, Volume
 from evaluation import html
 from evaluation.metrics import METRICS, ClassScores
+from utils import whole_or_absent
 
 CONVENTIONS = ("published", "strict")
 
@@ -127,7 +127,8 @@ def write_overlay(path: Path, volume: Volume, prediction: np.ndarray, class_name
 
     The slice is the one whose truth has most classes, then most labelled voxels; without a label the prediction
     decides and the panel of the truth is left out. `prediction` is (D, H, W), classes numbered from 1 as in
-    `class_names`; the image is (D, H, W), or in colour (D, H, W, 3) or (D, 3, H, W).
+    `class_names`; the image is (D, H, W), or in colour (D, H, W, 3) or (D, 3, H, W). Where the geometry is known,
+    an axial slice lies as a radiologist reads it.
 
     Raises:
         ValueError: the shapes do not fit together, or a class has no name.
@@ -146,7 +147,8 @@ def write_overlay(path: Path, volume: Volume, prediction: np.ndarray, class_name
     FigureCanvasAgg(figure)
     picture = _display(volume.image[index])
     for axes, (title, labels) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axes.imshow(picture if labels is None else _paint(picture, labels), aspect="equal", interpolation="nearest")
+        shown = _upright(picture if labels is None else _paint(picture, labels), volume.geometry)
+        axes.imshow(shown, aspect="equal", interpolation="nearest")
         axes.set_title(title, fontsize=11)
         axes.set_axis_off()
     title = f"{volume.name}, slice {index + 1} of {len(prediction)}"
@@ -255,6 +257,21 @@ def _display(plane: np.ndarray) -> np.ndarray:
     return np.broadcast_to(plane, (*plane.shape[:2], 3))
 
 
+def _upright(picture: np.ndarray, geometry: Geometry | None) -> np.ndarray:
+    """An axial slice (H, W, 3) with anterior up and the patient's right at the left; any other one as it is stored."""
+    if geometry is None or geometry.axis_order[0] != "z":
+        return picture
+    # Rows and columns of the file's direction matrix: patient axes (left, posterior, superior) by file axes.
+    by_axis = dict(zip("xyz", np.reshape(geometry.direction, (3, 3)).T, strict=True))
+    towards = [by_axis[axis] for axis in geometry.axis_order[1:]]
+    patient_axes = [int(np.abs(direction).argmax()) for direction in towards]
+    if sorted(patient_axes) != [0, 1]:
+        return picture
+    flipped = [i for i, direction in enumerate(towards) if direction[patient_axes[i]] < 0]
+    picture = np.flip(picture, axis=flipped)
+    return picture.swapaxes(0, 1) if patient_axes == [0, 1] else picture
+
+
 def _paint(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The (H, W, 3) picture with each class of (H, W) labels laid over it in its colour."""
     painted = picture.copy()
@@ -277,9 +294,4 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; folders that are missing are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    whole_or_absent(path, lambda partial: partial.write_bytes(content))

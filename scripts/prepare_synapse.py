@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -51,14 +50,11 @@ class Case:
     largest_raw: int = 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = _Parser(prog="prepare_synapse.py", description="Turn raw CT volumes into the Synapse layout.")
+    from configs.arguments import OneLineParser
+
+    parser = OneLineParser(prog="prepare_synapse.py", description="Turn raw CT volumes into the Synapse layout.")
     add = parser.add_argument
     add("raw", type=Path, metavar="RAW", help=f"folder of NIfTI pairs, at any depth: {_EXPECTED_NAMES}")
     add("out", type=Path, metavar="OUT", help="gets train_npz/, test_vol_h5/ and lists/")
@@ -199,6 +195,7 @@ def prepare_case(case: Case, *, out: Path, labels: str, window: tuple[float, flo
     """
     from datasets.synapse import ORGANS, slice_name, slice_path, volume_path, write_slice, write_volume
     from evaluation.nifti import read_image, scale_intensity
+    from utils import whole_or_absent
 
     image, geometry = read_image(case.image, axis_order)
     raw, _ = read_image(case.label, axis_order)
@@ -209,26 +206,17 @@ def prepare_case(case: Case, *, out: Path, labels: str, window: tuple[float, flo
         if case.split == "train":
             for index in range(len(image)):
                 path = slice_path(out / "train_npz", slice_name(case.name, index))
-                _write_whole(path, lambda file, i=index: write_slice(file, image[i], label[i], geometry))
+                whole_or_absent(path, lambda file, i=index: write_slice(file, image[i], label[i], geometry))
                 written.append(path)
         else:
             path = volume_path(out / "test_vol_h5", case.name)
-            _write_whole(path, lambda file: write_volume(file, image, label, geometry))
+            whole_or_absent(path, lambda file: write_volume(file, image, label, geometry))
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
         raise
     voxels = np.bincount(label.ravel(), minlength=len(ORGANS) + 1)
     return replace(case, voxels=tuple(voxels.tolist()), largest_raw=int(raw.max()))
-
-
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    unfinished = path.with_name(f".partial-{path.name}")
-    try:
-        write(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def prepare_all(cases: Sequence[Case], prepare: Callable[[Case], Case], jobs: int) -> Iterator[Case]:
@@ -248,6 +236,7 @@ def prepare_all(cases: Sequence[Case], prepare: Callable[[Case], Case], jobs: in
 def write_lists(cases: Sequence[Case], out: Path) -> None:
     """Write lists/train.txt, one slice a line, and lists/test_vol.txt, one case a line."""
     from datasets.synapse import slice_name
+    from utils import whole_or_absent
 
     names = {
         "train": [slice_name(case.name, i) for case in cases if case.split == "train" for i in range(case.shape[0])],
@@ -255,10 +244,10 @@ def write_lists(cases: Sequence[Case], out: Path) -> None:
     }
     for name, lines in names.items():
         text = "".join(f"{line}\n" for line in lines)
-        _write_whole(out / "lists" / f"{name}.txt", lambda file, text=text: file.write_text(text))
+        whole_or_absent(out / "lists" / f"{name}.txt", lambda file, text=text: file.write_text(text))
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Check everything, prepare every case, write the lists last."""
     low, high = args.window
     if args.jobs < 1:
@@ -287,6 +276,7 @@ def run(args: argparse.Namespace) -> None:
             with suppress(OSError):
                 folder.rmdir()
     _report(done, args.out, args.labels)
+    return 0
 
 
 def _numbers(values: Iterable[float]) -> str:
@@ -325,22 +315,12 @@ def _report(cases: Sequence[Case], out: Path, labels: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the data set; returns 0, or 2 after one line on standard error that says what is wrong."""
-    try:
-        args = build_parser().parse_args(argv)
-        root = str(Path(__file__).resolve().parent.parent)
-        if root not in sys.path:
-            sys.path.insert(0, root)
-        run(args)
-    except KeyboardInterrupt:
-        print("prepare_synapse.py: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, MemoryError) as error:
-        text = "out of memory; give fewer --jobs" if isinstance(error, MemoryError) else str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.filename}: {error.strerror}; expected files to read below RAW and a folder OUT to write to"
-        print(f"prepare_synapse.py: {' '.join(text.split())}", file=sys.stderr)
-        return 2
-    return 0
+    root = str(Path(__file__).resolve().parent.parent)
+    if root not in sys.path:  # the project is run from a clone, not installed
+        sys.path.insert(0, root)
+    from configs.arguments import run_guarded
+
+    return run_guarded("prepare_synapse.py", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -67,10 +67,7 @@ def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
 
     def run(main: Callable, argv: list) -> str:
         capsys.readouterr()
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as stop:  # argparse ends this way
-            code = stop.code
+        code = main([str(word) for word in argv])
         error = capsys.readouterr().err
         assert code == 2, f"exit code {code}: {error}"
         assert error.count("\n") == 1 and error.endswith("\n"), error

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "networks": ({"selfreg"}, {"torch", "timm", "einops", "safetensors"}),
     "datasets": (set(), {"numpy", "scipy", "torch", "h5py"}),
     "evaluation": (
-        {"datasets"},  # what a volume is, and the one resize there is
+        {"datasets", "utils"},  # what a volume is, the one resize there is, files that are whole or absent
         {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL"},
     ),
     "utils": (set(), {"numpy", "torch"}),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base import Volume
+import utils
+from datasets.base import Geometry, Volume
 from evaluation import report
 from evaluation.metrics import METRICS, ClassScores, compare_classes
 from evaluation.report import CaseResult, summarise
@@ -164,7 +165,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, existing):
     def full_disk(source, target):
         raise OSError("no space left")
 
-    monkeypatch.setattr(report.os, "replace", full_disk)
+    monkeypatch.setattr(utils.os, "replace", full_disk)
     with pytest.raises(OSError, match="no space left"):
         report.write_summary(path, summarise(results(), ORGANS))
     assert [file.read_text() for file in tmp_path.iterdir()] == (["before"] if existing else [])
@@ -332,3 +333,23 @@ def test_from_label_arrays_to_the_summary():
     # Class 2 is 15 columns wide and predicted two columns off: 13 of 15 in common.
     assert summary["published"]["per_class"]["spleen"]["dice"] == pytest.approx(13 / 15)
     assert summary["strict"]["undefined"]["hd95"] == 0
+
+
+@pytest.mark.parametrize("axis_order", ["zxy", "zyx"])
+@pytest.mark.parametrize("signs", [(1, 1), (-1, -1), (-1, 1)])
+def test_an_axial_slice_is_shown_upright(axis_order: str, signs: tuple[int, int]) -> None:
+    # The brightest corner is the patient's right anterior: top left to a radiologist. LPS: right is -x, anterior -y.
+    x, y = (0 if sign > 0 else -1 for sign in signs)
+    plane = np.zeros((4, 6, 3))  # rows y, columns x
+    plane[y, x] = 1.0
+    direction = (signs[0], 0, 0, 0, signs[1], 0, 0, 0, 1)
+    stored = plane if axis_order == "zyx" else plane.swapaxes(0, 1)
+    shown = report._upright(stored, Geometry(direction=direction, axis_order=axis_order))
+    assert shown.shape == (4, 6, 3) and shown[0, 0, 0] == 1.0
+
+
+def test_other_slices_are_shown_as_stored() -> None:
+    plane = np.random.default_rng(0).random((4, 6, 3))
+    assert report._upright(plane, None) is plane
+    sagittal = Geometry(direction=(0, 0, 1, 1, 0, 0, 0, 1, 0))
+    assert report._upright(plane, sagittal) is plane
