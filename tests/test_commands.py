@@ -453,7 +453,8 @@ def test_test_refuses(trained: tuple[Path, Path], tmp_path: Path, refused: Refus
 
     assert "neither --output_dir nor --checkpoint" in message()
     assert "holds no weights" in message("--output_dir", tmp_path)
-    assert "absent.pth: no such checkpoint" in message("--checkpoint", "absent.pth", "--output", tmp_path / "o", *NETWORK)
+    absent = ["--checkpoint", "absent.pth", "--output", tmp_path / "o", *NETWORK]
+    assert "absent.pth: no such checkpoint" in message(*absent)
     assert "--output is not given" in message("--checkpoint", run / "best.pth")
     (tmp_path / "file").write_text("")
     assert "is a file" in message("--checkpoint", run, "--output", tmp_path / "file")

@@ -100,7 +100,8 @@ def test_selfreg_needs_torch_alone() -> None:
 
 @pytest.mark.parametrize("command", ["train.py", "test.py"])
 def test_help_needs_no_torch(command: str) -> None:
-    code = f"import sys, runpy; sys.argv = ['{command}', '--help']\ntry: runpy.run_path('{command}', run_name='__main__')\n"
+    code = f"import sys, runpy; sys.argv = ['{command}', '--help']\n"
+    code += f"try: runpy.run_path('{command}', run_name='__main__')\n"
     code += "except SystemExit as stop: assert stop.code == 0\nassert 'torch' not in sys.modules\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

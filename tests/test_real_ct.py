@@ -1,4 +1,4 @@
-"""Real CT from NIfTI to masks: two patients, other scanners, other grids. Their labels are a model's: no accuracy here."""
+"""Real CT from NIfTI to masks: two patients, two scanners. Their labels are a model's: no accuracy here."""
 
 from __future__ import annotations
 

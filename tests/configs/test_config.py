@@ -14,12 +14,12 @@ from networks import build_network
 from tests.conftest import ROOT
 
 PUBLISHED_TRAIN = (
-    "--dataset Synapse --cfg configs/swin_tiny_patch4_window7_224_lite.yaml --max_epochs 150 --output_dir 11_1  --gpu_id 0 "
-    "--img_size 224 --base_lr 0.05 --batch_size 32 --lambda_x 0.010"
+    "--dataset Synapse --cfg configs/swin_tiny_patch4_window7_224_lite.yaml --max_epochs 150 --output_dir 11_1 "
+    " --gpu_id 0 --img_size 224 --base_lr 0.05 --batch_size 32 --lambda_x 0.010"
 ).split()
 PUBLISHED_TEST = (
-    "--dataset Synapse --cfg configs/swin_tiny_patch4_window7_224_lite.yaml --is_saveni --output_dir 11_1 --max_epoch 150 "
-    "--base_lr 0.05 --img_size 224 --batch_size 24"
+    "--dataset Synapse --cfg configs/swin_tiny_patch4_window7_224_lite.yaml --is_saveni --output_dir 11_1 "
+    "--max_epoch 150 --base_lr 0.05 --img_size 224 --batch_size 24"
 ).split()
 
 

@@ -163,7 +163,10 @@ BAD_SLICES = {
     "empty array": (savez(image=np.zeros((0, 4)), label=np.zeros((0, 4))), "at least one pixel"),
     "empty file": (lambda path: path.write_bytes(b""), "not a readable npz"),
     "text": (lambda path: path.write_text("hello"), "not a readable npz"),
-    "bare npy": (lambda path: np.save(open(path, "wb"), IMAGE), "not a readable npz"),
+    "bare npy": (
+        lambda path: np.save(path.with_suffix(".npy"), IMAGE) or path.with_suffix(".npy").rename(path),
+        "not a readable npz",
+    ),
 }
 
 

@@ -1,0 +1,61 @@
+"""What README prints runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+import torch
+from torch import nn
+
+from configs import arguments
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_loss_on_your_own_network() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enc1 = nn.Conv2d(1, 4, 3, padding=1)
+            self.enc2 = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+            self.dec1 = nn.ConvTranspose2d(8, 4, 2, stride=2)
+            self.head = nn.Conv2d(4, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.dec1(self.enc2(self.enc1(x))))
+
+    network = Own()
+    names = {
+        "network": network,
+        "image": torch.randn(2, 1, 16, 16),
+        "label": torch.randint(0, 3, (2, 16, 16)),
+        "segmentation_loss": nn.CrossEntropyLoss(),
+    }
+    exec(block, names)
+    names["loss"].backward()
+    assert torch.equal(names["logits"], network(names["image"]))
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("line", re.findall(r"^ {4}python ((?:train|test)\.py .*)$", README, re.MULTILINE))
+def test_command_lines_parse(line: str) -> None:
+    script, *words = shlex.split(line, comments=True)
+    parser = arguments.train_parser() if script == "train.py" else arguments.test_parser()
+    parser.parse_args(words)
+
+
+def test_flags_and_files_exist() -> None:
+    parsers = (arguments.train_parser(), arguments.test_parser())
+    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    # Abbreviations of the published commands, and flags of prepare_synapse.py.
+    known |= {"--is_saveni", "--max_epoch", "--labels", "--test_cases", "--jobs"}
+    assert set(re.findall(r"--[a-z][a-z_0-9-]*", README)) <= known
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for config in re.findall(r"configs/[a-z_0-9]+\.yaml", README):
+        assert (ROOT / config).is_file(), config
