@@ -34,7 +34,7 @@ def default_config() -> CfgNode:
                 "VAL_CASES": 0,  # training cases held out for validation; 0 as published
                 "WINDOW": [-125.0, 275.0],  # HU range of a NIfTI input, as in the prepared data
                 "AXIS_ORDER": "zxy",  # of a NIfTI input, as in the prepared data
-                "PHANTOM": {"SIZE": 128, "DEPTH": 32, "TRAIN_CASES": 24, "TEST_CASES": 6, "SEED": 0},
+                "PHANTOM": {"SIZE": 96, "DEPTH": 32, "TRAIN_CASES": 24, "TEST_CASES": 8, "SEED": 2021},
             },
             "AUG": {
                 "ROT_FLIP": 0.5,  # probability of a rotation by k*90 degrees and a flip

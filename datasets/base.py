@@ -130,6 +130,14 @@ def check_pair(
     return check_image(image, where), check_label(label, num_classes, where)
 
 
-def first_missing(paths: Iterable[Path]) -> Path | None:
-    """The first path that is not a file, or None."""
-    return next((path for path in paths if not path.is_file()), None)
+def require_listed(paths: Iterable[Path]) -> None:
+    """Make sure that every file that a list names is there.
+
+    Raises:
+        FileNotFoundError: the first that is not.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: is named in the list but is not there; make it, or mend the list (--list_dir)"
+            )

@@ -185,9 +185,8 @@ def _pancreas(space: _Space) -> np.ndarray:
 
 
 def _gallbladder(space: _Space) -> np.ndarray:
-    size = space.vary(1.0, 0.2)
-    points = [space.near(p, 3.0) for p in ((-14.0, -52.0, -44.0), (14.0, -42.0, -26.0))]
-    return space.tube(points, [15.0 * size, 9.0 * size])
+    size, way = space.vary(1.0, 0.2), ((-14.0, -52.0, -44.0), (14.0, -42.0, -26.0))
+    return space.tube([space.near(p, 3.0) for p in way], [15.0 * size, 9.0 * size])
 
 
 def _aorta(space: _Space) -> np.ndarray:
@@ -262,8 +261,7 @@ def make_phantom(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple
     blur = [1.6 * n / e for n, e in zip(shape, EXTENT, strict=True)]
     hu = ndimage.gaussian_filter(np.clip(hu, -300.0, 400.0), blur, mode="nearest")
     hu += space.smooth(4.0) + rng.uniform(9.0, 18.0) * rng.standard_normal(shape, dtype=np.float32)
-    low, high = WINDOW
-    return np.clip((hu - low) / (high - low), 0.0, 1.0).astype(np.float32), label
+    return np.clip((hu - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0.0, 1.0).astype(np.float32), label
 
 
 def _save_case(root: Path, split: str, number: int, shape: tuple[int, int, int], seed: int) -> list[str]:
@@ -306,8 +304,8 @@ def _is_there(root: Path, wanted: dict[str, int]) -> bool:
             f"{root}: is there but holds no phantoms ({_MANIFEST} is missing or damaged); "
             "expected an empty or new folder, so name another one or move this one away"
         )
-    names = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-    differs = [f"{key} is {found.get(key)}, not {wanted.get(key)}" for key in names]
+    pairs = [(key, found.get(key), wanted.get(key)) for key in {**wanted, **found}]
+    differs = [f"{key} is {old}, not {new}" for key, old, new in pairs if old != new]
     if differs:
         raise ValueError(
             f"{root}: holds phantoms made otherwise ({', '.join(differs)}); "
@@ -317,7 +315,7 @@ def _is_there(root: Path, wanted: dict[str, int]) -> bool:
 
 
 def prepare_phantom(
-    root: Path, *, size: int = 128, depth: int = 32, train_cases: int = 24, test_cases: int = 8, seed: int = 2021
+    root: Path, *, size: int = 96, depth: int = 32, train_cases: int = 24, test_cases: int = 8, seed: int = 2021
 ) -> None:
     """Write phantoms in the Synapse layout: `train_npz`, `test_vol_h5`, `lists` and the parameters in `phantom.json`.
 
@@ -328,14 +326,8 @@ def prepare_phantom(
         ValueError: a parameter is out of range, or `root` holds something else or phantoms made otherwise.
         OSError: `root` cannot be written.
     """
-    parameters = {
-        "format": FORMAT_VERSION,
-        "size": size,
-        "depth": depth,
-        "train_cases": train_cases,
-        "test_cases": test_cases,
-        "seed": seed,
-    }
+    cases = {"train_cases": train_cases, "test_cases": test_cases}
+    parameters = {"format": FORMAT_VERSION, "size": size, "depth": depth, **cases, "seed": seed}
     for key, value in parameters.items():
         least, most = int(key != "seed"), 999 if key.endswith("cases") else 2**31
         if not least <= value <= most:

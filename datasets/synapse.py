@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import Geometry, Sample, Volume, check_pair, first_missing
+from datasets.base import Geometry, Sample, Volume, check_pair, require_listed
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 
@@ -151,11 +151,7 @@ class SynapseSlices(Dataset):
 
     def __init__(self, folder: Path, names: Sequence[str], num_classes: int) -> None:
         self.folder, self.names, self.num_classes = folder, list(names), num_classes
-        missing = first_missing(slice_path(folder, name) for name in self.names)
-        if missing is not None:
-            raise FileNotFoundError(
-                f"{missing}: is named in the list but is not there; make it, or mend the list (--list_dir)"
-            )
+        require_listed(slice_path(folder, name) for name in self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -170,11 +166,7 @@ class SynapseVolumes(Sequence):
 
     def __init__(self, folder: Path, names: Sequence[str], num_classes: int) -> None:
         self.paths, self.num_classes = [volume_path(folder, name) for name in names], num_classes
-        missing = first_missing(self.paths)
-        if missing is not None:
-            raise FileNotFoundError(
-                f"{missing}: is named in the list but is not there; make it, or mend the list (--list_dir)"
-            )
+        require_listed(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
