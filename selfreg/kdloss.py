@@ -66,6 +66,7 @@ def intra_fd(f: Tensor, name: str = "the feature map") -> Tensor:
     with torch.no_grad():
         flat = f.flatten(2)
         norm = torch.linalg.vector_norm(flat, dim=2).clamp_min(1e-12)
+        # Not a stable sort: dead channels tie, and the published pairing of ties is that of torch's default.
         order = (flat.mean(dim=2) / norm).mean(dim=0).argsort(descending=True)
     strong, weak = order.chunk(2)
     return F.mse_loss(f.index_select(1, strong), f.index_select(1, weak))

@@ -1,0 +1,90 @@
+"""The first optimiser steps of the published training loops, through our trainer."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.loading import Batch
+from losses import Criterion, KDloss
+from networks import build_network
+from selfreg import FeatureTap
+from tests.reference import golden
+from trainer import Options, Schedule, Trainer
+
+NAMES = ("swin_unet_nc9_sgd", "swin_unet_nc4_acdc_adamw", "unet_hd_bilinear_nc9_sgd", "unet_hd_bilinear_nc4_acdc_adamw")
+CASES = golden.available(*(f"train/{name}" for name in NAMES))
+DTYPES = {"f64": torch.float64, "f32": torch.float32}
+
+
+class OneBatch:
+    """A loader's face: the batch is handed to the trainer step by step."""
+
+    batch_size = 1
+
+    class sampler:
+        length = 1
+
+
+def build(figures: dict, dtype: torch.dtype, folder: Path) -> tuple[Trainer, Batch]:
+    config, classes = figures["config"], figures["num_classes"]
+    name = "swin_unet" if figures["kind"] == "swin" else "unet"
+    options = {"drop_path_rate": 0.0} if name == "swin_unet" else {}
+    network = golden.fill_network(build_network(name, num_classes=classes, **options).to(dtype)).train()
+    if config["opt"] == "sgd":
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-4)
+    else:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=1e-4)
+    kd = KDloss(config["lambda_x"])
+    criterion = Criterion(classes, ce_weight=config["ce_w"], dice_weight=config["dice_w"], kd=kd)
+    power = 0.9 if config["poly"] else 0.0
+    schedule = Schedule(epochs=config["max_iterations"], steps_per_epoch=1, base_lr=config["base_lr"], power=power)
+    options = Options(log_freq=10**9)
+    device = torch.device("cpu")
+    trainer = Trainer(network, criterion, optimizer, OneBatch(), schedule, folder, device, options=options)
+    assert isinstance(trainer.tap, FeatureTap)
+    image = golden.image(config["seed"], (config["batch"], 1, 224, 224), dtype)
+    label = golden.block_labels(config["seed"] + 1, config["batch"], classes)
+    return trainer, Batch(image, label.float() if config["float_label"] else label, ["golden"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_trajectory(name: str, dtype: str, tmp_path: Path) -> None:
+    figures, found = golden.figures(name), golden.arrays(name)
+    exact = figures["f64"]["steps"]
+    trainer, batch = build(figures, DTYPES[dtype], tmp_path)
+    norms: list[float] = []
+    trainer.optimizer.register_step_pre_hook(lambda *_: norms.append(gradient_norm(trainer.network)))
+    random.seed(figures["config"]["rseed"])
+    for step, recorded in enumerate(figures[dtype]["steps"]):
+
+        def allowed(key: str, step: int = step, recorded: dict = recorded) -> float:
+            if dtype == "f64":
+                return 1e-7
+            gap = abs(recorded[key] - exact[step][key]) / abs(exact[step][key])
+            return 1e-6 if step == 0 and key != "grad_norm" else max(1e-4, 10 * gap)
+
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(recorded["lr_used"], rel=1e-12)
+        trainer.batch_in_epoch = 0
+        values = trainer._train_batch(batch)
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(recorded["lr_set_after"], rel=1e-12)
+        ours = {"loss": values["loss"], "loss_ce": values["ce"], "loss_dice": values["dice"], "grad_norm": norms[-1]}
+        ours["loss_kd"] = figures["config"]["lambda_x"] * (values["scr"] + values["ifd"])
+        for key, value in ours.items():
+            assert value == pytest.approx(recorded[key], rel=allowed(key)), (step, key)
+    assert random.random() == figures[dtype]["random_random_after_last_step"]
+    state = trainer.network.state_dict()
+    for key, (total, absolute) in figures["f64"]["final_sum_abssum"].items():
+        rel = 1e-7 if dtype == "f64" else 1e-3
+        assert state[key].double().sum().item() == pytest.approx(total, abs=rel * absolute), key
+    for key in figures["final_samples"]:
+        ours, theirs = golden.sampled(state[key], found, key, dtype)
+        assert golden.relative(ours, theirs) < (1e-7 if dtype == "f64" else 1e-3), key
+
+
+def gradient_norm(network: torch.nn.Module) -> float:
+    return torch.stack([p.grad.double().norm() for p in network.parameters() if p.grad is not None]).norm().item()
