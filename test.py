@@ -27,18 +27,19 @@ def _test(args: argparse.Namespace) -> int:
 
     run = Path(args.checkpoint or args.output_dir or ".")
     run_config = (run if run.is_dir() else run.parent) / "config.yaml"
-    cfg = get_config(run_config if run_config.is_file() else "", args.cfg, opts=args.opts, overrides=overrides_of(args))
+    cfg = get_config(
+        run_config if run_config.is_file() else "", args.cfg, opts=args.opts, overrides=_test_overrides(args)
+    )
     weights = _find_weights(args.checkpoint, args.output_dir or "", cfg.TRAIN.EPOCHS)
     output_dir = _output_dir(args, weights)
-    utils.setup_logging()
-    try:
+    with utils.logging_session("test.py"):
         utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
         device = utils.select_device(cfg.GPU_ID, cfg.N_GPU)
         network = _load_network(cfg, weights, device)
         volumes = _find_volumes(cfg, args.input)
         for folder in ("predictions", "overlays"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
-        utils.setup_logging(output_dir / "test_log.txt")
+        utils.log_to(output_dir / "test_log.txt")
         cases = _predict(network, volumes, output_dir, cfg, device)
         if args.input:
             _log.info("%d masks in %s", len(list(cases)), output_dir / "predictions")
@@ -50,10 +51,18 @@ def _test(args: argparse.Namespace) -> int:
                 "img_size": cfg.DATA.IMG_SIZE,
                 "metrics": cfg.TEST.METRICS,
             }
-            _report(cases, output_dir, cfg, settings | utils.environment())
-    finally:
-        utils.close_logging()
+            _report(cases, output_dir, cfg, settings | utils.environment(device))
     return 0
+
+
+def _test_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The keys that the flags set, and those of a run's configuration that another machine or data folder forgets."""
+    overrides = {"GPU_ID": 0, "N_GPU": 1} | overrides_of(args)
+    if "DATA.BATCH_SIZE" in overrides:
+        overrides["TEST.BATCH_SIZE"] = overrides.pop("DATA.BATCH_SIZE")
+    if {"DATA.DATASET", "DATA.ROOT_PATH", "DATA.VOLUME_PATH"} & set(overrides):
+        overrides = {"DATA.LIST_DIR": ""} | overrides
+    return overrides
 
 
 def _find_weights(checkpoint: str, output_dir: str, epochs: int) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, train_parser
-from configs.config import config_text, data_keywords, get_config, network_keywords, to_plain
+from configs.config import check_continues, config_text, data_keywords, get_config, network_keywords, to_plain
 
 _log = logging.getLogger("train.py")
 
@@ -30,24 +30,21 @@ def _train(args: argparse.Namespace) -> int:
 
     cfg = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
     output_dir = _output_dir(cfg.OUTPUT_DIR, args.resume)
-    utils.setup_logging()
-    utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
     try:
-        trainer = _build(cfg, output_dir, args)
-        try:
-            trainer.fit()
-        finally:
-            trainer.writer.close()
-        _log.info(
-            "done: weights in %s; evaluate with: python test.py --output_dir %s", output_dir / "best.pth", output_dir
-        )
+        with utils.logging_session("train.py"):
+            utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
+            trainer = _build(cfg, output_dir, args)
+            try:
+                trainer.fit()
+            finally:
+                trainer.writer.close()
+            best = output_dir / "best.pth"
+            _log.info("done: weights in %s; evaluate with: python test.py --output_dir %s", best, output_dir)
     except Diverged as error:
         sys.stderr.write(f"train.py: error: {error}\n")
         return 3
     except SystemExit as stop:
         return int(stop.code)
-    finally:
-        utils.close_logging()
     return 0
 
 
@@ -76,40 +73,45 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace) -> Any:
     state = _resume_state(args.resume, output_dir)
     if state is None:
         _start_weights(network, cfg.MODEL.PRETRAIN_CKPT, asked_for="MODEL.PRETRAIN_CKPT" in args.opts)
+    else:
+        check_continues(cfg, state.get("config", {}))
     network.to(device)
     loader, validate = _build_data(cfg, device)
+    cfg = _resolved(cfg)
     kd = KDloss(lambda_1=cfg.LOSS.LAMBDA_1, lambda_2=cfg.LOSS.LAMBDA_2)
     criterion = Criterion(cfg.MODEL.NUM_CLASSES, ce_weight=cfg.LOSS.CE_WEIGHT, dice_weight=cfg.LOSS.DICE_WEIGHT, kd=kd)
-    optimizer = _optimizer(network, cfg.TRAIN)
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    utils.setup_logging(output_dir / "log.txt")
-    text = config_text(cfg, utils.environment())
-    utils.whole_or_absent(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-    _log.info(
-        "%s on %s: %d slices, %.1f M parameters, %s",
-        cfg.MODEL.TYPE,
-        cfg.DATA.DATASET,
-        len(loader.dataset),
-        sum(p.numel() for p in network.parameters()) / 1e6,
-        device,
-    )
+    optimizer, schedule = _optimizer(network, cfg.TRAIN), _schedule(cfg, len(loader))
     trainer = Trainer(
-        network,
-        criterion,
-        optimizer,
-        loader,
-        _schedule(cfg, len(loader)),
-        output_dir,
-        device,
+        *(network, criterion, optimizer, loader, schedule, output_dir, device),
         options=_options(cfg),
         validate=validate,
-        writer=SummaryWriter(str(output_dir / "log")),
         config=to_plain(cfg),
     )
     if state is not None:
         trainer.resume(state)
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    utils.log_to(output_dir / "log.txt")
+    text = config_text(cfg, utils.environment(device))
+    utils.whole_or_absent(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    trainer.writer = SummaryWriter(str(output_dir / "log"), purge_step=trainer.step)
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    what = f"{cfg.MODEL.TYPE} on {cfg.DATA.DATASET}: {len(loader.dataset)} slices, {millions:.1f} M parameters"
+    _log.info("%s, first rate %g, %s", what, schedule.base_lr, device)
     return trainer
+
+
+def _resolved(cfg: Any) -> Any:
+    """The configuration with the folders that its empty keys stand for."""
+    from datasets import locate
+
+    root, lists = locate(cfg.DATA.DATASET, cfg.DATA.ROOT_PATH, cfg.DATA.LIST_DIR)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATA.ROOT_PATH, cfg.DATA.LIST_DIR = str(root), str(lists)
+    cfg.DATA.VOLUME_PATH = cfg.DATA.VOLUME_PATH or str(root)
+    cfg.freeze()
+    return cfg
 
 
 def _build_data(cfg: Any, device: Any) -> tuple[Any, Callable[[Any], dict[str, float]] | None]:

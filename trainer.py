@@ -85,7 +85,7 @@ class Trainer:
         loader: batches with `image`, `label`, `names`; its sampler takes `epoch` and `start`.
         schedule: length and rate.
         validate: network -> scores by name, `dice` among them, which chooses best.pth; None: the last is the best.
-        writer: a TensorBoard writer, or None.
+        writer: a TensorBoard writer, or None; may be set later.
     """
 
     def __init__(
@@ -123,24 +123,33 @@ class Trainer:
             SystemExit: 130 or 143 after Ctrl-C or SIGTERM, once last.pth is saved.
         """
         means: dict[str, float] = {}
-        handlers = (
-            {number: signal.signal(number, self._on_signal) for number in _SIGNAL_EXIT}
-            if threading.current_thread() is threading.main_thread()
-            else {}
-        )
+        self._forget_later_metrics()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handlers = {n: signal.signal(n, self._on_signal) for n in _SIGNAL_EXIT} if in_main_thread else {}
         try:
             while not self._done():
                 means = self._train_epoch()
                 self.epoch, self.batch_in_epoch = self.epoch + 1, 0
                 self._end_epoch(means)
+                self._stop_where_signalled()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return {**means, "best_dice": self.best if math.isfinite(self.best) else None}
 
+    def _out_of_steps(self) -> bool:
+        return self.step >= self.schedule.total_steps
+
     def _done(self) -> bool:
-        # Steps that were left out do not add epochs.
-        return self.epoch >= self.schedule.epochs or self.step >= self.schedule.total_steps
+        # An epoch that was interrupted on its last batch still has its end to come; steps that were left out as
+        # not finite do not add epochs.
+        return not self.batch_in_epoch and (self.epoch >= self.schedule.epochs or self._out_of_steps())
+
+    def _stop_where_signalled(self) -> None:
+        if self._signal:
+            self._save_last()
+            _log.info("stopped by signal %d after step %d; go on with --resume", self._signal, self.step)
+            raise SystemExit(_SIGNAL_EXIT[self._signal])
 
     def _train_epoch(self) -> dict[str, float]:
         """One epoch, or the rest of it; returns the mean of every term."""
@@ -161,11 +170,8 @@ class Trainer:
                 counted += 1
                 sums = {name: sums.get(name, 0.0) + value for name, value in terms.items()}
                 bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()})
-            if self._signal:
-                self._save_last()
-                _log.info("stopped by signal %d after step %d; go on with --resume", self._signal, self.step)
-                raise SystemExit(_SIGNAL_EXIT[self._signal])
-            if self.step >= self.schedule.total_steps:
+            self._stop_where_signalled()
+            if self._out_of_steps():
                 break
         return {name: value / counted for name, value in sums.items()}
 
@@ -177,13 +183,16 @@ class Trainer:
         values = {name: value.item() for name, value in terms.items()}
         self.batch_in_epoch += 1
         if not math.isfinite(values["loss"]):
-            self._skip(batch.names, values)
+            self._skip(batch.names, f"loss is ({values})")
             return None
         (terms["loss"] / self.options.accumulation_steps).backward()
         last_of_epoch = self.batch_in_epoch == math.ceil(self.loader.sampler.length / self.loader.batch_size)
         if self.batch_in_epoch % self.options.accumulation_steps == 0 or last_of_epoch:
-            self._optimise()
+            if not self._optimise():
+                self._skip(batch.names, "gradient is")
+                return None
             self._record(values, image, logits, label)
+            self._set_lr(self.schedule.lr_after(self.step - 1))
         return values
 
     def _forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -192,23 +201,28 @@ class Trainer:
             logits, features = self.tap(image) if self.tap else (self.network(image), None)
         return logits, self.criterion(logits, label, features)
 
-    def _optimise(self) -> None:
+    def _optimise(self) -> bool:
+        """Take the step, unless its gradient is not finite; returns whether it was taken."""
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if not torch.isfinite(norm):
+            return False
         if self.options.clip_grad:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_grad)
+            nn.utils.clip_grads_with_norm_(parameters, self.options.clip_grad, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.bad_steps = 0
-        self._set_lr(self.schedule.lr_after(self.step))
         self.step += 1
+        return True
 
-    def _skip(self, names: list[str], values: dict[str, float]) -> None:
+    def _skip(self, names: list[str], what: str) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.bad_steps += 1
-        _log.warning("step %d left out, its loss is not finite: %s, slices %s", self.step, values, ", ".join(names))
+        _log.warning("step %d left out, its %s not finite: slices %s", self.step, what, ", ".join(names))
         if self.bad_steps >= _MAX_BAD_STEPS:
-            raise Diverged(
-                f"the loss was not finite {self.bad_steps} times in a row; lower --base_lr, last.pth is from before"
-            )
+            path = self.output_dir / "last.pth"
+            kept = f"{path} is from before" if path.exists() else "nothing was saved yet"
+            raise Diverged(f"not finite {self.bad_steps} times in a row, {kept}; lower --base_lr (see log.txt)")
 
     def _record(self, values: dict[str, float], image: Tensor, logits: Tensor, label: Tensor) -> None:
         """Log step `self.step`, which has just been taken."""
@@ -221,15 +235,17 @@ class Trainer:
                     self.writer.add_scalar(f"train/{name}", value, self.step)
         if self.writer and (self.step % self.options.image_freq == 0 or self.step == 1):
             classes = max(1, logits.shape[1] - 1)
-            shown = image[0, :1].float()
+            # The slice with most classes; many hold nothing but background.
+            shown_index = max(range(len(label)), key=lambda i: len(label[i].unique()))
+            shown = image[shown_index, :1].float()
             low, high = shown.min(), shown.max()
             self.writer.add_image(
                 "train/image", ((shown - low) / (high - low).clamp_min(1e-6)).cpu().numpy(), self.step
             )
             self.writer.add_image(
-                "train/prediction", (logits[0].argmax(0, keepdim=True) / classes).cpu().numpy(), self.step
+                "train/prediction", (logits[shown_index].argmax(0, keepdim=True) / classes).cpu().numpy(), self.step
             )
-            self.writer.add_image("train/truth", (label[:1] / classes).cpu().numpy(), self.step)
+            self.writer.add_image("train/truth", (label[shown_index, None] / classes).cpu().numpy(), self.step)
 
     def _end_epoch(self, means: dict[str, float]) -> None:
         """Validate where it is time to, and save."""
@@ -269,16 +285,16 @@ class Trainer:
 
     def _save_last(self) -> None:
         """Write all that resuming needs, as plain data."""
-        gradients = [None if p.grad is None else p.grad for p in self.network.parameters()]
         save_checkpoint(
             {
                 "model": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "gradients": gradients,  # of an accumulation under way
+                "gradients": [p.grad for p in self.network.parameters()],  # of an accumulation under way
                 "epoch": self.epoch,
                 "batch_in_epoch": self.batch_in_epoch,
                 "step": self.step,
                 "best": self.best,
+                "slices": self.loader.sampler.length,
                 "generators": generator_states(),
                 "config": self.config,
             },
@@ -290,9 +306,11 @@ class Trainer:
         """Go on from what `last.pth` holds.
 
         Raises:
-            ValueError: it is of another network or optimiser, or is no such file.
+            ValueError: it is of another network, optimiser or training set, or is no such file.
         """
         try:
+            if state["slices"] != self.loader.sampler.length:
+                raise ValueError(f"it trained on {state['slices']} slices, here are {self.loader.sampler.length}")
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
@@ -300,24 +318,30 @@ class Trainer:
             self.epoch, self.batch_in_epoch, self.step = state["epoch"], state["batch_in_epoch"], state["step"]
             self.best = state["best"]
             restore_generators(state["generators"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            why = f"it holds no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise ValueError(
-                f"--resume: the checkpoint does not belong to this run ({str(error).splitlines()[0]}); "
+                f"--resume: the checkpoint does not belong to this run ({why}); "
                 "expected a last.pth made with the same configuration"
             ) from error
-        self._forget_after(self.step)
+        self._set_lr(self.schedule.lr_after(self.step - 1))
         _log.info("resumed at epoch %d, step %d", self.epoch, self.step)
 
-    def _forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that were written after the checkpoint; they are about to be made again."""
+    def _forget_later_metrics(self) -> None:
+        """Drop lines of metrics.jsonl from after this step: of a killed run, to be made again, or of an older run."""
         path = self.output_dir / "metrics.jsonl"
         if path.is_file():
-            kept = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-                if json.loads(line)["step"] <= step
-            ]
-            whole_or_absent(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = "".join(line for line in lines if _step_of(line) <= self.step) if self.step else ""
+            whole_or_absent(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = number
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; of one that a kill cut off, infinite."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -8,7 +8,8 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ _PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scipy", "h5py",
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch; `deterministic` also asks cuDNN for repeatable algorithms."""
+    """Seed Python, NumPy and torch; `deterministic` also asks a GPU for repeatable algorithms, where it has them."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
+    if deterministic and torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def generator_states() -> dict[str, Any]:
@@ -56,11 +60,12 @@ def select_device(gpu_id: int, n_gpu: int = 1) -> torch.device:
         return torch.device("cpu")
     if gpu_id >= count:
         raise ValueError(f"--gpu_id is {gpu_id}; expected 0..{count - 1}, there are {count} GPUs here")
+    torch.cuda.set_device(gpu_id)
     return torch.device("cuda", gpu_id)
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Make sure, without making it, that an output folder can be made and written to.
+    """Find out whether an output folder can be made and written to, without making it.
 
     Raises:
         ValueError: a file is in the way, or the permission is missing.
@@ -89,40 +94,47 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     whole_or_absent(path, lambda temporary: torch.save(content, temporary))
 
 
-def setup_logging(log_file: Path | None = None) -> None:
-    """Send messages to standard output and, with every detail, to `log_file`."""
+@contextmanager
+def logging_session(name: str) -> Iterator[None]:
+    """Send messages to standard output for the length of a command; whatever stops it goes into the log file whole."""
     root = logging.getLogger()
-    close_logging()
+    before, level = list(root.handlers), root.level
     root.setLevel(logging.DEBUG)
+    for noisy in ("matplotlib", "PIL", "h5py"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.INFO)
     console.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(console)
-    for noisy in ("matplotlib", "PIL", "h5py"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    if log_file is not None:
-        file = logging.FileHandler(log_file, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(file)
+    try:
+        yield
+    except BaseException:
+        console.setLevel(logging.CRITICAL)
+        logging.getLogger(name).debug("stopped by", exc_info=True)
+        raise
+    finally:
+        for handler in [h for h in root.handlers if h not in before]:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(level)
 
 
-def close_logging() -> None:
-    """Close what `setup_logging` opened."""
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if type(h) in (logging.StreamHandler, logging.FileHandler)]:
-        root.removeHandler(handler)
-        handler.close()
+def log_to(path: Path) -> None:
+    """Write messages, with every detail, to a file too, until the session ends."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
 
 
-def environment() -> dict[str, str]:
-    """Versions, machine and the repository's commit, for the record of a run."""
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, device and the repository's commit, for the record of a run."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found["git_commit"] = _git_commit()
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -55,19 +54,9 @@ def train_parser() -> argparse.ArgumentParser:
         metavar="auto|FILE",
         help="go on from FILE, or (auto) from output_dir/last.pth where there is one",
     )
-    add("--lambda_x", type=float, help="weight of both terms of the regulariser; 0 is the plain baseline")
-    add("--lambda_1", type=float, help="weight of semantic consistency (SCR) alone")
-    add("--lambda_2", type=float, help="weight of internal feature distillation (IFD) alone")
     add("--val_cases", type=int, help="training cases held out to choose best.pth by (0: none, as published)")
     add("--workers", type=int, help="processes that load data")
     add("--amp", action="store_const", const=True, help="bfloat16 autocast")
-    add(
-        "--use-checkpoint",
-        action="store_const",
-        const=True,
-        help="recompute blocks in the backward pass: less memory, more time",
-    )
-    add("--accumulation-steps", type=int, help="batches whose gradients make one step")
     return parser
 
 
@@ -109,6 +98,16 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--deterministic", type=int, choices=(0, 1), help="repeat the same numbers on the same machine (1, the default)"
     )
     add("--seed", type=int, help="seed of weights, order, augmentation and channel draws")
+    add("--lambda_x", type=float, help="weight of both terms of the regulariser; 0 is the plain baseline")
+    add("--lambda_1", type=float, help="weight of semantic consistency (SCR) alone")
+    add("--lambda_2", type=float, help="weight of internal feature distillation (IFD) alone")
+    add("--accumulation-steps", type=int, help="batches whose gradients make one step")
+    add(
+        "--use-checkpoint",
+        action="store_const",
+        const=True,
+        help="recompute blocks in the backward pass: less memory, more time",
+    )
     return parser
 
 
@@ -127,15 +126,20 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, MemoryError) as error:
-        logging.getLogger(prog).debug("stopped by", exc_info=True)  # the whole story, for log.txt alone
-        sys.stderr.write(f"{prog}: error: {_one_line(error)}\n")
-        return 2
+        message = _one_line(error)
+    except RuntimeError as error:
+        # torch's own, known by its name: importing torch would cost every --help two seconds.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        message = _one_line(MemoryError())
+    sys.stderr.write(f"{prog}: error: {message}\n")
+    return 2
 
 
 def _one_line(error: Exception) -> str:
     """An error in one line; one that a loading process passed on ends with the message itself."""
     if isinstance(error, MemoryError):
-        return "out of memory; give a smaller --batch_size, or fewer --workers or --jobs"
+        return "out of memory; give a smaller --batch_size, --use-checkpoint or --amp, or fewer --workers or --jobs"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; give another path, or mend its permissions"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -46,7 +46,7 @@ def default_config() -> CfgNode:
                 "NUM_CLASSES": 9,
                 "PRETRAIN_CKPT": "",
                 "DROP_RATE": 0.0,
-                "DROP_PATH_RATE": 0.1,
+                "DROP_PATH_RATE": 0.2,
                 "SWIN": {
                     "PATCH_SIZE": 4,
                     "IN_CHANS": 3,  # published key; the stem has three channels and repeats one to three
@@ -120,23 +120,30 @@ def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapp
 
 
 def network_keywords(cfg: CfgNode) -> dict[str, Any]:
-    """The keywords of `networks.build_network` that a configuration stands for, beside the name."""
-    shared = {"num_classes": cfg.MODEL.NUM_CLASSES, "img_size": cfg.DATA.IMG_SIZE}
-    if cfg.MODEL.TYPE == "unet":
-        return shared | {"bilinear": cfg.MODEL.UNET.BILINEAR, "width": cfg.MODEL.UNET.WIDTH}
-    swin = cfg.MODEL.SWIN
-    return shared | {
-        "embed_dim": swin.EMBED_DIM,
-        "depths": tuple(swin.DEPTHS),
-        "num_heads": tuple(swin.NUM_HEADS),
-        "window_size": swin.WINDOW_SIZE,
-        "patch_size": swin.PATCH_SIZE,
-        "mlp_ratio": swin.MLP_RATIO,
-        "qkv_bias": swin.QKV_BIAS,
-        "drop_rate": cfg.MODEL.DROP_RATE,
-        "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
-        "use_checkpoint": cfg.TRAIN.USE_CHECKPOINT,
+    """The keywords of `networks.build_network` that a configuration stands for, beside the name.
+
+    Raises:
+        ValueError: MODEL.TYPE is a network that has no keys in the configuration.
+    """
+    swin, unet = cfg.MODEL.SWIN, cfg.MODEL.UNET
+    options = {
+        "swin_unet": {
+            "embed_dim": swin.EMBED_DIM,
+            "depths": tuple(swin.DEPTHS),
+            "num_heads": tuple(swin.NUM_HEADS),
+            "window_size": swin.WINDOW_SIZE,
+            "patch_size": swin.PATCH_SIZE,
+            "mlp_ratio": swin.MLP_RATIO,
+            "qkv_bias": swin.QKV_BIAS,
+            "drop_rate": cfg.MODEL.DROP_RATE,
+            "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
+            "use_checkpoint": cfg.TRAIN.USE_CHECKPOINT,
+        },
+        "unet": {"bilinear": unet.BILINEAR, "width": unet.WIDTH},
     }
+    if cfg.MODEL.TYPE not in options:
+        raise ValueError(f"MODEL.TYPE: unknown network {cfg.MODEL.TYPE!r}; expected one of {', '.join(options)}")
+    return {"num_classes": cfg.MODEL.NUM_CLASSES, "img_size": cfg.DATA.IMG_SIZE, **options[cfg.MODEL.TYPE]}
 
 
 def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
@@ -153,6 +160,38 @@ def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
 def to_plain(cfg: CfgNode) -> dict[str, Any]:
     """A configuration as nested dictionaries of plain values."""
     return {key: to_plain(value) if isinstance(value, CfgNode) else value for key, value in cfg.items()}
+
+
+# What may differ between a run and its continuation: where things are, how long it goes on, what is written when.
+_MAY_DIFFER = (
+    *("OUTPUT_DIR", "GPU_ID", "N_GPU", "ENVIRONMENT", "TEST", "DATA.ROOT_PATH", "DATA.VOLUME_PATH", "DATA.LIST_DIR"),
+    *("DATA.NUM_WORKERS", "DATA.WINDOW", "DATA.AXIS_ORDER", "MODEL.NAME", "MODEL.PRETRAIN_CKPT", "TRAIN.EPOCHS"),
+    *("TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ", "TRAIN.SAVE_SECONDS", "TRAIN.LOG_FREQ", "TRAIN.IMAGE_FREQ"),
+    *("TRAIN.VAL_FREQ", "TRAIN.USE_CHECKPOINT"),
+)
+
+
+def check_continues(cfg: CfgNode, saved: Mapping[str, Any]) -> None:
+    """Make sure that a saved run's configuration and this one train alike.
+
+    Raises:
+        ValueError: they differ in a key that changes a number, which is named.
+    """
+    ours = dict(_leaves(to_plain(cfg)))
+    for key, value in _leaves(saved):
+        if ours.get(key, value) != value and not key.startswith(_MAY_DIFFER):
+            raise ValueError(
+                f"--resume: {key} is {ours[key]!r} but the run was begun with {value!r}; "
+                "give the same, or another --output_dir"
+            )
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def config_text(cfg: CfgNode, environment: Mapping[str, str]) -> str:
@@ -232,36 +271,24 @@ def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
     return value
 
 
+_LOWEST = {
+    **dict.fromkeys(
+        ("DATA.NUM_WORKERS", "DATA.VAL_CASES", "GPU_ID", "SEED", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ")
+        + ("TRAIN.WARMUP_STEPS", "TRAIN.CLIP_GRAD", "TRAIN.WEIGHT_DECAY", "TRAIN.MOMENTUM", "TRAIN.SAVE_SECONDS")
+        + ("LOSS.LAMBDA_1", "LOSS.LAMBDA_2", "LOSS.CE_WEIGHT", "LOSS.DICE_WEIGHT", "AUG.ROT_FLIP", "AUG.ROTATE"),
+        0,
+    ),
+    **dict.fromkeys(
+        ("DATA.IMG_SIZE", "DATA.BATCH_SIZE", "TRAIN.EPOCHS", "TRAIN.ACCUMULATION_STEPS", "TRAIN.LOG_FREQ")
+        + ("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TEST.BATCH_SIZE"),
+        1,
+    ),
+    "MODEL.NUM_CLASSES": 2,
+}
+
+
 def _check_values(cfg: CfgNode) -> None:
-    at_least = {
-        "DATA.IMG_SIZE": 1,
-        "DATA.BATCH_SIZE": 1,
-        "DATA.NUM_WORKERS": 0,
-        "DATA.VAL_CASES": 0,
-        "GPU_ID": 0,
-        "SEED": 0,
-        "MODEL.NUM_CLASSES": 2,
-        "TRAIN.EPOCHS": 1,
-        "TRAIN.MAX_ITERATIONS": 0,
-        "TRAIN.ACCUMULATION_STEPS": 1,
-        "TRAIN.SAVE_FREQ": 0,
-        "TRAIN.LOG_FREQ": 1,
-        "TRAIN.IMAGE_FREQ": 1,
-        "TRAIN.VAL_FREQ": 1,
-        "TEST.BATCH_SIZE": 1,
-        "TRAIN.WARMUP_STEPS": 0,
-        "TRAIN.CLIP_GRAD": 0,
-        "LOSS.LAMBDA_1": 0,
-        "LOSS.LAMBDA_2": 0,
-        "LOSS.CE_WEIGHT": 0,
-        "LOSS.DICE_WEIGHT": 0,
-        "TRAIN.WEIGHT_DECAY": 0,
-        "TRAIN.MOMENTUM": 0,
-        "AUG.ROT_FLIP": 0,
-        "AUG.ROTATE": 0,
-        "TRAIN.SAVE_SECONDS": 0,
-    }
-    for dotted, lowest in at_least.items():
+    for dotted, lowest in _LOWEST.items():
         value = _get(cfg, dotted)
         if not lowest <= value < float("inf"):
             raise ValueError(f"{dotted} is {value}; expected a finite number of at least {lowest}{_flag_hint(dotted)}")

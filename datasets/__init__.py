@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from datasets import phantom, synapse
 from datasets.base import read_list
 from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes, case_of
 
-__all__ = ["build_dataset", "check_all", "class_names", "list_datasets", "split_cases"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["build_dataset", "check_all", "class_names", "list_datasets", "locate", "split_cases"]
 
 _CLASS_NAMES = {"Synapse": synapse.ORGANS, "Phantom": synapse.ORGANS}
+_PARTS = ("train_npz", "test_vol_h5")
 _SHIPPED = Path(__file__).parent / "splits"
 
 
@@ -60,14 +58,9 @@ def build_dataset(
         raise ValueError(f"--dataset is {name!r}; expected one of {', '.join(list_datasets())}")
     if split not in ("train", "val", "test"):
         raise ValueError(f"split is {split!r}; expected train, val or test")
-    root = Path(root_path or f"data/{name}")
     if name == "Phantom":
-        phantom.prepare_phantom(root, **(phantom_options or {}))
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root}: no such data folder; prepare it with scripts/prepare_synapse.py, or name another (--root_path)"
-        )
-    lists = _list_folder(name, root, list_dir)
+        phantom.prepare_phantom(Path(root_path or "data/Phantom"), **(phantom_options or {}))
+    root, lists = locate(name, root_path, list_dir)
     if split == "test":
         return SynapseVolumes(_part(root, "test_vol_h5"), read_list(lists / "test_vol.txt"), num_classes)
     train, held_out = split_cases(read_list(lists / "train.txt"), lists / "val.txt", val_cases)
@@ -75,6 +68,27 @@ def build_dataset(
     if split == "train":
         return SynapseSlices(folder, train, num_classes)
     return StackedSlices(SynapseSlices(folder, held_out, num_classes))
+
+
+def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Path]:
+    """The folder of a dataset and that of its lists, by the defaults that `build_dataset` names.
+
+    Raises:
+        FileNotFoundError: one that was named, or the data folder, is not there.
+    """
+    root = Path(root_path or f"data/{name}")
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: no such data folder; prepare it with scripts/prepare_synapse.py, or name another (--root_path)"
+        )
+    if list_dir and not Path(list_dir).is_dir():
+        raise FileNotFoundError(
+            f"{list_dir}: no such folder of lists; expected train.txt and test_vol.txt in it (--list_dir)"
+        )
+    beside = root.parent if root.name in _PARTS else root
+    candidates = (Path(f"lists/lists_{name}"), beside / "lists")
+    shipped = _SHIPPED / name.lower()
+    return root, Path(list_dir) if list_dir else next((c for c in candidates if c.is_dir()), shipped)
 
 
 def split_cases(names: Sequence[str], val_list: Path, val_cases: int) -> tuple[list[str], list[str]]:
@@ -119,9 +133,13 @@ def check_all(dataset: Sequence[Any], progress: Any = iter, threads: int = 8) ->
     Raises:
         ValueError: the first bad file, by name.
     """
+
+    def read(index: int) -> None:
+        dataset[index]
+
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for _ in progress(pool.map(lambda i: dataset[i] and None, range(len(dataset)))):
+            for _ in progress(pool.map(read, range(len(dataset)))):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -131,20 +149,3 @@ def check_all(dataset: Sequence[Any], progress: Any = iter, threads: int = 8) ->
 def _part(root: Path, part: str) -> Path:
     """The folder of one part; `root` may be that folder itself, as some published commands have it."""
     return root / part if (root / part).is_dir() or root.name != part else root
-
-
-def _list_folder(name: str, root: Path, list_dir: str) -> Path:
-    if list_dir:
-        folder = Path(list_dir)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder}: no such folder of lists; expected train.txt and test_vol.txt in it (--list_dir)"
-            )
-        return folder
-    candidates: Iterable[Path] = (
-        Path(f"lists/lists_{name}"),
-        root / "lists",
-        root.parent / "lists",
-        _SHIPPED / name.lower(),
-    )
-    return next((folder for folder in candidates if folder.is_dir()), _SHIPPED / name.lower())

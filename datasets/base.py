@@ -141,3 +141,9 @@ def require_listed(paths: Iterable[Path]) -> None:
             raise FileNotFoundError(
                 f"{path}: is named in the list but is not there; make it, or mend the list (--list_dir)"
             )
+
+
+def brief(error: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

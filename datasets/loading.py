@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -70,6 +71,12 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """A worker ignores Ctrl-C and SIGTERM sent to the whole process group: the main process saves, then ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def build_loader(
     slices: Dataset,
     *,
@@ -91,4 +98,7 @@ def build_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_the_main_process,
+        # Without one of its own, every epoch's iterator takes a number from torch's global generator.
+        generator=torch.Generator(),
     )

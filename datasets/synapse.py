@@ -12,13 +12,20 @@ import h5py
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import Geometry, Sample, Volume, check_pair, require_listed
+from datasets.base import Geometry, Sample, Volume, brief, check_pair, require_listed
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 
 _SLICE_MARK = "_slice"
 _VOLUME_SUFFIX = ".npy.h5"
 _GEOMETRY_KEYS = ("spacing", "origin", "direction")
+
+
+# np.load reports damage in as many ways as a zip file can be damaged; AttributeError is a bare .npy array.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, OSError, AttributeError, TypeError),
+    *(ValueError, NotImplementedError, MemoryError, SyntaxError, RuntimeError),
+)
 
 
 def slice_name(case: str, index: int) -> str:
@@ -75,31 +82,15 @@ def read_slice(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such slice; expected an npz file with 'image' and 'label'")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in ("image", "label"):
-                if key not in arrays.files:
-                    raise _missing_array(path, key, arrays.files)
-            image, label = arrays["image"], arrays["label"]
-    # np.load reports damage in as many ways as a zip file can be damaged; AttributeError is a bare .npy array.
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        KeyError,
-        OSError,
-        AttributeError,
-        TypeError,
-        NotImplementedError,
-        MemoryError,
-        SyntaxError,
-    ) as error:
-        raise ValueError(f"{path}: is not a readable npz file ({_brief(error)}); make or copy it again") from error
-    except ValueError as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise ValueError(f"{path}: is not a readable npz file ({_brief(error)}); make or copy it again") from error
-    return check_pair(image, label, num_classes, 2, path)
+        with np.load(path, allow_pickle=False) as file:
+            found = file.files
+            arrays = {key: file[key] for key in ("image", "label") if key in found}
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: is not a readable npz file ({brief(error)}); make or copy it again") from error
+    for key in ("image", "label"):
+        if key not in arrays:
+            raise _missing_array(path, key, found)
+    return check_pair(arrays["image"], arrays["label"], num_classes, 2, path)
 
 
 def read_volume(path: Path, num_classes: int) -> Volume:
@@ -119,7 +110,7 @@ def read_volume(path: Path, num_classes: int) -> Volume:
             image, label = file["image"][()], file["label"][()]
             stored = {key: np.asarray(file[key][()]) for key in (*_GEOMETRY_KEYS, "axis_order") if key in file}
     except (OSError, RuntimeError, KeyError, TypeError, MemoryError) as error:
-        raise ValueError(f"{path}: is not a readable h5 file ({_brief(error)}); make or copy it again") from error
+        raise ValueError(f"{path}: is not a readable h5 file ({brief(error)}); make or copy it again") from error
     image, label = np.asarray(image), np.asarray(label)
     image, label = check_pair(image, label, num_classes, 3, path)
     return Volume(path.name.removesuffix(_VOLUME_SUFFIX), image, label, _geometry_from(stored, path))
@@ -136,14 +127,9 @@ def _geometry_from(stored: dict[str, np.ndarray], path: Path) -> Geometry | None
         return Geometry(**values, axis_order=order)
     except (ValueError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path}: its geometry is not understood ({_brief(error)}); expected 'spacing' and 'origin' of 3 numbers, "
+            f"{path}: its geometry is not understood ({brief(error)}); expected 'spacing' and 'origin' of 3 numbers, "
             "'direction' of 9 and 'axis_order' such as zxy"
         ) from error
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 class SynapseSlices(Dataset):
@@ -176,24 +162,28 @@ class SynapseVolumes(Sequence):
 
 
 class StackedSlices(Sequence):
-    """Cases of npz slices put back together as volumes, for validation on cases held out of training."""
+    """Cases of npz slices put back together as volumes, for validation on cases held out of training.
+
+    A case whose slices differ in size cannot be one volume; each of its slices stands for itself then.
+    """
 
     def __init__(self, slices: SynapseSlices) -> None:
         self.slices = slices
-        self.cases: dict[str, list[int]] = {}
+        by_case: dict[str, list[int]] = {}
         for index in sorted(range(len(slices)), key=lambda i: slices.names[i]):
-            self.cases.setdefault(case_of(slices.names[index]), []).append(index)
+            by_case.setdefault(case_of(slices.names[index]), []).append(index)
+        self.cases = list(by_case)
+        self.groups: list[tuple[str, list[int]]] = []
+        for case, members in by_case.items():
+            if len({slices[i].image.shape for i in members}) == 1:
+                self.groups.append((case, members))
+            else:
+                self.groups += [(slices.names[i], [i]) for i in members]
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.groups)
 
     def __getitem__(self, index: int) -> Volume:
-        case = list(self.cases)[index]
-        samples = [self.slices[i] for i in self.cases[case]]
-        shapes = {sample.image.shape for sample in samples}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"{self.slices.folder}: the slices of {case} have the sizes {sorted(shapes)}; "
-                "expected one size in a case"
-            )
-        return Volume(case, np.stack([s.image for s in samples]), np.stack([s.label for s in samples]))
+        name, members = self.groups[index]
+        samples = [self.slices[i] for i in members]
+        return Volume(name, np.stack([s.image for s in samples]), np.stack([s.label for s in samples]))

@@ -40,8 +40,8 @@ def build_network(
     """
     if name not in _NETWORKS:
         raise ValueError(f"unknown network {name!r}; expected one of {', '.join(list_networks())}")
-    if num_classes < 2:
-        raise ValueError(f"{name}: num_classes is {num_classes}; expected at least 2, the background included")
+    if not 2 <= num_classes <= 256:  # masks are written as bytes
+        raise ValueError(f"{name}: num_classes is {num_classes}; expected 2 to 256, the background included")
     known = [
         p for p in inspect.signature(_NETWORKS[name]).parameters if p not in ("num_classes", "img_size", "in_channels")
     ]

@@ -98,6 +98,12 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadReport:
         # The decoder takes what fits of a copy of the encoder; the encoder itself must fit as a whole.
         wanted = {k: v for k, v in start.items() if k in own and (network.is_encoder(k) or v.shape == own[k].shape)}
         _check_shapes(wanted, own, path)
+        absent = [k for k in own if network.is_encoder(k) and k not in wanted]
+        if absent:
+            raise ValueError(
+                f"{path}: is of another network: it lacks {absent[0]} and {len(absent) - 1} more of the encoder; "
+                "give the ImageNet file of the same network"
+            )
     else:
         wanted = {k: v for k, v in _with_own_prefix(state, own).items() if k in own}
         _check_shapes(wanted, own, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -206,6 +207,12 @@ class SwinUnet(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        counts = {"embed_dim": [embed_dim], "depths": depths, "num_heads": num_heads, "patch_size": [patch_size]}
+        for option, values in (counts | {"window_size": [window_size]}).items():
+            if min(values, default=0) < 1:
+                raise ValueError(f"swin_unet: {option} is {list(values)}; expected whole numbers above 0")
+        if not mlp_ratio > 0:
+            raise ValueError(f"swin_unet: mlp_ratio is {mlp_ratio}; expected a number above 0")
         if in_channels not in (1, 3):
             raise ValueError(f"swin_unet: in_channels is {in_channels}; expected 1 or 3")
         if len(depths) != len(num_heads) or len(depths) < 2:
@@ -277,12 +284,13 @@ class SwinUnet(nn.Module):
 
         The encoder is taken as it is, and `layers.i` is copied to the decoder's `layers_up.(3-i)` (SPEC section 3).
         """
-        if "patch_embed.proj.weight" not in state or any(key.startswith("layers_up.") for key in state):
+        stages = {int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.blocks\.", key)}
+        if not stages or "patch_embed.proj.weight" not in state or any(key.startswith("layers_up.") for key in state):
             return None
-        last = max(int(key.split(".")[1]) for key in state if key.startswith("layers."))
+        last = max(stages)
         start = {f"swin_unet.{key}": value for key, value in state.items()}
         for key, value in state.items():
-            if key.startswith("layers."):
+            if re.match(r"layers\.\d+\.", key):
                 _, i, rest = key.split(".", 2)
                 start[f"swin_unet.layers_up.{last - int(i)}.{rest}"] = value
         return start

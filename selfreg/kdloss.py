@@ -64,10 +64,8 @@ def intra_fd(f: Tensor, name: str = "the feature map") -> Tensor:
         )
     f = _in_full_precision(f)
     with torch.no_grad():
-        flat = f.flatten(2)
-        norm = torch.linalg.vector_norm(flat, dim=2).clamp_min(1e-12)
-        # Not a stable sort: dead channels tie, and the published pairing of ties is that of torch's default.
-        order = (flat.mean(dim=2) / norm).mean(dim=0).argsort(descending=True)
+        # Dead channels tie: not a stable sort, since the published pairing of ties is that of torch's default.
+        order = F.normalize(f.flatten(2), dim=2).mean(dim=(0, 2)).argsort(descending=True)
     strong, weak = order.chunk(2)
     return F.mse_loss(f.index_select(1, strong), f.index_select(1, weak))
 

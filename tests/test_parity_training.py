@@ -66,7 +66,9 @@ def test_trajectory(name: str, dtype: str, tmp_path: Path) -> None:
             if dtype == "f64":
                 return 1e-7
             gap = abs(recorded[key] - exact[step][key]) / abs(exact[step][key])
-            return 1e-6 if step == 0 and key != "grad_norm" else max(1e-4, 10 * gap)
+            if key == "grad_norm":  # no loss term, and float32 sums it in another order with other threads
+                return max(1e-3, 10 * gap)
+            return 1e-6 if step == 0 else max(1e-4, 10 * gap)
 
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(recorded["lr_used"], rel=1e-12)
         trainer.batch_in_epoch = 0

@@ -110,6 +110,8 @@ def test_published_sizes() -> None:
 def test_unknown_names_and_class_counts() -> None:
     with pytest.raises(ValueError, match="swin_unet, unet"):
         build_network("resnet", num_classes=2)
+    with pytest.raises(ValueError, match="num_classes is 257"):
+        build_network("unet", num_classes=257)
     with pytest.raises(ValueError, match="num_classes is 1"):
         build_network("unet", num_classes=1)
 
@@ -179,3 +181,20 @@ def test_unet_refuses_what_it_cannot_take() -> None:
         build("unet", SMALL["unet"])(torch.randn(1, 3, 32, 32))
     with pytest.raises(ValueError, match="width is 3"):
         build("unet", {"width": 3})
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("embed_dim", 0),
+        ("window_size", 0),
+        ("window_size", -4),
+        ("patch_size", 0),
+        ("num_heads", (1, 0, 2, 4)),
+        ("depths", ()),
+        ("mlp_ratio", -1.0),
+    ],
+)
+def test_swin_refuses_impossible_options(option: str, value: object) -> None:
+    with pytest.raises(ValueError, match=option):
+        build("swin_unet", {**SMALL["swin_unet"], option: value})

@@ -172,3 +172,16 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, save: object) -> None:
 def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
     torch.save(swin(), tmp_path / "w.pth")
     assert "not a file of plain tensors" in refused(tmp_path / "w.pth")
+
+
+def test_a_classifier_that_lacks_part_of_the_encoder(tmp_path: Path) -> None:
+    state = imagenet_state()
+    del state["layers.3.blocks.1.mlp.fc2.bias"]
+    torch.save({"model": state}, tmp_path / "w.pth")
+    assert "lacks swin_unet.layers.3.blocks.1.mlp.fc2.bias" in refused(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("key", ["blocks.0.norm1.weight", "layers.x.weight", "layers"])
+def test_another_transformer_is_no_imagenet_start(tmp_path: Path, key: str) -> None:
+    torch.save({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4), key: torch.zeros(8)}, tmp_path / "w.pth")
+    assert "is of another network" in refused(tmp_path / "w.pth")
