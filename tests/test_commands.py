@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -283,34 +284,105 @@ def test_resume_goes_on(synapse: Path, tmp_path: Path) -> None:
     assert train(synapse, tmp_path / "auto", "--max_epochs", 4, "--resume", "auto") == 0, "a finished run is done"
 
 
-def test_ctrl_c_saves_and_resumes(synapse: Path, tmp_path: Path) -> None:
-    words = [
-        sys.executable,
-        "train.py",
-        "--dataset",
-        "Synapse",
-        "--root_path",
-        synapse,
-        "--output_dir",
-        tmp_path / "run",
-        "--max_epochs",
-        "400",
-        *SMALL,
-    ]
-    process = subprocess.Popen(
-        [str(w) for w in words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    metrics = tmp_path / "run/metrics.jsonl"
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_resumes_as_if_it_had_not_been(
+    number: int, code: int, synapse: Path, tmp_path: Path
+) -> None:
+    """The signal goes to the whole process group, workers included, as a terminal or a cluster sends it."""
+    words = ["--max_epochs", "60", "--workers", "2", "--val_cases", "1"]
+    more = ["MODEL.DROP_PATH_RATE", "0.3", "TRAIN.LOG_FREQ", "1", "TRAIN.VAL_FREQ", "20"]
+    command = ["--root_path", str(synapse), *words, "--batch_size", "2", *NETWORK, *more]
+    cut = [sys.executable, "train.py", "--output_dir", str(tmp_path / "cut"), *command]
+    process = subprocess.Popen(cut, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = tmp_path / "cut/metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not metrics.is_file() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.is_file() and metrics.read_text().count("\n") > 5:
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    assert process.returncode == code, error
     assert "Traceback" not in error
-    step = torch.load(tmp_path / "run/last.pth", weights_only=True)["step"]
-    assert 0 < step < 800
-    assert train(synapse, tmp_path / "run", "--max_iterations", step + 1, "--max_epochs", 400, "--resume") == 0
+    assert 0 < torch.load(tmp_path / "cut/last.pth", weights_only=True)["step"] < 120
+    assert train_command.main(["--output_dir", str(tmp_path / "cut"), "--resume", *command]) == 0
+    assert train_command.main(["--output_dir", str(tmp_path / "whole"), *command]) == 0
+    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == metrics.read_bytes()
+    for name in ("best.pth", "last.pth"):
+        whole, resumed = (torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "cut"))
+        whole, resumed = whole.get("model", whole), resumed.get("model", resumed)
+        assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_workers_change_no_weight(synapse: Path, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        assert train(synapse, tmp_path / str(workers), "--resume") == 0
+    states = [torch.load(tmp_path / name / "best.pth", weights_only=True) for name in "02"]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (["--batch_size", "3"], "DATA.BATCH_SIZE is 3 but the run was begun with 4"),
+        (["--seed", "5"], "SEED is 5"),
+        (["--base_lr", "0.5"], "TRAIN.BASE_LR is 0.5"),
+    ],
+)
+def test_another_configuration_does_not_resume(
+    change: list[str], expected: str, run: Path, trained: tuple, refused: Callable
+) -> None:
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    words = ["--root_path", trained[0], "--output_dir", run, "--val_cases", 1, "--max_epochs", 3, "--resume"]
+    message = refused(train_command.main, [*words, *SMALL[: SMALL.index("--opts")], *change, "--opts", *TINY_SWIN])
+    assert expected in message
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_weights_alone_do_not_resume(run: Path, trained: tuple, refused: Callable) -> None:
+    words = ["--root_path", trained[0], "--output_dir", run, "--val_cases", 1, "--resume", run / "best.pth", *SMALL]
+    assert "does not belong to this run (it holds no 'slices')" in refused(train_command.main, words)
+
+
+def test_cases_of_slices_of_several_sizes_validate_slice_by_slice(tmp_path: Path) -> None:
+    root = make_synapse(tmp_path / "d", train=2)
+    other = make_synapse(tmp_path / "e", train=2, shape=(3, 48, 40))
+    shutil.copy(other / "train_npz/case0001_slice001.npz", root / "train_npz")
+    assert train(root, tmp_path / "run", "--val_cases", 1) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert any("val_dice" in row for row in rows)
+
+
+def test_batch_size_of_a_test_is_slices_a_pass(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evaluation import predict
+
+    sizes = []
+    original = predict._predict_batch
+
+    def spy(network: object, images: np.ndarray, *rest: object) -> np.ndarray:
+        sizes.append(len(images))
+        return original(network, images, *rest)
+
+    monkeypatch.setattr(predict, "_predict_batch", spy)
+    assert test_command.main(["--output_dir", str(run), "--batch_size", "2"]) == 0
+    assert max(sizes) == 2
+
+
+def test_divergence_ends_with_code_3(synapse: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train(synapse, tmp_path / "run", "--base_lr", "1e30", "--max_epochs", 9) == 3
+    assert "not finite 3 times in a row" in capsys.readouterr().err
+    assert "case0" in (tmp_path / "run/log.txt").read_text(), "the slices are named"
+
+
+def test_out_of_memory_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable) -> None:
+    from evaluation import predict
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMany lines")
+
+    monkeypatch.setattr(predict, "_predict_batch", full)
+    assert "out of memory; give a smaller --batch_size" in refused(test_command.main, ["--output_dir", run])
+    assert "Many lines" in (run / "test_log.txt").read_text(), "the whole story is in the log"
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 7, 8])
 def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, stop_at: int, accumulation: int) -> None:
     options = Options(log_freq=1, save_seconds=1e9, accumulation_steps=accumulation)
     whole = build(tmp_path / "whole", options=options)
@@ -192,6 +192,8 @@ def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, stop_at: int, a
     second.resume(torch.load(tmp_path / "cut" / "last.pth", weights_only=True))
     second.fit()
     assert same(weights(whole), weights(second))
+    best = torch.load(tmp_path / "cut" / "best.pth", weights_only=True)
+    assert same(list(best.values()), weights(whole)), "an interruption on the very last step leaves no gap"
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "cut/metrics.jsonl").read_bytes()
 
 
@@ -208,6 +210,27 @@ def test_a_bad_step_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert trainer.step == 5, "one of six steps"
     assert all(torch.isfinite(p).all() for p in weights(trainer))
     assert "e0i2, e0i3" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = build(tmp_path, epochs=1)
+    calls = []
+
+    def spoil(gradient: Tensor) -> Tensor:
+        calls.append(1)
+        return gradient * float("inf") if len(calls) == 2 else gradient
+
+    trainer.network[2].bias.register_hook(spoil)
+    trainer.fit()
+    assert trainer.step == 2 and all(torch.isfinite(p).all() for p in weights(trainer))
+    assert "gradient is not finite" in caplog.text
+
+
+def test_an_older_run_s_metrics_are_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 7}\n{"step": 2, "lo')
+    build(tmp_path, epochs=1).fit()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert 7 not in [row["loss"] for row in rows(tmp_path)]
 
 
 def test_three_bad_steps_end_the_run(tmp_path: Path) -> None:
