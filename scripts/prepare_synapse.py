@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -195,26 +195,17 @@ def prepare_case(case: Case, *, out: Path, labels: str, window: tuple[float, flo
     """
     from datasets.synapse import ORGANS, slice_name, slice_path, volume_path, write_slice, write_volume
     from evaluation.nifti import read_image, scale_intensity
-    from utils import whole_or_absent
 
     image, geometry = read_image(case.image, axis_order)
     raw, _ = read_image(case.label, axis_order)
     label = map_labels(raw, labels, case.label)
     image = scale_intensity(image, *window, where=case.image)
-    written: list[Path] = []
-    try:
-        if case.split == "train":
-            for index in range(len(image)):
-                path = slice_path(out / "train_npz", slice_name(case.name, index))
-                whole_or_absent(path, lambda file, i=index: write_slice(file, image[i], label[i], geometry))
-                written.append(path)
-        else:
-            path = volume_path(out / "test_vol_h5", case.name)
-            whole_or_absent(path, lambda file: write_volume(file, image, label, geometry))
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
+    if case.split == "train":
+        for index in range(len(image)):
+            path = slice_path(out / "train_npz", slice_name(case.name, index))
+            write_slice(path, image[index], label[index], geometry)
+    else:
+        write_volume(volume_path(out / "test_vol_h5", case.name), image, label, geometry)
     voxels = np.bincount(label.ravel(), minlength=len(ORGANS) + 1)
     return replace(case, voxels=tuple(voxels.tolist()), largest_raw=int(raw.max()))
 
@@ -236,7 +227,6 @@ def prepare_all(cases: Sequence[Case], prepare: Callable[[Case], Case], jobs: in
 def write_lists(cases: Sequence[Case], out: Path) -> None:
     """Write lists/train.txt, one slice a line, and lists/test_vol.txt, one case a line."""
     from datasets.synapse import slice_name
-    from utils import whole_or_absent
 
     names = {
         "train": [slice_name(case.name, i) for case in cases if case.split == "train" for i in range(case.shape[0])],
@@ -244,7 +234,14 @@ def write_lists(cases: Sequence[Case], out: Path) -> None:
     }
     for name, lines in names.items():
         text = "".join(f"{line}\n" for line in lines)
-        whole_or_absent(out / "lists" / f"{name}.txt", lambda file, text=text: file.write_text(text))
+        (out / "lists" / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+def _move_into_place(staging: Path, out: Path) -> None:
+    for part in ("train_npz", "test_vol_h5", "lists"):  # the lists last: they name files that are there
+        for made in sorted((staging / part).iterdir()):
+            (out / part).mkdir(exist_ok=True)
+            made.replace(out / part / made.name)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -260,21 +257,20 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(cases)} cases below {args.raw}; split: {how}")
     if unlabelled:
         print(f"left out, {len(unlabelled)} images in folders without labels: {unlabelled[0]} ...")
-    prepare = partial(prepare_case, out=args.out, labels=args.labels, window=(low, high), axis_order=args.axis_order)
-    folders = [args.out / name for name in ("train_npz", "test_vol_h5", "lists")]
-    done: list[Case] = []
-    try:
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    # Everything is made beside its place and moved there at the end: a bad file in the last case leaves nothing.
+    with TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
+        for part in ("train_npz", "test_vol_h5", "lists"):
+            (Path(staging) / part).mkdir()
+        prepare = partial(
+            prepare_case, out=Path(staging), labels=args.labels, window=(low, high), axis_order=args.axis_order
+        )
+        done = []
         for case in prepare_all(cases, prepare, args.jobs):
             done.append(case)
             print(_case_line(case), flush=True)
-        write_lists(done, args.out)
-    finally:
-        # rmdir takes only empty folders: those of a run that failed early, or of a split without cases.
-        for folder in folders:
-            with suppress(OSError):
-                folder.rmdir()
+        write_lists(done, Path(staging))
+        _move_into_place(Path(staging), args.out)
     _report(done, args.out, args.labels)
     return 0
 

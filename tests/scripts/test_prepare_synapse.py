@@ -297,14 +297,13 @@ def test_a_file_in_the_way_is_named(tmp_path, capfd, blocked):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_case_that_fails_while_it_is_written_takes_its_files_along(tmp_path, capfd, monkeypatch, jobs):
+def test_a_bad_last_case_leaves_nothing(tmp_path, capfd, monkeypatch, jobs):
     monkeypatch.setattr(prepare_synapse.os, "cpu_count", lambda: 2)
     raw, out = official(tmp_path / "raw", 5, 6), tmp_path / "out"
-    (out / "train_npz" / slice_name("case0006", 2)).with_suffix(".npz").mkdir(parents=True)
+    spoil_bytes(raw / "Training/label/label0006.nii.gz")
     assert prepare(raw, out, "--jobs", jobs) == 2
-    assert_refused(capfd, out, "case0006_slice002.npz")
-    left = sorted(path.name for path in (out / "train_npz").iterdir() if path.is_file())
-    assert left == [f"case0005_slice{index:03d}.npz" for index in range(3)]
+    assert_refused(capfd, out, "label0006.nii.gz")
+    assert not list(out.rglob("*"))
 
 
 def test_the_script_runs_from_any_folder_with_one_line_for_an_error(tmp_path):
