@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ WINDOW = (-125.0, 275.0)  # HU, as the Synapse preprocessing clips
 _AORTA, _GALLBLADDER, _LEFT_KIDNEY, _RIGHT_KIDNEY, _LIVER, _PANCREAS, _SPLEEN, _STOMACH = range(1, len(ORGANS) + 1)
 _FAT, _MUSCLE, _BONE, _AIR = -95.0, 50.0, 330.0, -900.0
 _SPLITS = {"train": (0, 1), "test": (1, 9001)}  # number in the seed, number of the first case
+_log = logging.getLogger(__name__)
 _MANIFEST = "phantom.json"
 
 _Point = tuple[float, float, float]
@@ -335,6 +337,7 @@ def prepare_phantom(
     root = Path(root).resolve()
     if _is_there(root, parameters):
         return
+    _log.info("making %d phantoms in %s", train_cases + test_cases, root)
     root.parent.mkdir(parents=True, exist_ok=True)
     making = root.with_name(f".{root.name}.{os.getpid()}.tmp")
     try:

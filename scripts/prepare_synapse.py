@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 
 TEST_CASES = tuple(f"case{n:04d}" for n in (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35))
 TRAIN_CASES = tuple(f"case{n:04d}" for n in (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40))
+_PARTS = ("train_npz", "test_vol_h5", "lists")  # in the order they are put in place: lists name files that are there
 # Place in each tuple: the raw value. Value there: the organ, in the order of datasets.synapse.ORGANS.
 LABEL_MAPS = {"btcv13": (0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0), "synapse8": (0, 1, 2, 3, 4, 5, 6, 7, 8)}
 TOLERANCE = 1e-3  # mm, and between the entries of a direction
@@ -237,13 +239,6 @@ def write_lists(cases: Sequence[Case], out: Path) -> None:
         (out / "lists" / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
-def _move_into_place(staging: Path, out: Path) -> None:
-    for part in ("train_npz", "test_vol_h5", "lists"):  # the lists last: they name files that are there
-        for made in sorted((staging / part).iterdir()):
-            (out / part).mkdir(exist_ok=True)
-            made.replace(out / part / made.name)
-
-
 def run(args: argparse.Namespace) -> int:
     """Check everything, prepare every case, write the lists last."""
     low, high = args.window
@@ -258,19 +253,29 @@ def run(args: argparse.Namespace) -> int:
     if unlabelled:
         print(f"left out, {len(unlabelled)} images in folders without labels: {unlabelled[0]} ...")
     args.out.mkdir(parents=True, exist_ok=True)
-    # Everything is made beside its place and moved there at the end: a bad file in the last case leaves nothing.
-    with TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
-        for part in ("train_npz", "test_vol_h5", "lists"):
-            (Path(staging) / part).mkdir()
-        prepare = partial(
-            prepare_case, out=Path(staging), labels=args.labels, window=(low, high), axis_order=args.axis_order
-        )
-        done = []
-        for case in prepare_all(cases, prepare, args.jobs):
-            done.append(case)
-            print(_case_line(case), flush=True)
-        write_lists(done, Path(staging))
-        _move_into_place(Path(staging), args.out)
+    try:
+        for part in _PARTS:
+            (args.out / part).mkdir(exist_ok=True)
+        # Everything is made beside its place and moved at the end: a bad file in the last case leaves nothing.
+        with TemporaryDirectory(prefix=".partial-", dir=args.out) as name:
+            staging = Path(name)
+            for part in _PARTS:
+                (staging / part).mkdir()
+            prepare = partial(
+                prepare_case, out=staging, labels=args.labels, window=(low, high), axis_order=args.axis_order
+            )
+            done = []
+            for case in prepare_all(cases, prepare, args.jobs):
+                done.append(case)
+                print(_case_line(case), flush=True)
+            write_lists(done, staging)
+            for made in (path for part in _PARTS for path in sorted((staging / part).iterdir())):
+                made.replace(args.out / made.relative_to(staging))
+    finally:
+        # rmdir takes only empty folders: those of a run that failed, or of a split without cases.
+        for folder in (*(args.out / part for part in _PARTS), args.out):
+            with suppress(OSError):
+                folder.rmdir()
     _report(done, args.out, args.labels)
     return 0
 
