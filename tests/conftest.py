@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
+import train as train_command
 from datasets.synapse import slice_name, slice_path, volume_path, write_slice, write_volume
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,6 +19,9 @@ SHARED = ROOT.parent / "shared"
 
 # A Swin-UNet that trains in milliseconds: 32 pixels, windows of 4.
 TINY_SWIN = ["MODEL.SWIN.EMBED_DIM", "8", "MODEL.SWIN.NUM_HEADS", "[1, 2, 2, 4]", "MODEL.SWIN.WINDOW_SIZE", "4"]
+
+NETWORK = ["--img_size", "32", "--opts", *TINY_SWIN]
+SMALL = ["--batch_size", "4", "--workers", "0", *NETWORK]
 
 
 def make_case(seed: int, shape: tuple[int, int, int], num_classes: int = 9) -> tuple[np.ndarray, np.ndarray]:
@@ -52,13 +58,42 @@ def synapse(tmp_path: Path) -> Path:
     return make_synapse(tmp_path / "Synapse")
 
 
+def train(root: Path, out: Path, *words: object) -> int:
+    flags = [str(word) for word in words]
+    return train_command.main(
+        [
+            "--dataset",
+            "Synapse",
+            "--root_path",
+            str(root),
+            "--output_dir",
+            str(out),
+            "--max_epochs",
+            "2",
+            *flags,
+            *SMALL,
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data folder and a run on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = make_synapse(folder / "Synapse", train=3, test=2)
+    assert train(root, folder / "run", "--val_cases", 1) == 0
+    return root, folder / "run"
+
+
 @pytest.fixture
-def golden() -> Path:
-    """The folder of reference figures."""
-    folder = SHARED / "golden"
-    if not folder.is_dir():
-        pytest.skip("the golden reference figures are not beside this checkout (../shared/golden)")
-    return folder
+def run(trained: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of that run, to be changed."""
+    return Path(shutil.copytree(trained[1], tmp_path / "run"))
+
+
+def geometry(path: Path) -> tuple:
+    image = sitk.ReadImage(str(path))
+    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
 
 
 @pytest.fixture

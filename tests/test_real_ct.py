@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import test as test_command
 import train as train_command
 from scripts import prepare_synapse
-from tests.conftest import SHARED, TINY_SWIN
+from tests.conftest import SHARED, TINY_SWIN, geometry
 
 CT = SHARED / "data" / "ct_examples"
 
@@ -32,11 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert train_command.main([*words, *SIZE, "--workers", "0", "--opts", *TINY_SWIN]) == 0
     assert test_command.main(["--output_dir", str(folder / "run")]) == 0
     return folder / "run"
-
-
-def geometry(path: Path) -> tuple:
-    image = sitk.ReadImage(str(path))
-    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
 
 
 def test_summary_is_finite(run: Path) -> None:

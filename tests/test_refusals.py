@@ -1,0 +1,179 @@
+"""Bad input ends with exit code 2 and one line on standard error, and nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import test as test_command
+import train as train_command
+from networks import build_network
+from tests.conftest import NETWORK, SMALL
+
+Refused = Callable[..., str]
+
+
+def words_for(root: Path, out: Path) -> list[str]:
+    return ["--dataset", "Synapse", "--root_path", str(root), "--output_dir", str(out), "--max_epochs", "1"]
+
+
+TRAIN_ERRORS = {
+    "no folder": (["--root_path", "absent"], "absent: no such data folder"),
+    "no lists": (["--list_dir", "absent"], "absent: no such folder of lists"),
+    "size": (
+        ["--img_size", "30"],
+        "img_size 30 does not fit patches of 4 and windows of 4; the nearest that does is 32",
+    ),
+    "dataset": (["--dataset", "Synapsy"], "--dataset is 'Synapsy'; expected one of Phantom, Synapse"),
+    "config": (["--cfg", "absent.yaml"], "absent.yaml: no such configuration"),
+    "key": (["--opts", "TRAIN.EPOCH", "3"], "did you mean TRAIN.EPOCHS?"),
+    "type": (["--opts", "TRAIN.EPOCHS", "many"], "expected int"),
+    "flag type": (["--max_epochs", "many"], "--max_epochs: invalid int value: 'many'"),
+    "flag": (["--max_epoks", "3"], "unrecognized arguments: --max_epoks"),
+    "value": (["--batch_size", "0"], "--batch_size"),
+    "classes": (["--num_classes", "4"], "expected 0..3, so mend the file or give --num_classes"),
+    "val_cases": (["--val_cases", "2"], "--val_cases"),
+    "lambda": (["--lambda_x", "-1"], "LOSS.LAMBDA_1 is -1"),
+    "weights": (["--opts", "MODEL.PRETRAIN_CKPT", "absent.pth"], "absent.pth: no such checkpoint"),
+    "network": (["--opts", "MODEL.TYPE", "resnet"], "unknown network 'resnet'; expected one of swin_unet, unet"),
+    "resume": (["--resume", "absent.pth"], "absent.pth: no such checkpoint"),
+    "n_gpu": (["--n_gpu", "2"], "--n_gpu"),
+}
+
+
+@pytest.mark.parametrize("kind", TRAIN_ERRORS)
+def test_train_refuses(kind: str, synapse: Path, tmp_path: Path, refused: Refused) -> None:
+    extra, expected = TRAIN_ERRORS[kind]
+    opts = extra[extra.index("--opts") + 1 :] if "--opts" in extra else []
+    flags = extra[: extra.index("--opts")] if "--opts" in extra else extra
+    small = [*SMALL[: SMALL.index("--opts")], *flags, *SMALL[SMALL.index("--opts") :], *opts]
+    assert expected in refused(train_command.main, [*words_for(synapse, tmp_path / "run"), *small])
+    assert not (tmp_path / "run").exists(), "nothing half-written"
+
+
+def test_train_needs_an_output_folder(synapse: Path, tmp_path: Path, refused: Refused) -> None:
+    assert "--output_dir is not given" in refused(train_command.main, ["--root_path", synapse, *SMALL])
+    (tmp_path / "file").write_text("")
+    message = refused(train_command.main, [*words_for(synapse, tmp_path / "file/run"), *SMALL])
+    assert "--output_dir" in message and f"{tmp_path / 'file'} is a file" in message
+
+
+def test_train_does_not_overwrite_a_run(trained: tuple[Path, Path], refused: Refused) -> None:
+    root, run = trained
+    before = (run / "last.pth").read_bytes()
+    assert "holds a run already" in refused(train_command.main, [*words_for(root, run), *SMALL])
+    assert (run / "last.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 torn"])
+def test_an_unreadable_imagenet_file_is_an_error(
+    content: bytes, synapse: Path, tmp_path: Path, refused: Refused
+) -> None:
+    path = tmp_path / "swin.pth"
+    path.write_bytes(content)
+    yaml_file = tmp_path / "a.yaml"
+    yaml_file.write_text(f"MODEL: {{PRETRAIN_CKPT: {path}}}\n")
+    message = refused(train_command.main, [*words_for(synapse, tmp_path / "run"), "--cfg", yaml_file, *SMALL])
+    assert f"{path}: is not a readable checkpoint" in message and not (tmp_path / "run").exists()
+
+
+def test_an_imagenet_file_of_another_shape_is_an_error(synapse: Path, tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "swin.pth"
+    torch.save(
+        {
+            "model": {
+                "patch_embed.proj.weight": torch.zeros(96, 3, 4, 4),
+                "layers.0.blocks.0.norm1.weight": torch.zeros(96),
+            }
+        },
+        path,
+    )
+    words = [*words_for(synapse, tmp_path / "run"), *SMALL, "MODEL.PRETRAIN_CKPT", path]
+    assert "is of another network" in refused(train_command.main, words)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "nan", "label"])
+def test_a_bad_slice_stops_before_the_first_step(kind: str, synapse: Path, tmp_path: Path, refused: Refused) -> None:
+    path = synapse / "train_npz/case0001_slice001.npz"
+    image, label = np.ones((40, 40), np.float32), np.zeros((40, 40), np.uint8)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        image[0, 0], label[0, 0] = (np.nan, 0) if kind == "nan" else (1, 200)
+        np.savez(path, image=image, label=label)
+    assert str(path) in refused(train_command.main, [*words_for(synapse, tmp_path / "run"), *SMALL])
+    assert not (tmp_path / "run").exists()
+
+
+def test_test_refuses(trained: tuple[Path, Path], tmp_path: Path, refused: Refused) -> None:
+    root, run = trained
+
+    def message(*words: object) -> str:
+        return refused(test_command.main, list(words))
+
+    assert "neither --output_dir nor --checkpoint" in message()
+    assert "holds no weights" in message("--output_dir", tmp_path)
+    absent = ["--checkpoint", "absent.pth", "--output", tmp_path / "o", *NETWORK]
+    assert "absent.pth: no such checkpoint" in message(*absent)
+    assert "--output is not given" in message("--checkpoint", run / "best.pth")
+    (tmp_path / "file").write_text("")
+    assert "is a file" in message("--checkpoint", run, "--output", tmp_path / "file")
+    assert "absent: no such data folder" in message(
+        "--checkpoint", run, "--output", tmp_path / "o", "--volume_path", "absent"
+    )
+    assert "absent.nii.gz" in message("--checkpoint", run, "--output", tmp_path / "o", "--input", "absent.nii.gz")
+    assert "no NIfTI" in message("--checkpoint", run, "--output", tmp_path / "o", "--input", run)
+    assert "--metrics" in message("--output_dir", run, "--metrics", "slow")
+    assert not (tmp_path / "o").exists(), "nothing half-written"
+
+
+def test_test_refuses_other_checkpoints(trained: tuple[Path, Path], tmp_path: Path, refused: Refused) -> None:
+    root, run = trained
+    words = ["--checkpoint", run / "best.pth", "--output", tmp_path / "o"]
+    assert "is for 9 classes, the network has 4; give --num_classes 9" in refused(
+        test_command.main, [*words, "--num_classes", "4"]
+    )
+    torch.save(build_network("unet", num_classes=9, width=4).state_dict(), tmp_path / "unet.pth")
+    other = ["--checkpoint", tmp_path / "unet.pth", "--output", tmp_path / "o", "--volume_path", root, *NETWORK]
+    assert "is of another network" in refused(test_command.main, other)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("kind", ["nan", "label", "truncated", "no label"])
+def test_a_bad_volume_stops_before_anything_is_written(
+    kind: str, trained: tuple[Path, Path], tmp_path: Path, refused: Refused
+) -> None:
+    import h5py
+
+    root = Path(shutil.copytree(trained[0], tmp_path / "data"))
+    path = root / "test_vol_h5/case0101.npy.h5"
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:900])
+    else:
+        with h5py.File(path, "r+") as file:
+            if kind == "no label":
+                del file["label"]
+            elif kind == "nan":
+                file["image"][0, 0, 0] = np.nan
+            else:
+                file["label"][0, 0, 0] = 77
+    assert str(path) in refused(
+        test_command.main, ["--checkpoint", trained[1], "--output", tmp_path / "o", "--volume_path", root]
+    )
+    assert not (tmp_path / "o").exists()
+
+
+def test_out_of_memory_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable) -> None:
+    from evaluation import predict
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMany lines")
+
+    monkeypatch.setattr(predict, "_predict_batch", full)
+    assert "out of memory; give a smaller --batch_size" in refused(test_command.main, ["--output_dir", run])
+    assert "Many lines" in (run / "test_log.txt").read_text(), "the whole story is in the log"
