@@ -60,8 +60,8 @@ def _test_overrides(args: argparse.Namespace) -> dict[str, Any]:
     overrides = {"GPU_ID": 0, "N_GPU": 1} | overrides_of(args)
     if "DATA.BATCH_SIZE" in overrides:
         overrides["TEST.BATCH_SIZE"] = overrides.pop("DATA.BATCH_SIZE")
-    if {"DATA.DATASET", "DATA.ROOT_PATH", "DATA.VOLUME_PATH"} & set(overrides):
-        overrides = {"DATA.LIST_DIR": ""} | overrides
+    if {"DATA.ROOT_PATH", "DATA.VOLUME_PATH"} & set(overrides):
+        overrides = {"DATA.LIST_DIR": "", "DATA.VOLUME_PATH": ""} | overrides
     return overrides
 
 
