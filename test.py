@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, test_parser
-from configs.config import data_keywords, get_config, network_keywords
+from configs.config import config_beside, data_keywords, get_config, network_keywords
 
 _log = logging.getLogger("test.py")
 
@@ -24,18 +24,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 # Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.
 def _test(args: argparse.Namespace) -> int:
     import utils
+    from networks.pretrained import find_weights
 
-    run = Path(args.checkpoint or args.output_dir or ".")
-    run_config = (run if run.is_dir() else run.parent) / "config.yaml"
-    cfg = get_config(
-        run_config if run_config.is_file() else "", args.cfg, opts=args.opts, overrides=_test_overrides(args)
-    )
-    weights = _find_weights(args.checkpoint, args.output_dir or "", cfg.TRAIN.EPOCHS)
+    named = args.checkpoint or args.output_dir
+    if not named:
+        raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
+    cfg = get_config(config_beside(named), args.cfg, opts=args.opts, overrides=_test_overrides(args))
+    is_file = args.checkpoint and not Path(named).is_dir()
+    weights = Path(named) if is_file else find_weights(named, cfg.TRAIN.EPOCHS)
     output_dir = _output_dir(args, weights)
     with utils.logging_session("test.py"):
         utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
         device = utils.select_device(cfg.GPU_ID, cfg.N_GPU)
-        network = _load_network(cfg, weights, device)
+        network = _load_network(cfg, weights, args.trust_checkpoint, device)
         volumes = _find_volumes(cfg, args.input)
         for folder in ("predictions", "overlays"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
@@ -65,22 +66,6 @@ def _test_overrides(args: argparse.Namespace) -> dict[str, Any]:
     return overrides
 
 
-def _find_weights(checkpoint: str, output_dir: str, epochs: int) -> Path:
-    """The file of weights: the one named, or a run's best, or (for a published run) its last epoch's."""
-    named = checkpoint or output_dir
-    if not named:
-        raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
-    if checkpoint and not Path(checkpoint).is_dir():
-        return Path(checkpoint)
-    names = ("best.pth", "last.pth", "best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
-    for name in names:
-        if (Path(named) / name).is_file():
-            return Path(named) / name
-    raise FileNotFoundError(
-        f"{named}: holds no weights; expected one of {', '.join(names)}: train first, or name a file by --checkpoint"
-    )
-
-
 def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
     """Where results go: --output, else --output_dir, else the run that --checkpoint names."""
     import utils
@@ -93,11 +78,11 @@ def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
     return Path(output_dir)
 
 
-def _load_network(cfg: Any, weights: Path, device: Any) -> Any:
+def _load_network(cfg: Any, weights: Path, trust: bool, device: Any) -> Any:
     from networks import build_network, load_weights
 
     network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
-    load_weights(network, weights)
+    load_weights(network, weights, trust=trust)
     return network.to(device).eval()
 
 

@@ -70,9 +70,9 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace) -> Any:
 
     device = utils.select_device(cfg.GPU_ID, cfg.N_GPU)
     network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
-    state = _resume_state(args.resume, output_dir)
+    state = _resume_state(args, output_dir)
     if state is None:
-        _start_weights(network, cfg.MODEL.PRETRAIN_CKPT, asked_for="MODEL.PRETRAIN_CKPT" in args.opts)
+        _start_weights(network, cfg.MODEL.PRETRAIN_CKPT, args)
     else:
         check_continues(cfg, state.get("config", {}))
     network.to(device)
@@ -171,22 +171,23 @@ def _options(cfg: Any) -> Any:
     )
 
 
-def _resume_state(resume: str, output_dir: Path) -> dict | None:
+def _resume_state(args: argparse.Namespace, output_dir: Path) -> dict | None:
     """The content of the checkpoint to go on from; None starts afresh."""
     from networks.pretrained import read_checkpoint
 
-    path = output_dir / "last.pth" if resume == "auto" else Path(resume)
-    if not resume or (resume == "auto" and not path.exists()):
+    path = output_dir / "last.pth" if args.resume == "auto" else Path(args.resume)
+    if not args.resume or (args.resume == "auto" and not path.exists()):
         return None
-    return read_checkpoint(path)
+    return read_checkpoint(path, trust=args.trust_checkpoint)
 
 
-def _start_weights(network: Any, path: str, asked_for: bool) -> None:
-    """Fill the network from the ImageNet file, where the configuration names one that is there."""
+def _start_weights(network: Any, path: str, args: argparse.Namespace) -> None:
+    """Fill the network from the file that the configuration names, where it is there."""
     from networks import load_weights
 
+    asked_for = "MODEL.PRETRAIN_CKPT" in args.opts
     if path and (Path(path).exists() or asked_for):
-        load_weights(network, path)
+        load_weights(network, path, ignore_head=args.ignore_head, trust=args.trust_checkpoint)
     elif path:
         _log.info(
             "no ImageNet start: %s is not there, so training starts from random weights; "

@@ -54,6 +54,7 @@ def train_parser() -> argparse.ArgumentParser:
         metavar="auto|FILE",
         help="go on from FILE, or (auto) from output_dir/last.pth where there is one",
     )
+    add("--ignore_head", action="store_true", help="take PRETRAIN_CKPT without its last layer: another class count")
     add("--val_cases", type=int, help="training cases held out to choose best.pth by (0: none, as published)")
     add("--workers", type=int, help="processes that load data")
     add("--amp", action="store_const", const=True, help="bfloat16 autocast")
@@ -98,6 +99,7 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--deterministic", type=int, choices=(0, 1), help="repeat the same numbers on the same machine (1, the default)"
     )
     add("--seed", type=int, help="seed of weights, order, augmentation and channel draws")
+    add("--trust_checkpoint", action="store_true", help="unpickle checkpoints, code included: only for your own files")
     add("--lambda_x", type=float, help="weight of both terms of the regulariser; 0 is the plain baseline")
     add("--lambda_1", type=float, help="weight of semantic consistency (SCR) alone")
     add("--lambda_2", type=float, help="weight of internal feature distillation (IFD) alone")

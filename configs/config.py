@@ -119,6 +119,12 @@ def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapp
     return cfg
 
 
+def config_beside(path: str | Path) -> str:
+    """The config.yaml of the run that `path` is, or lies in; empty where there is none."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return str(folder / "config.yaml") if (folder / "config.yaml").is_file() else ""
+
+
 def network_keywords(cfg: CfgNode) -> dict[str, Any]:
     """The keywords of `networks.build_network` that a configuration stands for, beside the name.
 

@@ -29,8 +29,26 @@ class LoadReport:
     missing: tuple[str, ...]
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Read a .pth or .safetensors file as plain data; nothing in it is ever executed.
+def find_weights(folder: str | Path, epochs: int) -> Path:
+    """The weights of a run: its best, else its last, else (of a published run) those of its last epoch.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+    """
+    names = ("best.pth", "last.pth", "best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
+    for name in names:
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise FileNotFoundError(
+        f"{folder}: holds no weights; expected one of {', '.join(names)}: train first, or name a file by --checkpoint"
+    )
+
+
+def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict:
+    """Read a .pth or .safetensors file as plain data; nothing in it is executed, unless `trust` says so.
+
+    Args:
+        trust: unpickle whatever the file holds, code included; only for files of one's own.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,16 +63,18 @@ def read_checkpoint(path: str | Path) -> dict:
 
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or "Unsupported global" in str(error) or "weights_only" in str(error):
             raise ValueError(
-                f"{path}: is not a file of plain tensors, and code in it is never run; "
-                "save it again as torch.save(network.state_dict(), FILE)"
+                f"{path}: holds more than plain tensors, and code in a file is not run; save it again as "
+                "torch.save(network.state_dict(), FILE), or, if you made it yourself, give --trust_checkpoint"
             ) from error
         raise ValueError(f"{path}: is not a readable checkpoint; copy or download it again") from error
     except Exception as error:  # torch and safetensors report damage by a dozen types, none of them ours
         raise ValueError(f"{path}: is not a readable checkpoint; copy or download it again") from error
+    if trust and isinstance(content, nn.Module):
+        content = content.state_dict()
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}; expected named tensors")
     return dict(content)
@@ -77,7 +97,9 @@ def state_dict_of(content: Mapping, path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(network: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(
+    network: nn.Module, path: str | Path, *, ignore_head: bool = False, least: float = _ENOUGH, trust: bool = False
+) -> LoadReport:
     """Fill a network from a file, whatever its form, and say what was filled.
 
     A bare state_dict, one under `model` or `state_dict`, with or without `module.` or the network's own prefix, or
@@ -86,41 +108,43 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadReport:
     Args:
         network: is changed in place, but not at all when an error is raised.
         path: a .pth or .safetensors file.
+        ignore_head: leave the layer that makes the classes as it is, so that a file of another class count loads.
+        least: the share of the network's floats that the file must fill; an ImageNet start must fill the encoder.
+        trust: see `read_checkpoint`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is unreadable, or of another architecture, width or class count.
+        ValueError: the file is unreadable, of another architecture, width or class count, or holds NaN.
     """
-    state = state_dict_of(read_checkpoint(path), path)
+    state = state_dict_of(read_checkpoint(path, trust=trust), path)
     own = network.state_dict()
+    head = getattr(network, "head_prefix", ())  # no key starts with one of no prefixes
     start = getattr(network, "from_imagenet", lambda state: None)(state)
-    if start is not None:
+    if start is None:
+        wanted = {k: v for k, v in _with_own_prefix(state, own).items() if k in own}
+        if ignore_head:
+            wanted = {k: v for k, v in wanted.items() if not k.startswith(head)}
+        _check_shapes(wanted, own, head, path)
+        _check_coverage(wanted, own, least, path)
+    else:
         # The decoder takes what fits of a copy of the encoder; the encoder itself must fit as a whole.
         wanted = {k: v for k, v in start.items() if k in own and (network.is_encoder(k) or v.shape == own[k].shape)}
-        _check_shapes(wanted, own, path)
+        _check_shapes(wanted, own, head, path)
         absent = [k for k in own if network.is_encoder(k) and k not in wanted]
         if absent:
             raise ValueError(
                 f"{path}: is of another network: it lacks {absent[0]} and {len(absent) - 1} more of the encoder; "
                 "give the ImageNet file of the same network"
             )
-    else:
-        wanted = {k: v for k, v in _with_own_prefix(state, own).items() if k in own}
-        _check_shapes(wanted, own, path)
-        _check_coverage(wanted, own, path)
+    _check_finite(wanted, path)
     network.load_state_dict(wanted, strict=False)
     report = LoadReport(
         loaded=tuple(k for k in own if k in wanted),
         skipped=tuple(k for k in state if not k.endswith(_DERIVED_BUFFERS) and not _used(k, wanted)),
         missing=tuple(k for k in own if k not in wanted),
     )
-    _log.info(
-        "%s: %d tensors loaded, %d in the file not used, %d left as they were",
-        path,
-        len(report.loaded),
-        len(report.skipped),
-        len(report.missing),
-    )
+    counts = len(report.loaded), len(report.skipped), len(report.missing)
+    _log.info("%s: %d tensors loaded, %d skipped (not in the network), %d missing (left as they were)", path, *counts)
     return report
 
 
@@ -139,20 +163,18 @@ def _with_own_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dic
     return {f"{prefix}.{key}": value for key, value in state.items()}
 
 
-def _check_shapes(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+def _check_shapes(
+    wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str | tuple[()], path: str | Path
+) -> None:
     differing = [k for k, v in wanted.items() if v.shape != own[k].shape]
     if not differing:
         return
     key = differing[0]
     theirs, ours = wanted[key].shape, own[key].shape
-    if all(
-        k.split(".")[-2] in ("output", "conv") and v.shape[1:] == own[k].shape[1:]
-        for k, v in wanted.items()
-        if k in differing
-    ):
+    if all(k.startswith(head) for k in differing) and len(theirs) > 0:
         raise ValueError(
-            f"{path}: is for {theirs[0]} classes, the network has {ours[0]}; "
-            f"give --num_classes {theirs[0]}, or another checkpoint"
+            f"{path}: is for {theirs[0]} classes, the network has {ours[0]}; give --num_classes {theirs[0]}, "
+            "or --ignore_head to leave the last layer as it is"
         )
     raise ValueError(
         f"{path}: is of another network: {key} has shape {tuple(theirs)}, expected {tuple(ours)} "
@@ -160,12 +182,17 @@ def _check_shapes(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], path:
     )
 
 
-def _check_coverage(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+def _check_coverage(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], least: float, path: str | Path) -> None:
     total = sum(v.numel() for v in own.values() if v.is_floating_point())
     filled = sum(own[k].numel() for k in wanted if own[k].is_floating_point())
-    if filled < _ENOUGH * total:
+    if filled < least * total:
         raise ValueError(
             f"{path}: is of another network: it fills {filled / total:.0%} of the weights, "
-            f"expected at least {_ENOUGH:.0%}; "
-            "give the --cfg it was trained with, or another checkpoint"
+            f"expected at least {least:.0%}; give the --cfg it was trained with, or another checkpoint"
         )
+
+
+def _check_finite(wanted: Mapping[str, Tensor], path: str | Path) -> None:
+    for key, value in wanted.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {key} holds NaN or infinite weights; give one from before it diverged")

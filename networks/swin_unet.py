@@ -257,6 +257,8 @@ class SwinUnet(nn.Module):
         resolutions = [side // (patch_size * 2**i) for i in range(stages)]
         return all(r <= window_size or r % window_size == 0 for r in resolutions)
 
+    head_prefix = "swin_unet.output."  # of the parameters that make the classes
+
     @property
     def tap_spec(self) -> TapSpec:
         """Every block's output after its MLP residual, and the input of the output convolution."""

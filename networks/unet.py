@@ -117,6 +117,8 @@ class UNet(nn.Module):
         self.up4 = Up(2 * width, width, bilinear)
         self.outc = OutConv(width, num_classes)
 
+    head_prefix = "outc."  # of the parameters that make the classes
+
     @property
     def tap_spec(self) -> TapSpec:
         """The outputs of down1 to down4 and of up1 to up3; up4's is the final map (SPEC section 3)."""

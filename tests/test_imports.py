@@ -29,7 +29,7 @@ MAY_IMPORT = {
     ),
     "utils": (set(), {"numpy", "torch"}),
     "trainer": ({"selfreg", "utils"}, {"torch", "tqdm"}),
-    "scripts": (OURS - {"scripts", "train", "test"}, {"numpy", "scipy", "torch", "SimpleITK", "tqdm"}),
+    "scripts": (OURS - {"scripts", "train", "test"}, {"numpy", "scipy", "torch", "SimpleITK", "tqdm", "safetensors"}),
 }
 
 

@@ -116,6 +116,12 @@ def refused(path: Path, network: nn.Module | None = None) -> str:
 def test_another_class_count(tmp_path: Path) -> None:
     torch.save(swin(classes=4).state_dict(), tmp_path / "w.pth")
     assert "is for 4 classes, the network has 3; give --num_classes 4" in refused(tmp_path / "w.pth")
+    source, target = swin(classes=4), swin(seed=5)
+    before = target.swin_unet.output.weight.clone()
+    report = load_weights(target, tmp_path / "w.pth", ignore_head=True)
+    assert report.missing == ("swin_unet.output.weight",)
+    assert torch.equal(target.swin_unet.output.weight, before)
+    assert torch.equal(target.swin_unet.up.expand.weight, source.swin_unet.up.expand.weight)
     unet = build_network("unet", num_classes=2, img_size=32, width=4)
     torch.save(unet.state_dict(), tmp_path / "u.pth")
     assert "is for 2 classes" in refused(tmp_path / "u.pth", build_network("unet", num_classes=3, img_size=32, width=4))
@@ -165,13 +171,41 @@ class Malicious:
 def test_code_in_a_file_is_never_run(tmp_path: Path, save: object) -> None:
     save({"model": Malicious(tmp_path / "ran")}, tmp_path / "w.pth")
     message = refused(tmp_path / "w.pth")
-    assert "not a file of plain tensors" in message or "not a readable checkpoint" in message
+    assert "holds more than plain tensors" in message or "not a readable checkpoint" in message
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
     torch.save(swin(), tmp_path / "w.pth")
-    assert "not a file of plain tensors" in refused(tmp_path / "w.pth")
+    assert "holds more than plain tensors, and code in a file is not run" in refused(tmp_path / "w.pth")
+    target = swin(seed=3)
+    load_weights(target, tmp_path / "w.pth", trust=True)
+    assert same_weights(target, swin())
+
+
+def test_nan_weights(tmp_path: Path) -> None:
+    state = swin().state_dict()
+    state["swin_unet.norm.bias"][2] = float("nan")
+    torch.save(state, tmp_path / "w.pth")
+    assert "swin_unet.norm.bias holds NaN" in refused(tmp_path / "w.pth")
+
+
+def test_less_than_nine_tenths(tmp_path: Path) -> None:
+    state = {k: v for k, v in swin(seed=1).state_dict().items() if "layers.3" not in k}
+    torch.save(state, tmp_path / "w.pth")
+    assert "expected at least 90%" in refused(tmp_path / "w.pth")
+    target = swin(seed=2)
+    report = load_weights(target, tmp_path / "w.pth", least=0.1)
+    assert report.missing and all("layers.3" in k for k in report.missing)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_are_cast(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save({k: v.to(dtype) for k, v in swin(seed=1).state_dict().items()}, tmp_path / "w.pth")
+    target = swin(seed=2)
+    load_weights(target, tmp_path / "w.pth")
+    assert target.swin_unet.norm.bias.dtype == torch.float32
+    assert torch.allclose(target.swin_unet.output.weight, swin(seed=1).swin_unet.output.weight, atol=1e-3)
 
 
 def test_a_classifier_that_lacks_part_of_the_encoder(tmp_path: Path) -> None:
