@@ -74,7 +74,7 @@ def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
     output_dir = args.output or args.output_dir or (str(weights.parent) if in_a_run else "")
     if not output_dir:
         raise ValueError("--output is not given; expected a folder for the results")
-    utils.check_writable(Path(output_dir), "--output")
+    utils.check_writable(Path(output_dir), "--output" if args.output else "--output_dir")
     return Path(output_dir)
 
 
@@ -82,7 +82,7 @@ def _load_network(cfg: Any, weights: Path, trust: bool, device: Any) -> Any:
     from networks import build_network, load_weights
 
     network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
-    load_weights(network, weights, trust=trust)
+    load_weights(network, weights, complete=True, trust=trust)
     return network.to(device).eval()
 
 

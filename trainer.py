@@ -29,7 +29,7 @@ _MAX_BAD_STEPS = 3
 
 
 class Diverged(RuntimeError):
-    """The loss was not finite several times in a row."""
+    """The loss, the gradient or the weights are not finite."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Trainer:
         """Train to the end of the schedule; returns the last epoch's mean terms and the best validation score.
 
         Raises:
-            Diverged: the loss was not finite three times in a row; no such step was applied.
+            Diverged: loss or gradient were not finite three times in a row, or at the end; no such step was applied.
             SystemExit: 130 or 143 after Ctrl-C or SIGTERM, once last.pth is saved.
         """
         means: dict[str, float] = {}
@@ -135,6 +135,11 @@ class Trainer:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if self.bad_steps:
+            self._diverged()
+        for name, save in (("best.pth", self._save_weights), ("last.pth", lambda name: self._save_last())):
+            if not (self.output_dir / name).exists():  # a finished run, resumed into another folder
+                save(name)
         return {**means, "best_dice": self.best if math.isfinite(self.best) else None}
 
     def _out_of_steps(self) -> bool:
@@ -220,9 +225,15 @@ class Trainer:
         self.bad_steps += 1
         _log.warning("step %d left out, its %s not finite: slices %s", self.step, what, ", ".join(names))
         if self.bad_steps >= _MAX_BAD_STEPS:
-            path = self.output_dir / "last.pth"
-            kept = f"{path} is from before" if path.exists() else "nothing was saved yet"
-            raise Diverged(f"not finite {self.bad_steps} times in a row, {kept}; lower --base_lr (see log.txt)")
+            self._diverged()
+
+    def _diverged(self) -> None:
+        path = self.output_dir / "last.pth"
+        kept = f"{path} is from before" if path.exists() else "nothing was saved yet"
+        raise Diverged(
+            f"loss or gradient not finite {self.bad_steps} times in a row, {kept}; "
+            "lower --base_lr or the weight of the regulariser (see log.txt)"
+        )
 
     def _record(self, values: dict[str, float], image: Tensor, logits: Tensor, label: Tensor) -> None:
         """Log step `self.step`, which has just been taken."""
@@ -249,6 +260,9 @@ class Trainer:
 
     def _end_epoch(self, means: dict[str, float]) -> None:
         """Validate where it is time to, and save."""
+        if not all(torch.isfinite(p).all() for p in self.network.parameters()):
+            self.bad_steps = max(1, self.bad_steps)
+            self._diverged()
         last = self._done()
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         _log.info("epoch %d/%d  step %d  %s", self.epoch, self.schedule.epochs, self.step, text)
@@ -315,8 +329,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
                 parameter.grad = None if gradient is None else gradient.to(self.device)
-            self.epoch, self.batch_in_epoch, self.step = state["epoch"], state["batch_in_epoch"], state["step"]
-            self.best = state["best"]
+            self.epoch, self.batch_in_epoch, self.step = (int(state[k]) for k in ("epoch", "batch_in_epoch", "step"))
+            self.best = float(state["best"])
             restore_generators(state["generators"])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             why = f"it holds no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]

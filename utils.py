@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -81,12 +82,22 @@ def whole_or_absent(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, and put it in place only when it is complete."""
     temporary = path.with_name(f".partial-{path.name}")  # the suffix stays: writers choose their format by it
     try:
-        write(temporary)
+        try:
+            write(temporary)
+        except RuntimeError as error:  # torch's word for a disk that is full
+            raise OSError(errno.EIO, f"cannot be written, is the disk full? ({brief_of(error)})", str(path)) from error
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def brief_of(error: Exception) -> str:
+    """The first line of an error's text, 100 characters at most."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -99,6 +110,7 @@ def logging_session(name: str) -> Iterator[None]:
     """Send messages to standard output for the length of a command; whatever stops it goes into the log file whole."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
+    logging.raiseExceptions = False  # a log that cannot be written must not cost the run
     root.setLevel(logging.DEBUG)
     for noisy in ("matplotlib", "PIL", "h5py"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -131,7 +131,8 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
         message = _one_line(error)
     except RuntimeError as error:
         # torch's own, known by its name: importing torch would cost every --help two seconds.
-        if type(error).__name__ != "OutOfMemoryError":
+        out_of_memory = type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+        if not out_of_memory and "DataLoader worker" not in str(error):
             raise
         message = _one_line(MemoryError())
     sys.stderr.write(f"{prog}: error: {message}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,11 +107,7 @@ def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapp
     if len(opts) % 2:
         raise ValueError(f"--opts: got {len(opts)} words; expected pairs, KEY VALUE ...")
     for key, text in zip(opts[::2], opts[1::2], strict=True):
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        _set(cfg, key, value, "--opts")
+        _set(cfg, key, _parse(cfg, key, text), "--opts")
     for key, value in (overrides or {}).items():
         _set(cfg, key, value, "command line")
     cfg.MODEL.TYPE = _TYPE_ALIASES.get(cfg.MODEL.TYPE, cfg.MODEL.TYPE)
@@ -165,7 +162,7 @@ def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
 
 def to_plain(cfg: CfgNode) -> dict[str, Any]:
     """A configuration as nested dictionaries of plain values."""
-    return {key: to_plain(value) if isinstance(value, CfgNode) else value for key, value in cfg.items()}
+    return {key: to_plain(value) if isinstance(value, CfgNode) else copy.copy(value) for key, value in cfg.items()}
 
 
 # What may differ between a run and its continuation: where things are, how long it goes on, what is written when.
@@ -210,16 +207,40 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such configuration; give a yaml file, such as those in configs/ (--cfg)")
     # Only ever data: yacs itself would execute a .py file given here.
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: is not a yaml file ({str(error).splitlines()[0]}); mend it, or give another --cfg"
-        ) from None
+        content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+    except _UNREADABLE as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: is not a yaml file ({why}); mend it, or give another --cfg") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}; expected keys such as MODEL, DATA, TRAIN")
     return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain data only; without aliases a small file cannot grow into a huge one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not used here")
+        return super().compose_node(parent, index)
+
+
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError, OverflowError, AttributeError)
+
+
+def _parse(cfg: CfgNode, dotted: str, text: str) -> Any:
+    """The value that a word of the command line stands for; where text is expected, the word itself."""
+    try:
+        if isinstance(_get(cfg, dotted), str):
+            return text
+    except (KeyError, TypeError):
+        pass  # an unknown key is refused by name later on
+    try:
+        return yaml.load(text, _PlainLoader)
+    except _UNREADABLE:
+        return text
 
 
 def _all_keys(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -247,6 +268,9 @@ def _set(cfg: CfgNode, dotted: str, value: Any, source: str) -> None:
         close = difflib.get_close_matches(dotted.upper(), list(_all_keys(cfg)), n=1)
         hint = f"did you mean {close[0]}?" if close else "see configs/config.py for the keys there are"
         raise ValueError(f"{source}: unknown key {dotted}; {hint}")
+    if isinstance(node[last], CfgNode) and isinstance(value, Mapping) and dotted != "ENVIRONMENT":
+        _merge(cfg, value, source, f"{dotted}.")
+        return
     node[last] = _as_type(value, node[last], dotted, source)
 
 
@@ -281,7 +305,15 @@ _LOWEST = {
     **dict.fromkeys(
         ("DATA.NUM_WORKERS", "DATA.VAL_CASES", "GPU_ID", "SEED", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ")
         + ("TRAIN.WARMUP_STEPS", "TRAIN.CLIP_GRAD", "TRAIN.WEIGHT_DECAY", "TRAIN.MOMENTUM", "TRAIN.SAVE_SECONDS")
-        + ("LOSS.LAMBDA_1", "LOSS.LAMBDA_2", "LOSS.CE_WEIGHT", "LOSS.DICE_WEIGHT", "AUG.ROT_FLIP", "AUG.ROTATE"),
+        + (
+            "TRAIN.LR_POWER",
+            "LOSS.LAMBDA_1",
+            "LOSS.LAMBDA_2",
+            "LOSS.CE_WEIGHT",
+            "LOSS.DICE_WEIGHT",
+            "AUG.ROT_FLIP",
+            "AUG.ROTATE",
+        ),
         0,
     ),
     **dict.fromkeys(
@@ -298,8 +330,10 @@ def _check_values(cfg: CfgNode) -> None:
         value = _get(cfg, dotted)
         if not lowest <= value < float("inf"):
             raise ValueError(f"{dotted} is {value}; expected a finite number of at least {lowest}{_flag_hint(dotted)}")
-    if not 0 < cfg.TRAIN.BASE_LR < float("inf"):
-        raise ValueError(f"TRAIN.BASE_LR is {cfg.TRAIN.BASE_LR}; expected a finite number above 0 (--base_lr)")
+    if not 0 < cfg.TRAIN.BASE_LR < 1e6:
+        raise ValueError(f"TRAIN.BASE_LR is {cfg.TRAIN.BASE_LR}; expected a number above 0 and below 1e6 (--base_lr)")
+    if cfg.SEED >= 2**32:
+        raise ValueError(f"SEED is {cfg.SEED}; expected less than 2**32 (--seed)")
     for dotted, choices in (
         ("TRAIN.OPTIMIZER", ("sgd", "adamw")),
         ("TRAIN.LR_SCHEDULE", ("poly", "constant")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list; expected a text file with one name a line (see --list_dir)")
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not a text file; expected one name a line") from None
     if not names:
@@ -80,6 +81,9 @@ def read_list(path: Path) -> list[str]:
         # A name becomes part of a path: nothing in a list may lead out of the data folder.
         if not _PLAIN_NAME.fullmatch(name):
             raise ValueError(f"{path}: {name!r} is not a plain name; expected letters, digits, '_', '-' and '.' only")
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated:
+        raise ValueError(f"{path}: names {repeated} more than once; expected every name once")
     return names
 
 
@@ -89,7 +93,8 @@ def check_image(image: np.ndarray, where: object) -> np.ndarray:
         raise ValueError(f"{where}: 'image' has dtype {image.dtype}; expected numbers")
     if image.size == 0:
         raise ValueError(f"{where}: 'image' has shape {image.shape}; expected at least one pixel")
-    image = np.asarray(image, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        image = np.asarray(image, dtype=np.float32)
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise ValueError(

@@ -331,7 +331,8 @@ def prepare_phantom(
     cases = {"train_cases": train_cases, "test_cases": test_cases}
     parameters = {"format": FORMAT_VERSION, "size": size, "depth": depth, **cases, "seed": seed}
     for key, value in parameters.items():
-        least, most = int(key != "seed"), 999 if key.endswith("cases") else 2**31
+        least = {"seed": 0, "size": 16}.get(key, 1)
+        most = 999 if key.endswith("cases") else 2**31
         if not least <= value <= most:
             raise ValueError(f"{key} {value} is out of range; expected a whole number from {least} to {most}")
     root = Path(root).resolve()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import lzma
+import tokenize
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +26,7 @@ _GEOMETRY_KEYS = ("spacing", "origin", "direction")
 # np.load reports damage in as many ways as a zip file can be damaged; AttributeError is a bare .npy array.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, OSError, AttributeError, TypeError),
-    *(ValueError, NotImplementedError, MemoryError, SyntaxError, RuntimeError),
+    *(ValueError, NotImplementedError, MemoryError, SyntaxError, RuntimeError, tokenize.TokenError),
 )
 
 
@@ -88,7 +90,7 @@ def read_slice(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     except _DAMAGE as error:
         raise ValueError(f"{path}: is not a readable npz file ({brief(error)}); make or copy it again") from error
     for key in ("image", "label"):
-        if key not in arrays:
+        if not isinstance(arrays.get(key), np.ndarray):
             raise _missing_array(path, key, found)
     return check_pair(arrays["image"], arrays["label"], num_classes, 2, path)
 
@@ -124,6 +126,11 @@ def _geometry_from(stored: dict[str, np.ndarray], path: Path) -> Geometry | None
         order = stored["axis_order"].item().decode() if "axis_order" in stored else "zyx"
         if [len(values[key]) for key in _GEOMETRY_KEYS] != [3, 3, 9] or sorted(order) != ["x", "y", "z"]:
             raise ValueError(f"{ {key: len(value) for key, value in values.items()} }, axis_order {order!r}")
+        determinant = np.linalg.det(np.reshape(values["direction"], (3, 3)))
+        if not np.isfinite(np.concatenate(list(values.values()))).all() or min(values["spacing"]) <= 0:
+            raise ValueError("a spacing that is not positive, or a number that is not finite")
+        if not 0.5 < abs(determinant) < 2:
+            raise ValueError(f"directions of determinant {determinant:g}")
         return Geometry(**values, axis_order=order)
     except (ValueError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -152,6 +159,9 @@ class SynapseVolumes(Sequence):
 
     def __init__(self, folder: Path, names: Sequence[str], num_classes: int) -> None:
         self.paths, self.num_classes = [volume_path(folder, name) for name in names], num_classes
+        repeated = next((path for path, count in Counter(self.paths).items() if count > 1), None)
+        if repeated:
+            raise ValueError(f"{repeated}: is named in the list more than once; expected every case once (--list_dir)")
         require_listed(self.paths)
 
     def __len__(self) -> int:

@@ -111,7 +111,8 @@ class NiftiVolumes(Sequence):
     def __init__(self, path: Path, *, axis_order: str = "zxy", window: tuple[float, float] = (-125.0, 275.0)) -> None:
         if not path.exists():
             raise FileNotFoundError(f"{path}: is not there; expected a NIfTI file or a folder of them (--input)")
-        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith(_SUFFIXES))
+        found = [path] if path.is_file() else sorted(path.glob("[!.]*"))
+        files = [file for file in found if file.name.endswith(_SUFFIXES)]
         if not files:
             raise ValueError(f"{path}: holds no NIfTI file; expected names that end in .nii.gz or .nii (--input)")
         self.files = {file.name.removesuffix(".gz").removesuffix(".nii"): file for file in files}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict:
 
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=not trust)
+            with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what cannot be read is an error
+                content = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or "Unsupported global" in str(error) or "weights_only" in str(error):
             raise ValueError(
@@ -98,7 +100,13 @@ def state_dict_of(content: Mapping, path: str | Path) -> dict[str, Tensor]:
 
 
 def load_weights(
-    network: nn.Module, path: str | Path, *, ignore_head: bool = False, least: float = _ENOUGH, trust: bool = False
+    network: nn.Module,
+    path: str | Path,
+    *,
+    ignore_head: bool = False,
+    complete: bool = False,
+    least: float = _ENOUGH,
+    trust: bool = False,
 ) -> LoadReport:
     """Fill a network from a file, whatever its form, and say what was filled.
 
@@ -109,6 +117,7 @@ def load_weights(
         network: is changed in place, but not at all when an error is raised.
         path: a .pth or .safetensors file.
         ignore_head: leave the layer that makes the classes as it is, so that a file of another class count loads.
+        complete: refuse a file that leaves a tensor of the network as it was, or holds others: for evaluation.
         least: the share of the network's floats that the file must fill; an ImageNet start must fill the encoder.
         trust: see `read_checkpoint`.
 
@@ -137,12 +146,22 @@ def load_weights(
                 "give the ImageNet file of the same network"
             )
     _check_finite(wanted, path)
-    network.load_state_dict(wanted, strict=False)
     report = LoadReport(
         loaded=tuple(k for k in own if k in wanted),
         skipped=tuple(k for k in state if not k.endswith(_DERIVED_BUFFERS) and not _used(k, wanted)),
         missing=tuple(k for k in own if k not in wanted),
     )
+    if complete and (report.missing or report.skipped):
+        what = f"it lacks {report.missing[0]}" if report.missing else f"it also holds {report.skipped[0]}"
+        count = len(report.missing) + len(report.skipped)
+        raise ValueError(
+            f"{path}: is not the whole of this network: {what} ({count} tensors in all); "
+            "give a trained checkpoint, and the --cfg it was trained with"
+        )
+    try:
+        network.load_state_dict(wanted, strict=False)
+    except RuntimeError as error:  # sparse, quantised and other tensors that no weight can be copied from
+        raise ValueError(f"{path}: its tensors cannot be copied ({str(error).split(chr(10))[0]})") from error
     counts = len(report.loaded), len(report.skipped), len(report.missing)
     _log.info("%s: %d tensors loaded, %d skipped (not in the network), %d missing (left as they were)", path, *counts)
     return report

@@ -48,7 +48,7 @@ def export(args: argparse.Namespace) -> int:
     cfg = get_config(config_beside(args.weights), args.cfg, opts=args.opts)
     weights = find_weights(args.weights, cfg.TRAIN.EPOCHS) if args.weights.is_dir() else args.weights
     network, again = (build_network(cfg.MODEL.TYPE, **network_keywords(cfg)) for _ in range(2))
-    load_weights(network, weights)
+    load_weights(network, weights, complete=True)
     state = published_state(network) if args.layout == "published" else network.state_dict()
     state = {key: value.contiguous() for key, value in state.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -288,3 +288,24 @@ def test_tensorboard_gets_terms_and_panels(tmp_path: Path) -> None:
         f"train/{name}": (1, 4, 4) for name in ("image", "prediction", "truth")
     }
     assert all(image.min() >= 0 and image.max() <= 1 for image in trainer.writer.images.values())
+
+
+def test_a_bad_last_step_is_a_divergence(tmp_path: Path) -> None:
+    trainer = build(tmp_path, epochs=1, spoil={(0, 2): lambda image: image * float("nan")})
+    with pytest.raises(Diverged, match="1 times in a row"):
+        trainer.fit()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    trainer = build(tmp_path, epochs=1)
+    step = trainer.optimizer.step
+
+    def spoil() -> None:
+        step()
+        with torch.no_grad():
+            trainer.network[0].bias.fill_(float("nan"))
+
+    trainer.optimizer.step = spoil
+    with pytest.raises(Diverged):
+        trainer.fit()
+    assert not list(tmp_path.glob("*.pth"))

@@ -70,6 +70,12 @@ def test_lambdas() -> None:
     assert weights("--lambda_x", "0.1", "--lambda_2", "0.2") == (0.1, 0.2)
 
 
+def test_a_section_is_merged_and_text_stays_text() -> None:
+    cfg = get_config(opts=["TRAIN", "{EPOCHS: 3}", "MODEL.NAME", "11_1", "DATA.ROOT_PATH", "2024-01-01"])
+    assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.MOMENTUM) == (3, 0.9)
+    assert (cfg.MODEL.NAME, cfg.DATA.ROOT_PATH) == ("11_1", "2024-01-01")
+
+
 def test_frozen_and_written_back(tmp_path: Path) -> None:
     cfg = get_config(opts=["MODEL.SWIN.DEPTHS", "[2, 2, 6, 2]"])
     with pytest.raises(AttributeError):
@@ -124,13 +130,18 @@ BAD_VALUES = [
     (["DETERMINISTIC", "maybe"], "expected bool"),
     (["N_GPU", "4"], "--n_gpu"),
     (["SEED"], "expected pairs"),
+    (["SEED", "4294967296"], "--seed"),
+    (["SEED", "[" * 3000], "expected int"),
+    (["TRAIN.LR_POWER", ".nan"], "TRAIN.LR_POWER is nan"),
+    (["MODEL.SWIN", "{FOO: 1}"], "unknown key MODEL.SWIN.FOO"),
+    (["MODEL.TYPE", "resnet18"], "expected one of swin_unet, unet"),
 ]
 
 
 @pytest.mark.parametrize("opts, expected", BAD_VALUES)
 def test_bad_values(opts: list[str], expected: str) -> None:
     with pytest.raises(ValueError) as caught:
-        get_config(opts=opts)
+        network_keywords(get_config(opts=opts))
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -142,6 +153,9 @@ def test_bad_values(opts: list[str], expected: str) -> None:
         ("MODL: {TYPE: unet}", "did you mean MODEL"),
         ("!!python/object/apply:os.system ['true']", "not a yaml file"),
         ("TRAIN: 3", "expected a section"),
+        ("a: &a [1]\nb: *a", "aliases"),
+        ("SEED: " + "[" * 3000, "not a yaml file"),
+        ("SEED: !!bool x", "not a yaml file"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str, expected: str) -> None:

@@ -270,6 +270,7 @@ def test_missing_things(tmp_path: Path, synapse: Path) -> None:
     [
         (b"", "list is empty"),
         (b"\n \n", "list is empty"),
+        (b"a\nb\na\n", "names a more than once"),
         (b"../x\n", "'../x' is not a plain name"),
         (b"a/b\n", "not a plain name"),
         (b"\xff\xfe\x00", "not a text file"),
@@ -288,3 +289,40 @@ def test_check_all_finds_the_one_bad_file(synapse: Path) -> None:
     np.savez(slice_path(synapse / "train_npz", "case0001_slice002"), image=with_nan(), label=LABEL)
     with pytest.raises(ValueError, match="case0001_slice002.npz"):
         check_all(build_dataset("Synapse", "train", num_classes=9, root_path=str(synapse)))
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")
+    assert read_list(tmp_path / "train.txt") == ["a", "b"]
+
+
+def test_a_case_by_two_names_is_one_case(synapse: Path) -> None:
+    (synapse / "lists/test_vol.txt").write_text("case0100\ncase0100.npy.h5\n")
+    with pytest.raises(ValueError, match="case0100.npy.h5: is named in the list more than once"):
+        build_dataset("Synapse", "test", num_classes=9, root_path=str(synapse))
+
+
+BAD_GEOMETRY = [
+    {"spacing": (0.0, 1.0, 1.0)},
+    {"spacing": (float("nan"), 1.0, 1.0)},
+    {"direction": (0.0,) * 9},
+    {"origin": (float("inf"), 0.0, 0.0)},
+]
+
+
+@pytest.mark.parametrize("change", BAD_GEOMETRY)
+def test_impossible_geometry(tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "v.npy.h5"
+    write_volume(path, IMAGE[None], LABEL[None], Geometry(**change))
+    with pytest.raises(ValueError, match="geometry is not understood"):
+        read_volume(path, 9)
+
+
+def test_an_archive_of_other_things(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as file:
+        file.writestr("image", b"abc")
+        file.writestr("label", b"")
+    with pytest.raises(ValueError, match="holds no 'image'|not a readable npz"):
+        read_slice(tmp_path / "s.npz", 9)

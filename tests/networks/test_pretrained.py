@@ -219,3 +219,16 @@ def test_a_classifier_that_lacks_part_of_the_encoder(tmp_path: Path) -> None:
 def test_another_transformer_is_no_imagenet_start(tmp_path: Path, key: str) -> None:
     torch.save({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4), key: torch.zeros(8)}, tmp_path / "w.pth")
     assert "is of another network" in refused(tmp_path / "w.pth")
+
+
+def test_evaluation_wants_the_whole_network(tmp_path: Path) -> None:
+    torch.save({"model": imagenet_state()}, tmp_path / "start.pth")
+    headless = {k: v for k, v in swin().state_dict().items() if "output" not in k}
+    torch.save(headless, tmp_path / "headless.pth")
+    deeper = build_network("swin_unet", num_classes=3, **{**SWIN, "depths": (2, 2, 4, 2)})
+    torch.save(deeper.state_dict(), tmp_path / "deeper.pth")
+    for name, what in (("start", "lacks"), ("headless", "lacks swin_unet.output.weight"), ("deeper", "also holds")):
+        with pytest.raises(ValueError, match=f"not the whole of this network: it {what}"):
+            load_weights(swin(), tmp_path / f"{name}.pth", complete=True)
+    torch.save(with_buffers(swin().state_dict()), tmp_path / "whole.pth")
+    load_weights(swin(), tmp_path / "whole.pth", complete=True)
