@@ -306,7 +306,7 @@ BAD_GEOMETRY = [
     {"spacing": (0.0, 1.0, 1.0)},
     {"spacing": (float("nan"), 1.0, 1.0)},
     {"direction": (0.0,) * 9},
-    {"origin": (float("inf"), 0.0, 0.0)},
+    {"origin": (float("nan"), 0.0, 0.0)},
 ]
 
 
