@@ -121,7 +121,7 @@ def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any
         scores = (
             ()
             if volume.label is None
-            else compare_classes(mask, volume.label, cfg.MODEL.NUM_CLASSES, method=cfg.TEST.METRICS)
+            else compare_classes(mask, volume.label, cfg.MODEL.NUM_CLASSES, method=cfg.TEST.METRICS, assd=cfg.TEST.ASSD)
         )
         yield CaseResult(volume.name, scores)
 

@@ -137,6 +137,7 @@ def _build_data(cfg: Any, device: Any) -> tuple[Any, Callable[[Any], dict[str, f
         workers=cfg.DATA.NUM_WORKERS,
         rot_flip=cfg.AUG.ROT_FLIP,
         rotate=cfg.AUG.ROTATE,
+        repeat_choices=cfg.AUG.REPEAT_CHOICES,
         pin_memory=device.type == "cuda",
     )
     if not len(val_set):

@@ -40,6 +40,7 @@ def default_config() -> CfgNode:
             "AUG": {
                 "ROT_FLIP": 0.5,  # probability of a rotation by k*90 degrees and a flip
                 "ROTATE": 0.5,  # probability, where that did not happen, of a rotation by up to 20 degrees
+                "REPEAT_CHOICES": False,  # published fault: the same choices at the same place of every epoch
             },
             "MODEL": {
                 "TYPE": "swin_unet",
@@ -88,7 +89,11 @@ def default_config() -> CfgNode:
                 "IMAGE_FREQ": 200,  # steps between TensorBoard panels
                 "VAL_FREQ": 10,  # epochs between validations
             },
-            "TEST": {"BATCH_SIZE": 24, "METRICS": "fast"},
+            "TEST": {
+                "BATCH_SIZE": 24,
+                "METRICS": "fast",
+                "ASSD": "pooled",  # mean over all surface distances, as MedPy from 0.5 on; directed: as up to 0.4
+            },
             "ENVIRONMENT": {},  # versions and commit of a run, written by train.py; never read
         }
     )
@@ -338,6 +343,7 @@ def _check_values(cfg: CfgNode) -> None:
         ("TRAIN.OPTIMIZER", ("sgd", "adamw")),
         ("TRAIN.LR_SCHEDULE", ("poly", "constant")),
         ("TEST.METRICS", ("fast", "medpy")),
+        ("TEST.ASSD", ("pooled", "directed")),
         ("DATA.AXIS_ORDER", ("zxy", "zyx")),
     ):
         if _get(cfg, dotted) not in choices:

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
 
 class EpochSampler(Sampler):
-    """The order of each epoch, from the seed and the epoch alone: yields (epoch, index).
+    """The order of each epoch, from the seed and the epoch alone: yields (epoch, place in it, index).
 
     Setting `epoch` and `start` lets a run go on in the middle of an epoch.
     """
@@ -36,29 +36,31 @@ class EpochSampler(Sampler):
     def __len__(self) -> int:
         return max(0, self.length - self.start)  # an interruption may fall on the last batch
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order[self.start :])
+        return ((self.epoch, place, int(order[place])) for place in range(self.start, self.length))
 
 
 class AugmentedSlices(Dataset):
     """Slices through the training transform; the draws of a slice follow from (seed, epoch, index) alone.
 
-    So neither the number of workers nor an interruption changes a draw, and no epoch repeats another's. (The
-    published code seeds its workers alike at every epoch, which repeats the choices.)
+    So neither the number of workers nor an interruption changes a draw, and no epoch repeats another's. The
+    published code seeds its workers alike at every epoch, so that the choice whether to rotate or flip repeats at
+    the same place of every epoch, while angles and axes do not; `repeat_choices` does that.
     """
 
-    def __init__(self, slices: Dataset, transform: RandomGenerator, seed: int) -> None:
-        self.slices, self.transform, self.seed = slices, transform, seed
+    def __init__(self, slices: Dataset, transform: RandomGenerator, seed: int, repeat_choices: bool = False) -> None:
+        self.slices, self.transform, self.seed, self.repeat_choices = slices, transform, seed, repeat_choices
 
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> Sample:
+        epoch, place, index = key
         sample = self.slices[index]
         coins = random.Random(f"{self.seed} {epoch} {index}")
-        draw = self.transform.draw(coins, np.random.RandomState(coins.getrandbits(32)))
+        integers = np.random.RandomState(coins.getrandbits(32))
+        draw = self.transform.draw(random.Random(f"{self.seed} {place}") if self.repeat_choices else coins, integers)
         return Sample(*self.transform(sample.image, sample.label, draw), sample.name)
 
 
@@ -86,10 +88,11 @@ def build_loader(
     workers: int = 0,
     rot_flip: float = 0.5,
     rotate: float = 0.5,
+    repeat_choices: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader:
     """The training loader: `Batch`es in the order of its `EpochSampler` (`loader.sampler`); the last may be smaller."""
-    augmented = AugmentedSlices(slices, RandomGenerator(size, rot_flip, rotate), seed)
+    augmented = AugmentedSlices(slices, RandomGenerator(size, rot_flip, rotate), seed, repeat_choices)
     return DataLoader(
         augmented,
         batch_size=batch_size,

@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 METRICS = ("dice", "hd95", "jaccard", "assd")
 METHODS = ("fast", "medpy")
+ASSD_FORMS = ("pooled", "directed")  # MedPy from 0.5 on, MedPy up to 0.4
 
 # From one surface point in so many voxels on, a distance map of the box costs less than looking for neighbours
 # can cost at worst; a smooth organ stays far below, the speckle of an untrained network is above.
@@ -30,7 +31,13 @@ class ClassScores:
 
 
 def compare(
-    pred: Any, truth: Any, spacing: Sequence[float] | None = None, *, strict: bool = False, method: str = "fast"
+    pred: Any,
+    truth: Any,
+    spacing: Sequence[float] | None = None,
+    *,
+    strict: bool = False,
+    method: str = "fast",
+    assd: str = "pooled",
 ) -> dict[str, float]:
     """Measure one binary mask against another.
 
@@ -40,7 +47,9 @@ def compare(
 
     `pred` and `truth` are 2-D or 3-D arrays or tensors of the same shape, foreground where not zero; they are left
     as they are. `spacing` is the size of a voxel in mm along each axis of the array; without it HD95 and ASSD are
-    in voxels. `method` "medpy" calls MedPy on the whole arrays; "fast" gives the same numbers.
+    in voxels. `method` "medpy" calls MedPy on the whole arrays; "fast" gives the same numbers. `assd` "pooled" is the
+    mean over both directed sets of surface distances together, as in MedPy from 0.5 on; "directed" is the mean of their
+    two means, as up to 0.4.
 
     Raises:
         ValueError: shapes, spacing, values or the method are not as described.
@@ -48,12 +57,18 @@ def compare(
     pred, truth = _pair(pred, truth)
     # A mask is a label array of two classes.
     labels = (_binary(pred, "prediction").view(np.uint8), _binary(truth, "truth").view(np.uint8))
-    (scores,) = _score(*labels, 2, _checked_spacing(spacing, pred.ndim), method)
+    (scores,) = _score(*labels, 2, _checked_spacing(spacing, pred.ndim), method, assd)
     return scores.strict if strict else scores.published
 
 
 def compare_classes(
-    pred: Any, truth: Any, num_classes: int, spacing: Sequence[float] | None = None, *, method: str = "fast"
+    pred: Any,
+    truth: Any,
+    num_classes: int,
+    spacing: Sequence[float] | None = None,
+    *,
+    method: str = "fast",
+    assd: str = "pooled",
 ) -> tuple[ClassScores, ...]:
     """Measure classes 1 to `num_classes` - 1 of two label arrays, each class once for both conventions.
 
@@ -67,7 +82,7 @@ def compare_classes(
         raise ValueError(f"num_classes is {num_classes}; expected at least 2, the background and one class")
     pred, truth = _pair(pred, truth)
     labels = (_labels(pred, num_classes, "prediction"), _labels(truth, num_classes, "truth"))
-    return _score(*labels, num_classes, _checked_spacing(spacing, pred.ndim), method)
+    return _score(*labels, num_classes, _checked_spacing(spacing, pred.ndim), method, assd)
 
 
 def dice(pred: Any, truth: Any) -> float:
@@ -83,11 +98,13 @@ def dice(pred: Any, truth: Any) -> float:
 
 
 def _score(
-    pred: np.ndarray, truth: np.ndarray, num_classes: int, spacing: np.ndarray | None, method: str
+    pred: np.ndarray, truth: np.ndarray, num_classes: int, spacing: np.ndarray | None, method: str, assd: str
 ) -> tuple[ClassScores, ...]:
     """Scores of the classes 1 to `num_classes` - 1 of two label arrays that have been checked."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    if assd not in ASSD_FORMS:
+        raise ValueError(f"assd is {assd!r}; expected one of {', '.join(ASSD_FORMS)}")
     boxes = zip(_class_boxes(pred, num_classes), _class_boxes(truth, num_classes), strict=True)
     scores = []
     for label, (pred_box, truth_box) in enumerate(boxes, start=1):
@@ -95,10 +112,10 @@ def _score(
             scores.append(_score_empty(pred_box is not None, truth_box is not None))
             continue
         if method == "medpy":
-            measured = _measure_medpy(pred == label, truth == label, spacing)
+            measured = _measure_medpy(pred == label, truth == label, spacing, assd)
         else:
             box = _around(pred_box, truth_box)
-            measured = _measure(pred[box] == label, truth[box] == label, spacing)
+            measured = _measure(pred[box] == label, truth[box] == label, spacing, assd)
         scores.append(ClassScores(published=measured, strict=dict(measured)))
     return tuple(scores)
 
@@ -114,33 +131,36 @@ def _score_empty(predicted: bool, present: bool) -> ClassScores:
     )
 
 
-def _measure(pred: np.ndarray, truth: np.ndarray, spacing: np.ndarray | None) -> dict[str, float]:
+def _measure(pred: np.ndarray, truth: np.ndarray, spacing: np.ndarray | None, assd: str) -> dict[str, float]:
     """The four metrics of two masks that both hold something, from their surface points."""
     both = int(np.count_nonzero(pred & truth))
     total = int(np.count_nonzero(pred) + np.count_nonzero(truth))
     pred_surface, truth_surface = _surface(pred), _surface(truth)
-    distances = np.concatenate(
-        [_distances(pred_surface, truth_surface, spacing), _distances(truth_surface, pred_surface, spacing)]
-    )
+    directed = [_distances(pred_surface, truth_surface, spacing), _distances(truth_surface, pred_surface, spacing)]
+    distances = np.concatenate(directed)
     return {
         "dice": 2.0 * both / total,
         "hd95": float(np.percentile(distances, 95)),
         "jaccard": both / (total - both),
-        "assd": float(distances.mean()),
+        "assd": float(distances.mean() if assd == "pooled" else np.mean([one.mean() for one in directed])),
     }
 
 
-def _measure_medpy(pred: np.ndarray, truth: np.ndarray, spacing: np.ndarray | None) -> dict[str, float]:
+def _measure_medpy(pred: np.ndarray, truth: np.ndarray, spacing: np.ndarray | None, assd: str) -> dict[str, float]:
     """The same figures from the package that the published results were measured with."""
     try:
         from medpy.metric import binary
     except ImportError as error:
         raise ImportError("method 'medpy' needs MedPy: pip install MedPy, or use the method 'fast'") from error
+    if assd == "pooled":
+        average = binary.assd(pred, truth, voxelspacing=spacing)
+    else:
+        average = np.mean([binary.asd(a, b, voxelspacing=spacing) for a, b in ((pred, truth), (truth, pred))])
     return {
         "dice": float(binary.dc(pred, truth)),
         "hd95": float(binary.hd95(pred, truth, voxelspacing=spacing)),
         "jaccard": float(binary.jc(pred, truth)),
-        "assd": float(binary.assd(pred, truth, voxelspacing=spacing)),
+        "assd": float(average),
     }
 
 

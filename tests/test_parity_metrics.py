@@ -22,6 +22,9 @@ def test_per_case(row: dict, method: str) -> None:
     pred, truth = found[f"{row['name']}__pred"], found[f"{row['name']}__gt"]
     before = pred.copy(), truth.copy()
     assert compare(pred, truth, method=method) == pytest.approx(row["calculate_metric_percase"], rel=1e-9, abs=1e-9)
+    older = row.get("assd_mean_of_the_two_asd (medpy <= 0.4 definition)")
+    if older is not None:
+        assert compare(pred, truth, method=method, assd="directed")["assd"] == pytest.approx(older, rel=1e-9, abs=1e-9)
     for key, recorded in row.items():
         if key.startswith("medpy_voxelspacing_"):
             spacing = [float(number) for number in key.removeprefix("medpy_voxelspacing_").strip("[]").split(",")]
@@ -51,5 +54,8 @@ def test_whole_volume(name: str) -> None:
     scores = compare_classes(found["prediction"], found["label"], figures["classes"])
     for ours, theirs in zip(scores, figures["metric_list_rows_are_classes_1.."], strict=True):
         assert [ours.published[metric] for metric in METRICS] == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+    older = figures["assd_mean_of_the_two_asd (medpy <= 0.4 definition) rows are classes 1.."]
+    directed = compare_classes(found["prediction"], found["label"], figures["classes"], assd="directed")
+    assert [score.published["assd"] for score in directed] == pytest.approx(older, rel=1e-9, abs=1e-9)
     means = np.mean([[s.published[metric] for metric in METRICS] for s in scores], axis=0)
     assert means.tolist() == pytest.approx(figures["mean_over_classes"], rel=1e-9)

@@ -146,6 +146,31 @@ def test_test_refuses_other_checkpoints(trained: tuple[Path, Path], tmp_path: Pa
     assert not (tmp_path / "o").exists()
 
 
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "malicious", "nan"])
+def test_bad_checkpoint_files(kind: str, trained: tuple[Path, Path], tmp_path: Path, refused: Refused) -> None:
+    path, whole = tmp_path / "w.pth", (trained[1] / "best.pth").read_bytes()
+    state = torch.load(trained[1] / "best.pth", weights_only=True)
+    if kind == "malicious":
+        torch.save({"model": Malicious(tmp_path / "ran")}, path)
+    elif kind == "nan":
+        torch.save({**state, "swin_unet.norm.bias": state["swin_unet.norm.bias"] * float("nan")}, path)
+    else:
+        path.write_bytes({"empty": b"", "text": b"weights\n" * 99, "truncated": whole[: len(whole) // 2]}[kind])
+    words = ["--checkpoint", path, "--output", tmp_path / "o", "--volume_path", trained[0], *NETWORK]
+    assert str(path) in refused(test_command.main, words)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize("kind", ["nan", "label", "truncated", "no label"])
 def test_a_bad_volume_stops_before_anything_is_written(
     kind: str, trained: tuple[Path, Path], tmp_path: Path, refused: Refused

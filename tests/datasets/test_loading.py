@@ -55,7 +55,8 @@ def test_an_epoch_repeats_no_other_s_draws(tmp_path: Path) -> None:
 def test_order_is_a_permutation(length: int) -> None:
     sampler = EpochSampler(length, seed=0)
     sampler.epoch = 4
-    assert sorted(sampler) == [(4, i) for i in range(length)]
+    assert [(epoch, place) for epoch, place, _ in sampler] == [(4, place) for place in range(length)]
+    assert sorted(index for _, _, index in sampler) == list(range(length))
     assert len(sampler) == length
 
 
@@ -70,3 +71,23 @@ def test_mixed_sizes_train_together(tmp_path: Path) -> None:
 
 def test_nothing_is_left_after_the_last_batch(synapse: Path) -> None:
     assert batches(synapse, start=6) == batches(synapse, start=8) == []
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_published_choices_repeat_at_their_place(synapse: Path, monkeypatch: pytest.MonkeyPatch, repeat: bool) -> None:
+    from datasets.transforms import RandomGenerator
+
+    kinds: list[str] = []
+    draw = RandomGenerator.draw
+
+    def spy(*args: object) -> object:
+        kinds.append((drawn := draw(*args)).kind)
+        return drawn
+
+    monkeypatch.setattr(RandomGenerator, "draw", spy)
+    epochs = []
+    for epoch in range(6):
+        kinds.clear()
+        batches(synapse, epoch=epoch, repeat_choices=repeat)
+        epochs.append(tuple(kinds))
+    assert (len(set(epochs)) == 1) == repeat

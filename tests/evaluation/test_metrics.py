@@ -16,6 +16,11 @@ from tests.reference import metrics as reference
 NAN = float("nan")
 
 
+def test_an_unknown_form_of_assd() -> None:
+    with pytest.raises(ValueError, match="assd is 'median'; expected one of pooled, directed"):
+        compare(np.ones((2, 2)), np.ones((2, 2)), assd="median")
+
+
 def blobs(seed: int, shape: tuple[int, ...], share: float = 0.3) -> np.ndarray:
     """Smooth random shapes, some of them cut off by the border of the array."""
     field = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5)
