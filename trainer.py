@@ -62,7 +62,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Options:
-    """What the loop does beside its steps; see configs/config.py, TRAIN, for each."""
+    """What the loop does beside its steps; see configs/defaults.py, TRAIN, for each."""
 
     amp: bool = False
     accumulation_steps: int = 1

@@ -9,7 +9,8 @@ import yaml
 
 from configs import arguments
 from configs.arguments import FLAGS, overrides_of, train_parser
-from configs.config import config_text, default_config, get_config, network_keywords, to_plain
+from configs.config import config_text, get_config, network_keywords, to_plain
+from configs.defaults import default_config
 from networks import build_network
 from tests.conftest import ROOT
 

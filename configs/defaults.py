@@ -1,0 +1,90 @@
+"""Every key of the configuration with its default; a yaml lists only what differs."""
+
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+
+def default_config() -> CfgNode:
+    """A fresh configuration, not frozen."""
+    return CfgNode(
+        {
+            "OUTPUT_DIR": "",
+            "SEED": 1234,
+            "DETERMINISTIC": True,
+            "GPU_ID": 0,
+            "N_GPU": 1,
+            "AMP": False,  # bfloat16 autocast
+            "DATA": {
+                "DATASET": "Synapse",
+                "ROOT_PATH": "",  # default: data/<dataset>
+                "VOLUME_PATH": "",  # test volumes; default: the root path
+                "LIST_DIR": "",  # default: lists/lists_<dataset>, the root's own lists, the shipped split
+                "IMG_SIZE": 224,
+                "BATCH_SIZE": 24,
+                "NUM_WORKERS": 2,
+                "VAL_CASES": 0,  # training cases held out for validation; 0 as published
+                "WINDOW": [-125.0, 275.0],  # HU range of a NIfTI input, as in the prepared data
+                "AXIS_ORDER": "zxy",  # of a NIfTI input, as in the prepared data
+                "PHANTOM": {"SIZE": 96, "DEPTH": 32, "TRAIN_CASES": 24, "TEST_CASES": 8, "SEED": 2021},
+            },
+            "AUG": {
+                "ROT_FLIP": 0.5,  # probability of a rotation by k*90 degrees and a flip
+                "ROTATE": 0.5,  # probability, where that did not happen, of a rotation by up to 20 degrees
+                "REPEAT_CHOICES": False,  # published fault: the same choices at the same place of every epoch
+            },
+            "MODEL": {
+                "TYPE": "swin_unet",
+                "NAME": "",  # a label; published yamls carry it
+                "NUM_CLASSES": 9,
+                "PRETRAIN_CKPT": "",
+                "DROP_RATE": 0.0,
+                "DROP_PATH_RATE": 0.2,
+                "SWIN": {
+                    "PATCH_SIZE": 4,
+                    "IN_CHANS": 3,  # published key; the stem has three channels and repeats one to three
+                    "EMBED_DIM": 96,
+                    "DEPTHS": [2, 2, 2, 2],
+                    "DECODER_DEPTHS": [2, 2, 2, 1],  # published key that nothing reads: the decoder takes DEPTHS
+                    "NUM_HEADS": [3, 6, 12, 24],
+                    "WINDOW_SIZE": 7,
+                    "MLP_RATIO": 4.0,
+                    "QKV_BIAS": True,
+                    "FINAL_UPSAMPLE": "expand_first",  # published key; the one form there is
+                },
+                "UNET": {"BILINEAR": True, "WIDTH": 64},
+            },
+            "LOSS": {
+                "CE_WEIGHT": 0.4,
+                "DICE_WEIGHT": 0.6,
+                "LAMBDA_1": 0.015,  # semantic consistency (SCR)
+                "LAMBDA_2": 0.015,  # internal feature distillation (IFD)
+            },
+            "TRAIN": {
+                "EPOCHS": 150,
+                "MAX_ITERATIONS": 0,  # stop, and end the schedule, after this many steps; 0: EPOCHS alone decide
+                "BASE_LR": 0.01,
+                "SCALE_LR": True,  # published rule: base_lr * batch/24 where the batch is not 24 and divisible by 6
+                "OPTIMIZER": "sgd",  # sgd, adamw
+                "MOMENTUM": 0.9,
+                "WEIGHT_DECAY": 1e-4,
+                "LR_SCHEDULE": "poly",  # poly, constant
+                "LR_POWER": 0.9,
+                "WARMUP_STEPS": 0,  # linear rise to the base rate; 0 as published
+                "CLIP_GRAD": 0.0,  # largest gradient norm; 0: no clipping, as published
+                "ACCUMULATION_STEPS": 1,
+                "USE_CHECKPOINT": False,  # recompute Swin blocks in the backward pass
+                "SAVE_FREQ": 0,  # epochs between epoch_N.pth files; 0: none
+                "SAVE_SECONDS": 60.0,  # last.pth is written at the end of an epoch, but not more often than this
+                "LOG_FREQ": 20,  # steps between lines of metrics.jsonl
+                "IMAGE_FREQ": 200,  # steps between TensorBoard panels
+                "VAL_FREQ": 10,  # epochs between validations
+            },
+            "TEST": {
+                "BATCH_SIZE": 24,
+                "METRICS": "fast",
+                "ASSD": "pooled",  # mean over all surface distances, as MedPy from 0.5 on; directed: as up to 0.4
+            },
+            "ENVIRONMENT": {},  # versions and commit of a run, written by train.py; never read
+        }
+    )
