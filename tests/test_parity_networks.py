@@ -68,16 +68,12 @@ def test_forward(name: str, dtype: str) -> None:
             if dtype == "f64":
                 assert golden.relative(ours, theirs) < 1e-9, key
             else:
-                assert abs(ours - theirs).max() < max(2e-5, slack(recorded[key])), key
+                # Batch norm in train mode: float32 itself is off by up to 3.4e-5 there, on another CPU otherwise.
+                assert abs(ours - theirs).max() < max(2e-5, recorded[key]["max_abs_f32_minus_f64"]), key
             total, rel = recorded[key][dtype]["abssum"], {"f64": 1e-9, "f32": 1e-4}[dtype]
             assert value.double().abs().sum().item() == pytest.approx(total, rel=rel)
             compared += 1
     assert compared == len(recorded)
-
-
-def slack(entry: dict) -> float:
-    """What float32 itself differed by from float64 in the published code, where that is more than the tolerance."""
-    return 2 * entry["max_abs_f32_minus_f64"]
 
 
 def test_imagenet_start(tmp_path: Path) -> None:
