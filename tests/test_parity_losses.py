@@ -87,7 +87,9 @@ def test_kdloss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found["final_up"].grad is None
         for key, norm in run["grad_norm"].items():
             if norm is not None:
-                least = 1e-9 * norm if run["dtype"] == "f64" else 1e-4 * norm
+                # Dead channels tie in the sort, and how ties pair is up to the CPU's sort: 6e-4 of a gradient norm.
+                dead = case["feature_kind"] == "dead"
+                least = (1e-3 if dead else {"f64": 1e-9, "f32": 1e-4}[run["dtype"]]) * norm
                 allowed = max(least, tolerance(run["dtype"], norm, reference["grad_norm"][key]))
                 assert found[key].grad.norm().item() == pytest.approx(norm, abs=allowed), key
 
