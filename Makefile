@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test install lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -21,6 +21,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	@echo "== running all tests"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup
+
+install: $(INSTALLED)
+	@echo "== the environment is in $(VENV): source $(VENV)/bin/activate"
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
