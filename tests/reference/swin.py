@@ -1,0 +1,294 @@
+"""Swin-UNet as SPEC section 3 words it: tokens (B, L, C), every window copied, every attention matrix written out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Maps = list[list[Tensor]]
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) to (B * windows, window * window, C)."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // window, window, width // window, window, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, window * window, channels)
+
+
+def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """(B * windows, window * window, C) to (B, H, W, C)."""
+    channels = windows.shape[-1]
+    x = windows.view(-1, height // window, width // window, window, window, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, height, width, channels)
+
+
+def to_map(tokens: Tensor, side: int) -> Tensor:
+    """(B, L, C) to (B, C, H, W)."""
+    batch, _, channels = tokens.shape
+    return tokens.transpose(1, 2).view(batch, channels, side, side)
+
+
+def relative_positions(window: int) -> Tensor:
+    """For every pair of cells of a window the row of the bias table, (window^2, window^2)."""
+    cells = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    apart = cells[:, None] - cells[None] + window - 1
+    return apart[..., 0] * (2 * window - 1) + apart[..., 1]
+
+
+def shift_mask(side: int, window: int, shift: int) -> Tensor:
+    """-100 between cells that only the shift has brought together, (windows, window^2, window^2)."""
+    regions = torch.zeros(1, side, side, 1)
+    bands = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for i, rows in enumerate(bands):
+        for j, columns in enumerate(bands):
+            regions[:, rows, columns] = 3 * i + j
+    cells = to_windows(regions, window).squeeze(-1)
+    return torch.where(cells[:, :, None] == cells[:, None, :], 0.0, -100.0)
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Leave out the branch of whole samples, and scale up the others."""
+    if not training or rate == 0:
+        return x
+    kept = x.new_empty(len(x), 1, 1).bernoulli_(1 - rate)
+    return x * kept / (1 - rate)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention among the cells of each window, (B * windows, N, C)."""
+
+    def __init__(self, dim: int, window: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", relative_positions(window), persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        count, cells, dim = x.shape
+        qkv = self.qkv(x).reshape(count, cells, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        attention = (q * self.scale) @ k.transpose(-2, -1)
+        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)].view(cells, cells, -1)
+        attention = attention + bias.permute(2, 0, 1).contiguous().unsqueeze(0)
+        if mask is not None:
+            windows = len(mask)
+            attention = attention.view(count // windows, windows, self.heads, cells, cells)
+            attention = (attention + mask.unsqueeze(1).unsqueeze(0)).view(-1, self.heads, cells, cells)
+        attention = attention.softmax(dim=-1)
+        return self.proj((attention @ v).transpose(1, 2).reshape(count, cells, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, int(dim * ratio))
+        self.fc2 = nn.Linear(int(dim * ratio), dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention in (shifted) windows and an MLP, each with its residual; tokens (B, side^2, C)."""
+
+    def __init__(self, dim: int, side: int, heads: int, window: int, shift: int, ratio: float, rate: float) -> None:
+        super().__init__()
+        # A map of one window has nowhere to shift to.
+        self.window, self.shift = (side, 0) if side <= window else (window, shift)
+        self.side, self.rate = side, rate
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, self.window, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, ratio)
+        mask = shift_mask(side, self.window, self.shift) if self.shift else None
+        self.register_buffer("attn_mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + drop_path(self._attend(self.norm1(x)), self.rate, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.rate, self.training)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        batch, cells, dim = x.shape
+        x = x.view(batch, self.side, self.side, dim)
+        if self.shift:
+            x = torch.roll(x, shifts=(-self.shift, -self.shift), dims=(1, 2))
+        x = self.attn(to_windows(x, self.window), self.attn_mask)
+        x = from_windows(x, self.window, self.side, self.side)
+        if self.shift:
+            x = torch.roll(x, shifts=(self.shift, self.shift), dims=(1, 2))
+        return x.view(batch, cells, dim)
+
+
+class PatchEmbed(nn.Module):
+    """(B, 3, H, W) to tokens of `patch` x `patch` pixels."""
+
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+
+
+class PatchMerging(nn.Module):
+    """Half the side, twice the width."""
+
+    def __init__(self, dim: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, cells, dim = x.shape
+        x = x.view(batch, self.side, self.side, dim)
+        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], dim=-1)
+        return self.reduction(self.norm(x.view(batch, cells // 4, 4 * dim)))
+
+
+class PatchExpand(nn.Module):
+    """`scale` times the side; `width` times the channels spread over the new cells."""
+
+    def __init__(self, dim: int, side: int, scale: int, width: int) -> None:
+        super().__init__()
+        self.side, self.scale = side, scale
+        self.expand = nn.Linear(dim, width * dim, bias=False)
+        self.norm = nn.LayerNorm(width * dim // scale**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.expand(x)
+        batch, _, dim = x.shape
+        x = x.view(batch, self.side, self.side, self.scale, self.scale, dim // self.scale**2)
+        x = x.permute(0, 1, 3, 2, 4, 5).contiguous()
+        return self.norm(x.view(batch, (self.side * self.scale) ** 2, dim // self.scale**2))
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution, then the change to the next one, where there is one."""
+
+    def __init__(
+        self, blocks: Sequence[Block], *, downsample: nn.Module | None = None, upsample: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample, self.upsample = downsample, upsample
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The tokens of the next resolution, and every block's feature (B, C, H, W)."""
+        features = []
+        for block in self.blocks:
+            x = block(x)
+            features.append(to_map(x, block.side))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.upsample is not None:
+            x = self.upsample(x)
+        return x, features
+
+
+class SwinTransformerSys(nn.Module):
+    """The U of Swin stages: (B, 3, side, side) to logits, encoder and decoder features, and the final map."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        img_size: int,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        window_size: int,
+        patch_size: int,
+        mlp_ratio: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        stages = len(depths)
+        dims = [embed_dim * 2**i for i in range(stages)]
+        sides = [img_size // patch_size // 2**i for i in range(stages)]
+        rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+
+        def blocks(i: int) -> list[Block]:
+            return [
+                Block(
+                    dims[i],
+                    sides[i],
+                    num_heads[i],
+                    window_size,
+                    0 if j % 2 == 0 else window_size // 2,
+                    mlp_ratio,
+                    rates[sum(depths[:i]) + j],
+                )
+                for j in range(depths[i])
+            ]
+
+        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.layers = nn.ModuleList()
+        for i in range(stages):
+            downsample = PatchMerging(dims[i], sides[i]) if i < stages - 1 else None
+            self.layers.append(Stage(blocks(i), downsample=downsample))
+        self.norm = nn.LayerNorm(dims[-1])
+        self.layers_up = nn.ModuleList([PatchExpand(dims[-1], sides[-1], 2, 2)])
+        self.concat_back_dim = nn.ModuleList([nn.Identity()])
+        for i in range(stages - 2, -1, -1):
+            upsample = PatchExpand(dims[i], sides[i], 2, 2) if i > 0 else None
+            self.layers_up.append(Stage(blocks(i), upsample=upsample))
+            self.concat_back_dim.append(nn.Linear(2 * dims[i], dims[i]))
+        self.norm_up = nn.LayerNorm(embed_dim)
+        self.up = PatchExpand(embed_dim, sides[0], patch_size, patch_size**2)
+        self.output = nn.Conv2d(embed_dim, num_classes, kernel_size=1, bias=False)
+        self.img_size = img_size
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Maps, Maps, Tensor]:
+        x = self.patch_embed(x)
+        skips, encoder, decoder = [], [], []
+        for layer in self.layers:
+            skips.append(x)
+            x, features = layer(x)
+            encoder.append(features)
+        x = self.layers_up[0](self.norm(x))
+        for i in range(1, len(self.layers_up)):
+            x = self.concat_back_dim[i](torch.cat([x, skips[-1 - i]], dim=-1))
+            x, features = self.layers_up[i](x)
+            decoder.append(features)
+        final = to_map(self.up(self.norm_up(x)), self.img_size)
+        return self.output(final), encoder, decoder, final
+
+
+class SwinUnet(nn.Module):
+    """(B, 1 or 3, side, side) to logits in eval mode, to (logits, encoder, decoder, final map) in train mode.
+
+    Parameters carry the names of `networks.swin_unet`, so its `state_dict` loads; square images, bias in qkv and no
+    dropout, as published.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        img_size: int = 224,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        patch_size: int = 4,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.swin_unet = SwinTransformerSys(
+            num_classes, img_size, embed_dim, depths, num_heads, window_size, patch_size, mlp_ratio, drop_path_rate
+        )
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Maps, Maps, Tensor]:
+        if x.shape[1] == 1:
+            x = x.repeat(1, 3, 1, 1)
+        logits, encoder, decoder, final = self.swin_unet(x)
+        return (logits, encoder, decoder, final) if self.training else logits
