@@ -52,6 +52,6 @@ class Criterion(nn.Module):
                 raise ValueError(
                     "Criterion: the regulariser is on but no features were given; call the network by FeatureTap"
                 )
-            terms["scr"], terms["ifd"] = self.kd.terms(*features)
-            loss = loss + self.kd.lambda_1 * terms["scr"] + self.kd.lambda_2 * terms["ifd"]
+            regulariser, terms["scr"], terms["ifd"] = self.kd.terms(*features)
+            loss = loss + regulariser
         return {"loss": loss, **terms}

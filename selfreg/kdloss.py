@@ -4,41 +4,50 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from selfreg.onepass import RANKS, Pull, measure
 
 Stages = Sequence[Tensor | Sequence[Tensor]]
 
-_POOL = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
-
 
 class KDTerms(NamedTuple):
-    """The two terms of one pass before their weights: `scr` (semantic consistency) and `ifd` (distillation)."""
+    """What one pass gives: `loss`, the weighted sum, carries the gradient; `scr` (semantic consistency) and `ifd`
+    (distillation) stand before their weights and carry none."""
 
+    loss: Tensor
     scr: Tensor
     ifd: Tensor
 
 
 def _check_rank(feature: Tensor, name: str) -> None:
-    if feature.ndim not in _POOL:
+    if feature.ndim not in RANKS:
         raise ValueError(f"KDloss: {name} has shape {tuple(feature.shape)}; expected (B, C, H, W) or (B, C, D, H, W)")
 
 
-def _in_full_precision(feature: Tensor) -> Tensor:
-    """Half-precision features are compared in float32; means over whole maps would lose them otherwise."""
-    return feature.float() if feature.dtype in (torch.float16, torch.bfloat16) else feature
+def _check_halves(feature: Tensor, name: str) -> None:
+    _check_rank(feature, name)
+    if feature.shape[1] % 2:
+        raise ValueError(
+            f"KDloss: {name} has C = {feature.shape[1]} channels; internal feature distillation needs an even number, "
+            "so tap another layer or set lambda_2 to 0"
+        )
 
 
-def _pool(feature: Tensor, size: Sequence[int]) -> Tensor:
-    return feature if tuple(feature.shape[2:]) == tuple(size) else _POOL[feature.ndim](feature, tuple(size))
-
-
-def _smaller_size(a: Tensor, b: Tensor) -> tuple[int, ...]:
-    return tuple(min(m, n) for m, n in zip(a.shape[2:], b.shape[2:], strict=True))
+def _draw(student: Tensor, teacher: Tensor, name: str) -> tuple[list[int], list[int]]:
+    """The channels that semantic consistency compares, by Python's `random`: the student's, then the teacher's."""
+    _check_rank(student, name)
+    _check_rank(teacher, "the teacher (final)")
+    if student.ndim != teacher.ndim or student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"KDloss: {name} has shape {tuple(student.shape)} but the teacher {tuple(teacher.shape)}; "
+            "expected the same batch size and number of dimensions"
+        )
+    n = min(student.shape[1], teacher.shape[1])
+    return random.sample(range(student.shape[1]), n), random.sample(range(teacher.shape[1]), n)
 
 
 def intra_fd(f: Tensor, name: str = "the feature map") -> Tensor:
@@ -55,19 +64,8 @@ def intra_fd(f: Tensor, name: str = "the feature map") -> Tensor:
     Raises:
         ValueError: an odd number of channels (undefined in the paper), or another rank.
     """
-    _check_rank(f, name)
-    channels = f.shape[1]
-    if channels % 2:
-        raise ValueError(
-            f"KDloss: {name} has C = {channels} channels; internal feature distillation needs an even number, "
-            "so tap another layer or set lambda_2 to 0"
-        )
-    f = _in_full_precision(f)
-    with torch.no_grad():
-        # Dead channels tie: not a stable sort, since the published pairing of ties is that of torch's default.
-        order = F.normalize(f.flatten(2), dim=2).mean(dim=(0, 2)).argsort(descending=True)
-    strong, weak = order.chunk(2)
-    return F.mse_loss(f.index_select(1, strong), f.index_select(1, weak))
+    _check_halves(f, name)
+    return measure([Pull(f, ifd=1.0)])[0]
 
 
 def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map") -> Tensor:
@@ -83,20 +81,7 @@ def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map") -> Tensor:
     Raises:
         ValueError: other ranks, or a rank or batch size that differs between the two.
     """
-    _check_rank(f_s, name)
-    _check_rank(f_t, "the teacher")
-    if f_s.ndim != f_t.ndim or f_s.shape[0] != f_t.shape[0]:
-        raise ValueError(
-            f"KDloss: {name} has shape {tuple(f_s.shape)} but the teacher {tuple(f_t.shape)}; "
-            "expected the same batch size and number of dimensions"
-        )
-    n = min(f_s.shape[1], f_t.shape[1])
-    student_channels = random.sample(range(f_s.shape[1]), n)
-    teacher_channels = random.sample(range(f_t.shape[1]), n)
-    size = _smaller_size(f_s, f_t)
-    student = _pool(_in_full_precision(f_s[:, student_channels]), size)
-    teacher = _pool(_in_full_precision(f_t.detach()[:, teacher_channels]), size)
-    return F.mse_loss(student, teacher)
+    return measure([Pull(f_s, scr=1.0, channels=_draw(f_s, f_t, name))], f_t)[0]
 
 
 def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:
@@ -106,23 +91,6 @@ def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:
             f"KDloss: {part} has {[len(s) for s in stages]} feature maps by stage; expected at least one each"
         )
     return stages
-
-
-class _PooledTeacher:
-    """The final feature map at every size a student asks for, each pooled once."""
-
-    def __init__(self, final: Tensor) -> None:
-        _check_rank(final, "the teacher (final)")
-        self.final = final.detach()
-        self.by_size: dict[tuple[int, ...], Tensor] = {}
-
-    def for_student(self, student: Tensor) -> Tensor:
-        if student.ndim != self.final.ndim:
-            return self.final
-        size = _smaller_size(student, self.final)
-        if size not in self.by_size:
-            self.by_size[size] = _pool(_in_full_precision(self.final), size)
-        return self.by_size[size]
 
 
 class KDloss(nn.Module):
@@ -157,7 +125,7 @@ class KDloss(nn.Module):
         return inter_fd(f_s, f_t)
 
     def terms(self, encoder: Stages, decoder: Stages, final: Tensor) -> KDTerms:
-        """Both terms before their weights; one whose weight is 0 is not computed, and is 0.
+        """The weighted sum, and both terms before their weights; one whose weight is 0 is not computed, and is 0.
 
         Args:
             encoder: stages fine to coarse, each one map (B, C, *space) or the list of its blocks' maps.
@@ -171,31 +139,28 @@ class KDloss(nn.Module):
         one_map_a_stage = all(len(stage) == 1 for stage in encoder + decoder)
         # With one block a stage its first map is its last, and the published loss counts it once.
         blocks = (0,) if one_map_a_stage else (-1, 0)
-        zero = final.new_zeros((), dtype=_in_full_precision(final[:0]).dtype)
-        scr, ifd = zero, zero
-        if self.lambda_1:
-            teacher = _PooledTeacher(final)
-            scr = sum(self._scr(encoder, decoder, teacher, block) for block in blocks)
-        if self.lambda_2:
-            ifd = sum(
-                self._ifd(stages, part, block)
-                for block in blocks
-                for part, stages in (("encoder", encoder), ("decoder", decoder))
-            )
-        return KDTerms(scr, ifd)
+        pulls = [pull for block in blocks for pull in self._pulls(encoder, decoder, final, block)]
+        return KDTerms(*measure(pulls, final, lambda_1=self.lambda_1, lambda_2=self.lambda_2))
 
-    @staticmethod
-    def _scr(encoder: list[list[Tensor]], decoder: list[list[Tensor]], teacher: _PooledTeacher, block: int) -> Tensor:
-        # The order of the random draws is part of the definition: decoder first, then encoder.
-        named = [(f"decoder[{k}][{block}]", stage[block]) for k, stage in enumerate(decoder)]
-        named += [(f"encoder[{k}][{block}]", stage[block]) for k, stage in enumerate(encoder)]
-        return torch.stack([inter_fd(f, teacher.for_student(f), name) for name, f in named]).mean()
-
-    @staticmethod
-    def _ifd(stages: list[list[Tensor]], part: str, block: int) -> Tensor:
-        return torch.stack([intra_fd(stage[block], f"{part}[{k}][{block}]") for k, stage in enumerate(stages)]).mean()
+    def _pulls(
+        self, encoder: list[list[Tensor]], decoder: list[list[Tensor]], final: Tensor, block: int
+    ) -> Iterator[Pull]:
+        """What is asked of one block of every stage, in the order of the random draws, which is part of the definition:
+        decoder coarse to fine, then encoder as it is listed."""
+        stages = len(decoder) + len(encoder)
+        for part, name in ((decoder, "decoder"), (encoder, "encoder")):
+            for k, stage in enumerate(part):
+                feature, where = stage[block], f"{name}[{k}][{block}]"
+                _check_rank(feature, where)
+                if self.lambda_2:
+                    _check_halves(feature, where)
+                yield Pull(
+                    feature,
+                    scr=1 / stages if self.lambda_1 else 0.0,
+                    ifd=1 / len(part) if self.lambda_2 else 0.0,
+                    channels=_draw(feature, final, where) if self.lambda_1 else ((), ()),
+                )
 
     def forward(self, encoder: Stages, decoder: Stages, final: Tensor, epoch: int | None = None) -> Tensor:
         """The weighted sum of both terms, a scalar; `epoch` is accepted for the published call and not used."""
-        scr, ifd = self.terms(encoder, decoder, final)
-        return self.lambda_1 * scr + self.lambda_2 * ifd
+        return self.terms(encoder, decoder, final).loss

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from losses import Criterion, DiceLoss, KDloss
-from selfreg import inter_fd, intra_fd, kdloss
+from selfreg import inter_fd, intra_fd, onepass
 from tests.reference import golden
 
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
@@ -52,14 +52,14 @@ def tolerance(dtype: str, value: float, exact: float) -> float:
 def spied(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
     """Keep the value of every call of a term, in call order."""
     values: list[float] = []
-    function: Callable[..., Tensor] = getattr(kdloss, name)
+    function: Callable[..., Tensor] = getattr(onepass, name)
 
     def spy(*args: object) -> Tensor:
         result = function(*args)
         values.append(result.item())
         return result
 
-    monkeypatch.setattr(kdloss, name, spy)
+    monkeypatch.setattr(onepass, name, spy)
     return values
 
 
@@ -70,7 +70,7 @@ KD_CASES = list(golden.figures("losses/kdloss")["cases"]) if golden.available("l
 def test_kdloss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = golden.figures("losses/kdloss")["cases"][name]
     exact = {run["random_seed"]: run for run in case["runs"] if run["dtype"] == "f64"}
-    inter = spied(monkeypatch, "inter_fd")
+    inter = spied(monkeypatch, "_inter")
     for run in case["runs"]:
         found = features(case, DTYPES[run["dtype"]])
         reference = exact.get(run["random_seed"], run)

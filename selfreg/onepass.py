@@ -1,0 +1,219 @@
+"""Value and gradient of both terms of the regulariser in one pass over each feature map.
+
+Each term is a mean squared distance between channels, so its gradient is the distance itself times a number: it is kept
+when the value is made, and no graph, no normalised copy and no pooled copy of a map lives until the backward pass.
+`tests/reference/` states the same arithmetic plainly, and the tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_HALVES = (torch.float16, torch.bfloat16)
+_EPSILON = 1e-12  # least norm of a map, as in torch.nn.functional.normalize
+_POOL = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
+
+RANKS = tuple(_POOL)  # of the feature maps: (B, C, H, W) and (B, C, D, H, W)
+
+
+class Pull(NamedTuple):
+    """What is asked of one feature map, (B, C, *space).
+
+    `scr` and `ifd` are its shares in the two means; a distance of share 0 is not computed. `channels` are the student's
+    and the teacher's channels that SCR compares, equally many of each.
+    """
+
+    feature: Tensor
+    scr: float = 0.0
+    ifd: float = 0.0
+    channels: tuple[Sequence[int], Sequence[int]] = ((), ())
+
+
+def measure(
+    pulls: Sequence[Pull], final: Tensor | None = None, *, lambda_1: float = 1.0, lambda_2: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lambda_1 * SCR + lambda_2 * IFD`, which carries the gradient, then SCR and IFD themselves, which carry none.
+
+    `final` is the teacher; SCR needs it, and it receives no gradient.
+    """
+    teacher = None if final is None else _Teacher(final.detach(), [p.feature.shape for p in pulls if p.scr])
+    features = [pull.feature if torch.is_grad_enabled() else pull.feature.detach() for pull in pulls]
+    return _OnePass.apply(pulls, teacher, lambda_1, lambda_2, *features)
+
+
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, pulls: Sequence[Pull], teacher: _Teacher | None, lambda_1: float, lambda_2: float, *features: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scr = ifd = _in_full_precision(features[0][:0]).sum()
+        gradients = []
+        channels = _on_device(pulls, features[0].device)
+        for pull, feature, drawn, wanted in zip(pulls, features, channels, ctx.needs_input_grad[4:], strict=True):
+            rows = _Rows.of(_in_full_precision(feature))
+            gradient = torch.zeros_like(rows.values) if wanted else None
+            if pull.scr:
+                scr = scr + pull.scr * _inter(rows, teacher, drawn, lambda_1 * pull.scr, gradient)
+            if pull.ifd:
+                ifd = ifd + pull.ifd * _intra(rows, lambda_2 * pull.ifd, gradient)
+            gradients.append(rows.restore(gradient).to(feature.dtype) if wanted else None)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(scr, ifd)
+        return lambda_1 * scr + lambda_2 * ifd, scr, ifd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_loss: Tensor, *of_terms: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *(None if g is None else g * of_loss.to(g.dtype) for g in ctx.saved_tensors)
+
+
+class _Rows(NamedTuple):
+    """A map with its space flattened, as it lies in memory: (B, N, C) where channels are innermost, else (B, C, N)."""
+
+    values: Tensor
+    axis: int  # of the channels
+    shape: torch.Size  # of the map, (B, C, *space)
+
+    @classmethod
+    def of(cls, feature: Tensor) -> _Rows:
+        channels_last = feature.movedim(1, -1)
+        if channels_last.is_contiguous():
+            return cls(channels_last.flatten(1, -2), 2, feature.shape)
+        return cls(feature.flatten(2), 1, feature.shape)
+
+    def restore(self, values: Tensor) -> Tensor:
+        """Values like these, as a map again."""
+        batch, channels, *space = self.shape
+        if self.axis == 2:
+            return values.view(batch, *space, channels).movedim(-1, 1)
+        return values.view(self.shape)
+
+    def take(self, channels: Tensor) -> Tensor:
+        """The named channels, in their order."""
+        if self.axis == 1:
+            return self.values.index_select(1, channels)
+        return self.values.gather(2, channels.expand(*self.values.shape[:2], -1))
+
+
+def _intra(rows: _Rows, weight: float, gradient: Tensor | None) -> Tensor:
+    """Mean squared distance of the weaker half of the channels to the stronger, adding its gradient to `gradient`."""
+    f, axis, shape = rows
+    norm = f.square().sum(3 - axis).sqrt().clamp_min(_EPSILON)
+    score = (f.sum(3 - axis) / norm).mean(dim=0) / shape[2:].numel()
+    # Dead channels tie: not a stable sort, since the published pairing of ties is that of torch's default.
+    strong, weak = score.argsort(descending=True).chunk(2)
+    partner = torch.empty_like(strong.repeat(2))
+    partner[strong], partner[weak] = weak, strong
+    # From each channel to its partner: every pair stands here twice, once from either end.
+    way = rows.take(partner).sub_(f)
+    if gradient is not None:
+        gradient.add_(way, alpha=-4 * weight / f.numel())
+    return way.square_().sum() / f.numel()
+
+
+def _inter(
+    rows: _Rows, teacher: _Teacher, channels: tuple[Tensor, Tensor], weight: float, gradient: Tensor | None
+) -> Tensor:
+    """Mean squared distance of the drawn channels to the teacher's, adding its gradient to `gradient`."""
+    size = teacher.common_size(rows.shape)
+    if size != tuple(rows.shape[2:]):
+        return _inter_of_pooled(rows, teacher, size, channels, weight, gradient)
+    of_student, of_teacher = channels
+    goal = teacher.at(size, rows.axis)
+    every = len(of_student) == rows.shape[1]
+    if every:  # sort the teacher's draws by the student's instead of gathering both
+        way = goal.take(of_teacher[of_student.argsort()]).sub_(rows.values)
+    else:
+        way = goal.take(of_teacher).sub_(rows.take(of_student))
+    if gradient is not None:
+        step = -2 * weight / way.numel()
+        if every:
+            gradient.add_(way, alpha=step)
+        else:
+            gradient.index_add_(rows.axis, of_student, way, alpha=step)
+    return way.square_().sum() / way.numel()
+
+
+def _inter_of_pooled(
+    rows: _Rows,
+    teacher: _Teacher,
+    size: tuple[int, ...],
+    channels: tuple[Tensor, Tensor],
+    weight: float,
+    gradient: Tensor | None,
+) -> Tensor:
+    """The same where the student has to be pooled, whose gradient is best left to torch."""
+    of_student, of_teacher = channels
+    with torch.set_grad_enabled(gradient is not None):
+        values = rows.values.detach().requires_grad_(gradient is not None)
+        student = _pool(rows.restore(values)[:, of_student], size)
+        value = F.mse_loss(student, teacher.pooled[size][:, of_teacher])
+        if gradient is not None:
+            gradient.add_(torch.autograd.grad(value, values)[0], alpha=weight)
+    return value.detach()
+
+
+class _Teacher:
+    """The final feature map, and what it is at every size that a student asks for, each pooled once.
+
+    Args:
+        final: (B, C, *space).
+        students: shapes of the maps that will be compared with it.
+    """
+
+    def __init__(self, final: Tensor, students: Iterable[torch.Size]) -> None:
+        self.final = final
+        self.pooled: dict[tuple[int, ...], Tensor] = {}
+        self._rows: dict[tuple[tuple[int, ...], int], _Rows] = {}
+        for size in sorted({self.common_size(shape) for shape in students}, reverse=True):
+            self.pooled[size] = _pool_in_full_precision(self._nearest_to(size), size)
+
+    def common_size(self, student: torch.Size) -> tuple[int, ...]:
+        """The size that both are compared at: along each axis the smaller one's."""
+        return tuple(min(a, b) for a, b in zip(student[2:], self.final.shape[2:], strict=True))
+
+    def at(self, size: tuple[int, ...], axis: int) -> _Rows:
+        """The map at `size`, laid out like a student whose channels are on `axis`."""
+        if (size, axis) not in self._rows:
+            rows = _Rows.of(self.pooled[size])
+            if rows.axis != axis:
+                rows = _Rows(rows.values.transpose(1, 2).contiguous(), axis, rows.shape)
+            self._rows[size, axis] = rows
+        return self._rows[size, axis]
+
+    def _nearest_to(self, size: tuple[int, ...]) -> Tensor:
+        """The smallest map there is whose mean over whole windows is the mean that is wanted."""
+        for coarser, pooled in reversed(self.pooled.items()):
+            if all(n % c == 0 and c % s == 0 for n, c, s in zip(self.final.shape[2:], coarser, size, strict=True)):
+                return pooled
+        return self.final
+
+
+def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
+    return feature if tuple(feature.shape[2:]) == size else _POOL[feature.ndim](feature, size)
+
+
+def _pool_in_full_precision(feature: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Pooled in float32 at least; a half-precision map is raised slice by slice, for it may be the largest there is."""
+    if feature.dtype not in _HALVES:
+        return _pool(feature, size)
+    return torch.cat([_pool(one.float(), size) for one in feature.split(1)])
+
+
+def _in_full_precision(feature: Tensor) -> Tensor:
+    """Half-precision features are compared in float32; means over whole maps would lose them otherwise."""
+    return feature.float() if feature.dtype in _HALVES else feature
+
+
+def _on_device(pulls: Sequence[Pull], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """The drawn channels of all maps as indices, sent in one piece."""
+    lengths = [len(drawn) for pull in pulls for drawn in pull.channels]
+    indices = torch.tensor([c for pull in pulls for drawn in pull.channels for c in drawn], dtype=torch.int64)
+    parts = indices.to(device, non_blocking=True).split(lengths)
+    return list(zip(parts[::2], parts[1::2], strict=True))
