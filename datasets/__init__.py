@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from datasets import phantom, synapse
-from datasets.base import read_list
+from datasets.base import read_list, read_through
+from datasets.cache import CachedSlices
 from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes, case_of
 
 __all__ = ["build_dataset", "check_all", "class_names", "list_datasets", "locate", "split_cases"]
@@ -37,8 +37,9 @@ def build_dataset(
     root_path: str = "",
     list_dir: str = "",
     val_cases: int = 0,
+    cache: str = "",
     phantom_options: dict[str, Any] | None = None,
-) -> SynapseSlices | SynapseVolumes | StackedSlices:
+) -> SynapseSlices | CachedSlices | SynapseVolumes | StackedSlices:
     """One split of a dataset: "train" gives slices, "val" and "test" give volumes.
 
     Args:
@@ -48,6 +49,7 @@ def build_dataset(
         root_path: folder with `train_npz` and `test_vol_h5`, or that folder itself; default `data/<name>`.
         list_dir: folder of the lists; default `lists/lists_<name>`, else the root's `lists`, else the shipped split.
         val_cases: how many training cases to hold out, the last ones in order; a `val.txt` list does the same.
+        cache: a folder to keep the slices of "train" and "val" in, mapped into memory; "" reads the files themselves.
         phantom_options: keywords of `datasets.phantom.prepare_phantom`.
 
     Raises:
@@ -66,8 +68,8 @@ def build_dataset(
     train, held_out = split_cases(read_list(lists / "train.txt"), lists / "val.txt", val_cases)
     folder = _part(root, "train_npz")
     if split == "train":
-        return SynapseSlices(folder, train, num_classes)
-    return StackedSlices(SynapseSlices(folder, held_out, num_classes))
+        return _slices(folder, train, num_classes, cache)
+    return StackedSlices(_slices(folder, held_out, num_classes, cache))
 
 
 def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Path]:
@@ -127,23 +129,25 @@ def split_cases(names: Sequence[str], val_list: Path, val_cases: int) -> tuple[l
 def check_all(dataset: Sequence[Any], progress: Any = iter, threads: int = 8) -> None:
     """Read every item once, so that a bad file stops a run before it starts and not in its middle.
 
+    Slices in a cache were read when it was built: only what is not in it, or has changed, is read again.
+
     Args:
         progress: wraps the iterator over the items, such as tqdm.
 
     Raises:
         ValueError: the first bad file, by name.
     """
+    slices = getattr(dataset, "slices", dataset)
+    if isinstance(slices, CachedSlices):
+        slices.prepare(progress)
+        return
+    for _ in progress(read_through(dataset, threads)):
+        pass
 
-    def read(index: int) -> None:
-        dataset[index]
 
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for _ in progress(pool.map(read, range(len(dataset)))):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+def _slices(folder: Path, names: Sequence[str], num_classes: int, cache: str) -> SynapseSlices | CachedSlices:
+    slices = SynapseSlices(folder, names, num_classes)
+    return CachedSlices(slices, cache) if cache and names else slices
 
 
 def _part(root: Path, part: str) -> Path:

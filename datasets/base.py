@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+Item = TypeVar("Item")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
@@ -146,6 +149,21 @@ def require_listed(paths: Iterable[Path]) -> None:
             raise FileNotFoundError(
                 f"{path}: is named in the list but is not there; make it, or mend the list (--list_dir)"
             )
+
+
+def read_through(dataset: Sequence[Item], threads: int = 8) -> Iterator[Item]:
+    """Read every item, in order, some ahead of the one that is handed out; the first error ends it."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque = deque()
+        try:
+            for index in range(len(dataset)):
+                ahead.append(pool.submit(dataset.__getitem__, index))
+                if len(ahead) == threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def brief(error: Exception) -> str:

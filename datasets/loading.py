@@ -1,10 +1,10 @@
-"""From slices on disk to batches: the order of an epoch, the draws of a sample, the loader."""
+"""From slices on disk to batches on the device: the order of an epoch, the draws of a sample, the loader."""
 
 from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.base import Sample
-from datasets.transforms import RandomGenerator
+from datasets.transforms import Draw, RandomGenerator
 
 
 class Batch(NamedTuple):
@@ -20,6 +20,22 @@ class Batch(NamedTuple):
 
     image: torch.Tensor
     label: torch.Tensor
+    names: list[str]
+
+
+class Group(NamedTuple):
+    """Slices of one shape as they were read: `image`, `label` (b, H, W), their draws, and their places in the batch."""
+
+    image: torch.Tensor
+    label: torch.Tensor
+    draws: list[Draw]
+    places: list[int]
+
+
+class RawBatch(NamedTuple):
+    """A batch as a worker hands it over: its slices by shape, and the names in the order of the batch."""
+
+    groups: list[Group]
     names: list[str]
 
 
@@ -41,8 +57,8 @@ class EpochSampler(Sampler):
         return ((self.epoch, place, int(order[place])) for place in range(self.start, self.length))
 
 
-class AugmentedSlices(Dataset):
-    """Slices through the training transform; the draws of a slice follow from (seed, epoch, index) alone.
+class DrawnSlices(Dataset):
+    """Slices as they are, each with its draw, which follows from (seed, epoch, index) alone.
 
     So neither the number of workers nor an interruption changes a draw, and no epoch repeats another's. The
     published code seeds its workers alike at every epoch, so that the choice whether to rotate or flip repeats at
@@ -55,22 +71,29 @@ class AugmentedSlices(Dataset):
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Sample, Draw]:
         epoch, place, index = key
-        sample = self.slices[index]
         coins = random.Random(f"{self.seed} {epoch} {index}")
         integers = np.random.RandomState(coins.getrandbits(32))
         draw = self.transform.draw(random.Random(f"{self.seed} {place}") if self.repeat_choices else coins, integers)
-        return Sample(*self.transform(sample.image, sample.label, draw), sample.name)
+        return self.slices[index], draw
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples of one size into a batch."""
-    return Batch(
-        torch.from_numpy(np.stack([sample.image for sample in samples])).unsqueeze(1),
-        torch.from_numpy(np.stack([sample.label for sample in samples])),
-        [sample.name for sample in samples],
-    )
+def collate(drawn: Sequence[tuple[Sample, Draw]]) -> RawBatch:
+    """Stack the slices of each shape."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, (sample, _) in enumerate(drawn):
+        by_shape.setdefault(sample.image.shape, []).append(place)
+    groups = [
+        Group(
+            torch.from_numpy(np.stack([drawn[place][0].image for place in places])),
+            torch.from_numpy(np.stack([drawn[place][0].label for place in places])),
+            [drawn[place][1] for place in places],
+            places,
+        )
+        for places in by_shape.values()
+    ]
+    return RawBatch(groups, [sample.name for sample, _ in drawn])
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
@@ -79,24 +102,77 @@ def leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class TrainingLoader:
+    """`Batch`es on the device, in the order of `sampler`: what the workers only read is transformed here.
+
+    Args:
+        reader: yields `RawBatch`es of `DrawnSlices`.
+        device: where the transform runs and the batches lie.
+    """
+
+    def __init__(self, reader: DataLoader, device: torch.device) -> None:
+        self.reader, self.device = reader, device
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """The order of the epoch; set its `epoch` and `start` before iterating."""
+        return self.reader.sampler
+
+    @property
+    def batch_size(self) -> int:
+        """Slices a batch; the last of an epoch may have fewer."""
+        return self.reader.batch_size
+
+    @property
+    def dataset(self) -> DrawnSlices:
+        """The slices with their draws."""
+        return self.reader.dataset
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._transformed, self.reader)
+
+    def _transformed(self, raw: RawBatch) -> Batch:
+        size, transform = (len(raw.names), *self.dataset.transform.size), self.dataset.transform
+        image = torch.empty(size, dtype=torch.float32, device=self.device)
+        label = torch.empty(size, dtype=torch.uint8, device=self.device)
+        for group in raw.groups:
+            # From pinned memory these return at once, and the device does the rest while the next batch is read.
+            there = (part.to(self.device, non_blocking=True) for part in (group.image, group.label))
+            image[group.places], label[group.places] = transform(*there, group.draws)
+        return Batch(image.unsqueeze(1), label, raw.names)
+
+
 def build_loader(
     slices: Dataset,
     *,
     size: tuple[int, int],
     batch_size: int,
     seed: int,
+    device: torch.device | str = "cpu",
     workers: int = 0,
     rot_flip: float = 0.5,
     rotate: float = 0.5,
     repeat_choices: bool = False,
     pin_memory: bool = False,
-) -> DataLoader:
-    """The training loader: `Batch`es in the order of its `EpochSampler` (`loader.sampler`); the last may be smaller."""
-    augmented = AugmentedSlices(slices, RandomGenerator(size, rot_flip, rotate), seed, repeat_choices)
-    return DataLoader(
-        augmented,
+) -> TrainingLoader:
+    """The training loader: `Batch`es in the order of its `EpochSampler` (`loader.sampler`); the last may be smaller.
+
+    Args:
+        slices: `Sample`s by index.
+        size: (H, W) of the batches.
+        device: where the slices are transformed and the batches lie.
+        workers: processes that read; 0 reads in this one.
+        rot_flip, rotate, repeat_choices: see `RandomGenerator` and `DrawnSlices`.
+        pin_memory: let copies to a GPU run beside its work.
+    """
+    drawn = DrawnSlices(slices, RandomGenerator(size, rot_flip, rotate), seed, repeat_choices)
+    reader = DataLoader(
+        drawn,
         batch_size=batch_size,
-        sampler=EpochSampler(len(augmented), seed),
+        sampler=EpochSampler(len(drawn), seed),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
@@ -105,3 +181,4 @@ def build_loader(
         # Without one of its own, every epoch's iterator takes a number from torch's global generator.
         generator=torch.Generator(),
     )
+    return TrainingLoader(reader, torch.device(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from datasets.base import Volume
 from datasets.transforms import resize_image, resize_label
-from evaluation.metrics import dice
 
 
 def predict_volume(
@@ -20,15 +20,19 @@ def predict_volume(
     img_size: int | Sequence[int],
     batch_size: int = 24,
     device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
 ) -> np.ndarray:
     """Label a volume slice by slice: cubic zoom to the network's size, argmax, nearest zoom back.
 
+    One batch at a time goes to the device and comes back as labels of the volume's own size.
+
     Args:
         network: (B, 1, H, W) to logits (B, K, H, W), or to a tuple of heads, which are summed; it is run in eval mode.
-        volume: (D, H, W) floats, intensities as in training.
+        volume: (D, H, W) numbers, intensities as in training.
         img_size: side or (H, W) of the network's input.
         batch_size: slices a pass.
         device: where the network is.
+        autocast: run the network in this type, such as torch.bfloat16, where that is safe; None in its own.
 
     Returns:
         (D, H, W) uint8.
@@ -36,37 +40,39 @@ def predict_volume(
     Raises:
         ValueError: the volume is not three-dimensional or is empty, or batch_size is below 1.
     """
-    images = volume.detach().cpu().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
-    if images.ndim != 3 or 0 in images.shape:
+    volume = volume.detach() if isinstance(volume, Tensor) else np.asarray(volume)
+    if volume.ndim != 3 or 0 in volume.shape:
         raise ValueError(
-            f"predict_volume: got a volume of shape {images.shape}; expected (D, H, W) with at least one voxel"
+            f"predict_volume: got a volume of shape {tuple(volume.shape)}; expected (D, H, W) with at least one voxel"
         )
     if batch_size < 1:
         raise ValueError(f"predict_volume: batch_size is {batch_size}; expected at least 1")
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    prediction = torch.empty(tuple(volume.shape), dtype=torch.uint8)
     was_training = network.training
     network.eval()
     try:
-        prediction = np.empty(images.shape, dtype=np.uint8)
-        for first in range(0, len(images), batch_size):
-            part = slice(first, first + batch_size)
-            prediction[part] = _predict_batch(network, images[part], size, device)
+        for first in range(0, len(volume), batch_size):
+            part = volume[first : first + batch_size]
+            # A batch is copied, as torch takes neither every kind of array nor, without a warning, a read-only one.
+            images = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
+            images = images.to(device, torch.float32)
+            prediction[first : first + batch_size] = _predict_batch(network, images, size, autocast)
     finally:
         network.train(was_training)
-    return prediction
+    return prediction.numpy()
 
 
 @torch.inference_mode()
-def _predict_batch(
-    network: nn.Module, images: np.ndarray, size: tuple[int, int], device: torch.device | str
-) -> np.ndarray:
-    """Slices (B, H, W) to labels (B, H, W) uint8."""
-    batch = torch.from_numpy(resize_image(np.asarray(images, dtype=np.float32), size)).unsqueeze(1)
-    logits = network(batch.to(device))
+def _predict_batch(network: nn.Module, images: Tensor, size: tuple[int, int], autocast: torch.dtype | None) -> Tensor:
+    """Slices (B, H, W) float32 to labels (B, H, W) uint8, on their device."""
+    batch = resize_image(images, size).unsqueeze(1)
+    with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
+        logits = network(batch)
     if isinstance(logits, (tuple, list)):
-        logits = torch.stack(tuple(logits)).sum(dim=0)
-    labels = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-    return resize_label(labels, images.shape[1:])
+        logits = torch.stack([head.float() for head in logits]).sum(dim=0)
+    labels = logits.max(dim=1).indices  # the same as argmax, which takes four times as long on a CPU
+    return resize_label(labels.to(torch.uint8), tuple(images.shape[1:]))
 
 
 def validate(
@@ -77,19 +83,30 @@ def validate(
     img_size: int | Sequence[int],
     batch_size: int = 24,
     device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Mean Dice of each class over labelled volumes and, as `dice`, the mean of these means.
 
     The strict convention: a class absent from truth and prediction of a case says nothing about it and is left out.
+    Size, device and types as in `predict_volume`.
     """
-    per_case = []
-    for volume in volumes:
-        predicted = predict_volume(network, volume.image, img_size=img_size, batch_size=batch_size, device=device)
-        per_case.append([dice(predicted == c, volume.label == c) for c in range(1, len(class_names) + 1)])
-    table = np.asarray(per_case)
+    how = {"img_size": img_size, "batch_size": batch_size, "device": device, "autocast": autocast}
+    table = np.asarray(
+        [_dice_of_classes(predict_volume(network, v.image, **how), v.label, len(class_names) + 1) for v in volumes]
+    )
     scores = {
         name: float(np.nanmean(column))
         for name, column in zip(class_names, table.T, strict=True)
         if not np.isnan(column).all()
     }
     return {"dice": float(np.mean(list(scores.values()))) if scores else 0.0, **scores}
+
+
+def _dice_of_classes(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Dice of the classes 1 to `num_classes` - 1 in two label arrays, from three histograms; nan where both lack it."""
+    both, found, present = (
+        torch.bincount(torch.from_numpy(labels.ravel()), minlength=num_classes)[1:num_classes].double().numpy()
+        for labels in (predicted[predicted == truth], predicted, truth)
+    )
+    with np.errstate(invalid="ignore"):
+        return 2 * both / (found + present)

@@ -1,22 +1,42 @@
-"""Batches: the order of an epoch, draws that no worker changes, and going on in the middle."""
+"""Batches: the order of an epoch, draws that no worker changes, the transform, and going on in the middle."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from datasets import build_dataset
-from datasets.loading import Batch, EpochSampler, build_loader
+from datasets.loading import Batch, EpochSampler, TrainingLoader, build_loader
+from datasets.transforms import RandomGenerator
 from tests.conftest import make_synapse
+from tests.reference import transforms as reference
+
+
+def loader_of(root: Path, **options: object) -> TrainingLoader:
+    slices = build_dataset("Synapse", "train", num_classes=9, root_path=str(root))
+    return build_loader(slices, **{"size": (16, 16), "batch_size": 2, "seed": 3, **options})
 
 
 def batches(root: Path, epoch: int = 0, start: int = 0, **options: object) -> list[Batch]:
-    slices = build_dataset("Synapse", "train", num_classes=9, root_path=str(root))
-    loader = build_loader(slices, **{"size": (16, 16), "batch_size": 2, "seed": 3, **options})
+    loader = loader_of(root, **options)
     loader.sampler.epoch, loader.sampler.start = epoch, start
     return list(loader)
+
+
+def mixed(folder: Path) -> Path:
+    """Five slices of 20 x 20 and three of 24 x 28."""
+    root = make_synapse(folder / "d", train=1, shape=(5, 20, 20))
+    other = make_synapse(folder / "e", train=1, shape=(3, 24, 28))
+    names = [f"case0009_slice{i:03d}" for i in range(3)]
+    for i, name in enumerate(names):
+        (other / f"train_npz/case0000_slice{i:03d}.npz").rename(root / f"train_npz/{name}.npz")
+    with open(root / "lists/train.txt", "a") as file:
+        file.write("\n".join(names) + "\n")
+    return root
 
 
 def equal(a: list[Batch], b: list[Batch]) -> bool:
@@ -60,13 +80,55 @@ def test_order_is_a_permutation(length: int) -> None:
     assert len(sampler) == length
 
 
-def test_mixed_sizes_train_together(tmp_path: Path) -> None:
-    root = make_synapse(tmp_path / "d", train=1, shape=(2, 20, 20))
-    other = make_synapse(tmp_path / "e", train=1, shape=(2, 24, 28))
-    (other / "train_npz/case0000_slice000.npz").rename(root / "train_npz/case0009_slice000.npz")
-    with open(root / "lists/train.txt", "a") as file:
-        file.write("case0009_slice000\n")
-    assert sum(len(b.names) for b in batches(root)) == 3
+@pytest.mark.parametrize("epoch", range(3))
+def test_batches_are_the_published_transform_of_the_drawn_slices(tmp_path: Path, epoch: int) -> None:
+    """Order, draws and transform written out; slices of two sizes share batches."""
+    root = mixed(tmp_path)
+    slices = build_dataset("Synapse", "train", num_classes=9, root_path=str(root))
+    found = batches(root, epoch=epoch, batch_size=3)
+    place = 0
+    for batch in found:
+        for image, label, name in zip(*batch, strict=True):
+            index = int(np.random.default_rng([3, epoch]).permutation(8)[place])
+            coins = random.Random(f"3 {epoch} {index}")
+            draw = RandomGenerator((16, 16)).draw(coins, np.random.RandomState(coins.getrandbits(32)))
+            expected = reference.training_transform(*slices[index][:2], (16, 16), *draw)
+            assert name == slices[index].name
+            np.testing.assert_allclose(image[0], expected[0], rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(label, expected[1])
+            place += 1
+    assert place == 8 and [len(batch.names) for batch in found] == [3, 3, 2]
+
+
+def test_a_slice_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    root = mixed(tmp_path)
+    one_by_one = batches(root, batch_size=1)
+    together = batches(root, batch_size=8)[0]
+    assert torch.equal(torch.cat([batch.image for batch in one_by_one]), together.image)
+    assert torch.equal(torch.cat([batch.label for batch in one_by_one]), together.label)
+
+
+def test_workers_only_read(synapse: Path) -> None:
+    """What a worker hands over is the slice itself, beside its draw."""
+    drawn = loader_of(synapse).dataset
+    sample, draw = drawn[2, 0, 4]
+    np.testing.assert_array_equal(sample.image, drawn.slices[4].image)
+    np.testing.assert_array_equal(sample.label, drawn.slices[4].label)
+    assert draw == drawn[2, 5, 4][1], "the place in the epoch changes no draw"
+
+
+def test_the_parts_of_a_worker_start_under_spawn(tmp_path: Path) -> None:
+    root = mixed(tmp_path)
+    loader = loader_of(root, workers=1)
+    loader.reader.multiprocessing_context = "spawn"
+    assert equal(list(loader), batches(root))
+
+
+def test_what_the_trainer_asks_of_it(synapse: Path) -> None:
+    loader = loader_of(synapse, batch_size=4)
+    assert (len(loader), loader.batch_size, len(loader.dataset), loader.sampler.length) == (2, 4, 6, 6)
+    loader.sampler.start = 4
+    assert len(loader) == 1
 
 
 def test_nothing_is_left_after_the_last_batch(synapse: Path) -> None:
@@ -75,8 +137,6 @@ def test_nothing_is_left_after_the_last_batch(synapse: Path) -> None:
 
 @pytest.mark.parametrize("repeat", [False, True])
 def test_published_choices_repeat_at_their_place(synapse: Path, monkeypatch: pytest.MonkeyPatch, repeat: bool) -> None:
-    from datasets.transforms import RandomGenerator
-
     kinds: list[str] = []
     draw = RandomGenerator.draw
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datasets.base import Volume
 from evaluation.predict import predict_volume, validate
+from tests.reference import transforms as reference
 
 
 class Bands(nn.Module):
@@ -25,19 +26,20 @@ class Bands(nn.Module):
 
 
 class Heads(Bands):
-    """The same, as two heads whose sum decides."""
+    """The same, as two heads of which neither decides alone, but their sum."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = super().forward(x)
-        return 3 * logits, -2 * logits
+        bias = torch.tensor([5.0, 0.0, -5.0]).view(-1, 1, 1)
+        return logits + bias, -bias.expand_as(logits)
 
 
 def slice_by_slice(volume: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     out = []
     for image in volume:
-        zoomed = ndimage.zoom(image, (size[0] / image.shape[0], size[1] / image.shape[1]), order=3)
+        zoomed = reference.resize(image, size, 3)
         label = Bands()(torch.from_numpy(zoomed)[None, None]).argmax(1)[0].numpy().astype(np.uint8)
-        out.append(ndimage.zoom(label, (image.shape[0] / size[0], image.shape[1] / size[1]), order=0))
+        out.append(reference.resize(label, image.shape, 0))
     return np.stack(out)
 
 
@@ -66,6 +68,48 @@ def test_takes_tensors_and_a_side() -> None:
         predict_volume(Bands(), torch.from_numpy(volume), img_size=16),
         predict_volume(Bands(), volume, img_size=(16, 16)),
     )
+
+
+@pytest.mark.filterwarnings("error")
+def test_takes_any_kind_of_volume() -> None:
+    volume = np.round(smooth_volume((3, 20, 20)))
+    expected = predict_volume(Bands(), volume, img_size=16)
+    frozen = volume.copy()
+    frozen.flags.writeable = False
+    kinds = [volume.tolist(), volume.astype(np.int16), volume.astype(">f4"), frozen, volume[::-1].copy()[::-1]]
+    kinds += [torch.from_numpy(volume).to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.int16)]
+    for kind in kinds:
+        np.testing.assert_array_equal(predict_volume(Bands(), kind, img_size=16), expected)
+
+
+class Probe(nn.Module):
+    """Two heads from one convolution; keeps the types that it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(1, 3, 1)
+        self.types: set[tuple[torch.dtype, torch.dtype]] = set()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.head(x)
+        self.types.add((x.dtype, logits.dtype))
+        return logits, 0.5 * logits
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_autocast_is_for_the_network_alone(autocast: torch.dtype | None) -> None:
+    """The slices are resized in float32 either way."""
+    network, volume = Probe(), smooth_volume((3, 24, 24))
+    got = predict_volume(network, volume, img_size=16, autocast=autocast)
+    assert network.types == {(torch.float32, autocast or torch.float32)}
+    for image, label in zip(volume, got, strict=True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            heads = network(torch.from_numpy(reference.resize(image, (16, 16), 3))[None, None])
+        expected = sum(head.float() for head in heads).argmax(1)[0].numpy().astype(np.uint8)
+        # An image that differs by 1e-7 may round to the next bfloat16, and so win another class.
+        assert (label != reference.resize(expected, (24, 24), 0)).mean() <= (0.02 if autocast else 0)
+    scores = validate(network, [Volume("a", volume, got)], class_names=["a", "b"], img_size=16, autocast=autocast)
+    assert scores["dice"] == 1
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -98,3 +142,22 @@ def test_validate_by_pencil() -> None:
     assert validate(Bands(), [Volume("c", image, np.zeros_like(a_label))], class_names=["one", "two"], img_size=4) == {
         "dice": 0.0
     }
+
+
+def test_validate_on_noise() -> None:
+    """Dice written out with masks, over more classes than the network tells apart and labels of another type."""
+    rng = np.random.default_rng(0)
+    volumes = [
+        Volume(str(i), smooth_volume((2, 12, 12)) + i / 4, rng.integers(0, 4, (2, 12, 12)).astype(dtype))
+        for i, dtype in enumerate((np.uint8, np.int64))
+    ]
+    table = []
+    for volume in volumes:
+        predicted = predict_volume(Bands(), volume.image, img_size=12)
+        masks = [(predicted == c, volume.label == c) for c in (1, 2, 3)]
+        table.append([2 * (p & t).sum() / (p.sum() + t.sum()) for p, t in masks])
+    expected = np.mean(table, axis=0)
+    scores = validate(Bands(), volumes, class_names=["one", "two", "three"], img_size=12)
+    assert list(scores.values()) == pytest.approx([expected.mean(), *expected])
+    fewer = validate(Bands(), volumes, class_names=["one"], img_size=12)
+    assert fewer == pytest.approx({"dice": expected[0], "one": expected[0]})

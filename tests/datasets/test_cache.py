@@ -1,0 +1,292 @@
+"""The cache of slices: the same samples, never those of other files, and never half a cache."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import datasets.cache
+import datasets.synapse
+from datasets import build_dataset, check_all
+from datasets.base import Sample
+from datasets.cache import CachedSlices
+from datasets.loading import build_loader
+from datasets.synapse import SynapseSlices, slice_path, write_slice
+from tests.conftest import make_case, make_synapse
+
+
+def slices_of(root: Path, **options: object) -> SynapseSlices | CachedSlices:
+    return build_dataset("Synapse", "train", num_classes=9, root_path=str(root), **options)
+
+
+def cached(root: Path, folder: Path) -> CachedSlices:
+    """As a new run finds it."""
+    dataset = slices_of(root, cache=str(folder))
+    check_all(dataset)
+    return dataset
+
+
+def assert_same(found: CachedSlices, expected: SynapseSlices) -> None:
+    assert len(found) == len(expected) and found.names == expected.names
+    for got, sample in zip(found, expected, strict=True):
+        assert isinstance(got, Sample) and got.name == sample.name
+        assert (got.image.dtype, got.label.dtype) == (np.float32, np.uint8)
+        np.testing.assert_array_equal(got.image, sample.image)
+        np.testing.assert_array_equal(got.label, sample.label)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The source files that are read, as they are read."""
+    seen: list[Path] = []
+    read_slice = datasets.synapse.read_slice
+
+    def spy(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(path)
+        return read_slice(path, num_classes)
+
+    monkeypatch.setattr(datasets.synapse, "read_slice", spy)
+    return seen
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The one data file and the one index of a cache, by suffix; nothing else lies there."""
+    found = {path.suffix: path for path in folder.iterdir()}
+    assert sorted(found) == [".bin", ".json"] and len(list(folder.iterdir())) == 2
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 40), (4, 13, 21)])
+def test_same_samples_with_and_without(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    root = make_synapse(tmp_path / "d", shape=shape)
+    write_slice(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(5, (1, 11, 30))))
+    for _ in range(2):
+        assert_same(cached(root, tmp_path / "c"), slices_of(root))
+    sample = cached(root, tmp_path / "c")[-1]
+    np.testing.assert_array_equal(sample.image, slices_of(root)[-1].image)
+    assert not sample.image.flags.writeable, "no one writes into the cache"
+    assert sample.image.flags.aligned
+
+
+def test_same_batches_with_and_without(synapse: Path, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        plain, from_cache = (
+            list(build_loader(slices, size=(24, 24), batch_size=4, seed=0, workers=workers))
+            for slices in (slices_of(synapse), cached(synapse, tmp_path / "c"))
+        )
+        for a, b in zip(plain, from_cache, strict=True):
+            assert a.image.equal(b.image) and a.label.equal(b.label) and a.names == b.names
+
+
+def test_sources_are_read_once(synapse: Path, tmp_path: Path, reads: list[Path]) -> None:
+    list(cached(synapse, tmp_path / "c"))
+    assert len(reads) == len(set(reads)) == 6
+    list(cached(synapse, tmp_path / "c"))
+    assert len(reads) == 6
+
+
+def test_progress_is_told(synapse: Path, tmp_path: Path) -> None:
+    told = []
+
+    def progress(samples: object) -> object:
+        for sample in samples:
+            told.append(sample.name)
+            yield sample
+
+    dataset = slices_of(synapse, cache=str(tmp_path / "c"))
+    check_all(dataset, progress)
+    assert told == dataset.names
+
+
+def replace_slice(root: Path) -> None:
+    write_slice(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(7, (1, 40, 40))))
+
+
+def touch_slice(root: Path) -> None:
+    path = slice_path(root / "train_npz", "case0000_slice002")
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
+
+
+def same_time_other_size(root: Path) -> None:
+    path = slice_path(root / "train_npz", "case0000_slice002")
+    time_stamp = path.stat().st_mtime_ns
+    write_slice(path, *(a[0] for a in make_case(7, (1, 20, 20))))
+    os.utime(path, ns=(time_stamp, time_stamp))
+
+
+@pytest.mark.parametrize("change", [replace_slice, touch_slice, same_time_other_size])
+def test_a_changed_source_is_read_anew(
+    synapse: Path, tmp_path: Path, reads: list[Path], change: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cached(synapse, tmp_path / "c")
+    assert "holds none of these slices: reading 6 source files" in caplog.text
+    change(synapse)
+    reads.clear()
+    caplog.clear()
+    again = cached(synapse, tmp_path / "c")
+    assert len(reads) == 6
+    assert "is out of date or damaged: reading 6 source files" in caplog.text
+    assert_same(again, slices_of(synapse))
+    files(tmp_path / "c")  # what belonged to the older files is gone
+
+
+def shorter(root: Path) -> None:
+    names = (root / "lists/train.txt").read_text().split()
+    (root / "lists/train.txt").write_text("\n".join(names[:-1]))
+
+
+def reordered(root: Path) -> None:
+    names = (root / "lists/train.txt").read_text().split()
+    (root / "lists/train.txt").write_text("\n".join(reversed(names)))
+
+
+@pytest.mark.parametrize("change", [shorter, reordered])
+def test_another_list_is_another_cache(synapse: Path, tmp_path: Path, change: object) -> None:
+    before = cached(synapse, tmp_path / "c")
+    expected = list(slices_of(synapse))
+    change(synapse)
+    assert_same(cached(synapse, tmp_path / "c"), slices_of(synapse))
+    assert [sample.name for sample in before] == [sample.name for sample in expected], "a run under way is left alone"
+
+
+def test_labels_are_checked_for_the_classes_of_this_run(synapse: Path, tmp_path: Path) -> None:
+    cached(synapse, tmp_path / "c")
+    fewer = build_dataset("Synapse", "train", num_classes=5, root_path=str(synapse), cache=str(tmp_path / "c"))
+    with pytest.raises(ValueError, match="expected 0..4"):
+        check_all(fewer)
+
+
+def test_data_sets_share_a_folder(tmp_path: Path) -> None:
+    """Two folders of equal names, and the training and validation slices of one list."""
+    roots = [make_synapse(tmp_path / name, shape=shape) for name, shape in (("a", (3, 40, 40)), ("b", (3, 24, 24)))]
+    found = [cached(root, tmp_path / "c") for root in roots]
+    for root, dataset in zip(roots, found, strict=True):
+        assert_same(dataset, slices_of(root))
+        assert_same(cached(root, tmp_path / "c"), slices_of(root))
+    train, val = (
+        build_dataset("Synapse", split, num_classes=9, root_path=str(roots[0]), val_cases=1, cache=str(tmp_path / "c"))
+        for split in ("train", "val")
+    )
+    assert_same(train, slices_of(roots[0], val_cases=1))
+    check_all(val)
+    np.testing.assert_array_equal(val[0].label, make_case(1, (3, 40, 40))[1])
+    assert val.cases == ["case0001"]
+
+
+def test_nothing_to_hold_out_leaves_nothing(synapse: Path, tmp_path: Path) -> None:
+    val = build_dataset("Synapse", "val", num_classes=9, root_path=str(synapse), cache=str(tmp_path / "c"))
+    check_all(val)
+    assert not len(val) and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".json"])
+@pytest.mark.parametrize("keep", [0, 1, 100, -1, None])
+def test_damaged_files_are_made_anew(synapse: Path, tmp_path: Path, suffix: str, keep: int | None) -> None:
+    cached(synapse, tmp_path / "c")
+    whole = {s: path.read_bytes() for s, path in files(tmp_path / "c").items()}
+    path = files(tmp_path / "c")[suffix]
+    path.unlink() if keep is None else path.write_bytes(whole[suffix][:keep])
+    assert_same(cached(synapse, tmp_path / "c"), slices_of(synapse))
+    assert {s: path.read_bytes() for s, path in files(tmp_path / "c").items()} == whole
+
+
+ONE_FOR_SIX = '{"slices": [{"shape": [240, 40]}]}'
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "null", '{"slices": 3}', '{"slices": [{"shape": [40]}]}', ONE_FOR_SIX, "\udcff"]
+)
+def test_a_damaged_index_is_made_anew(synapse: Path, tmp_path: Path, content: str) -> None:
+    cached(synapse, tmp_path / "c")
+    files(tmp_path / "c")[".json"].write_bytes(content.encode(errors="surrogateescape"))
+    assert_same(cached(synapse, tmp_path / "c"), slices_of(synapse))
+
+
+def test_the_index_tells_what_is_cached(synapse: Path, tmp_path: Path) -> None:
+    cached(synapse, tmp_path / "c")
+    index = json.loads(files(tmp_path / "c")[".json"].read_text())
+    source = slice_path(synapse / "train_npz", "case0000_slice000").stat()
+    assert (index["version"], index["num_classes"], index["source"]) == (1, 9, str((synapse / "train_npz").resolve()))
+    assert index["slices"][0] == {
+        "name": "case0000_slice000",
+        "shape": [40, 40],
+        "source_size": source.st_size,
+        "source_mtime_ns": source.st_mtime_ns,
+    }
+
+
+def test_a_bad_slice_is_refused_by_name_and_leaves_nothing(synapse: Path, tmp_path: Path) -> None:
+    slice_path(synapse / "train_npz", "case0001_slice000").write_text("no slice")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="case0001_slice000.npz: is not a readable npz"):
+            cached(synapse, tmp_path / "c")
+        assert not list((tmp_path / "c").iterdir())
+
+
+def test_a_folder_that_cannot_be_written(synapse: Path, tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("a file")
+    for folder in (tmp_path / "c", tmp_path / "c/below"):
+        with pytest.raises(ValueError, match="^--cache: .*c.* cannot be written"):
+            cached(synapse, folder)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_full_disk(synapse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if call == "write":
+        monkeypatch.setattr(datasets.cache, "_record", full)
+    else:
+        monkeypatch.setattr(datasets.cache.os, call, full)
+    with pytest.raises(ValueError, match=r"^--cache: .* cannot be written \(No space left on device\)"):
+        cached(synapse, tmp_path / "c")
+    assert not list((tmp_path / "c").iterdir())
+    monkeypatch.undo()
+    assert_same(cached(synapse, tmp_path / "c"), slices_of(synapse))
+
+
+def test_a_killed_build_is_not_believed(synapse: Path, tmp_path: Path) -> None:
+    """What it leaves is not taken for a cache, and is deleted once it is old; that of a build under way stays."""
+    cached(synapse, tmp_path / "c")
+    data, index = (files(tmp_path / "c")[suffix] for suffix in (".bin", ".json"))
+    left = [tmp_path / f"c/.{data.stem}.{number}.partial" for number in (1, 2)]
+    for path in left:
+        path.write_bytes(data.read_bytes()[:1000])
+    os.utime(left[0], (time.time() - 7200,) * 2)
+    index.unlink()
+    assert_same(cached(synapse, tmp_path / "c"), slices_of(synapse))
+    assert [path.exists() for path in left] == [False, True]
+
+
+def test_simultaneous_builds(synapse: Path, tmp_path: Path) -> None:
+    """One that is finished while another builds: both end with the same cache."""
+    first, second = (slices_of(synapse, cache=str(tmp_path / "c")) for _ in range(2))
+
+    def meanwhile(samples: object) -> object:
+        for number, sample in enumerate(samples):
+            if number == 3:
+                second.prepare()
+            yield sample
+
+    first.prepare(meanwhile)
+    for dataset in (first, second, cached(synapse, tmp_path / "c")):
+        assert_same(dataset, slices_of(synapse))
+    files(tmp_path / "c")
+
+
+def test_pickles_without_the_data(synapse: Path, tmp_path: Path) -> None:
+    dataset = cached(synapse, tmp_path / "c")
+    list(dataset)
+    text = pickle.dumps(dataset)
+    assert len(text) < 3000 < files(tmp_path / "c")[".bin"].stat().st_size
+    assert_same(pickle.loads(text), slices_of(synapse))
