@@ -69,6 +69,9 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace) -> Any:
     from trainer import Trainer
 
     device = utils.select_device(cfg.GPU_ID, cfg.N_GPU)
+    autocast = utils.select_precision(cfg.PRECISION, device)
+    if cfg.COMPILE:
+        utils.check_compiler(device)
     network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
     state = _resume_state(args, output_dir)
     if state is None:
@@ -76,6 +79,9 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace) -> Any:
     else:
         check_continues(cfg, state.get("config", {}))
     network.to(device)
+    utils.keep_freed_memory()
+    if cfg.COMPILE:
+        network.compile()
     loader, validate = _build_data(cfg, device)
     cfg = _resolved(cfg)
     kd = KDloss(lambda_1=cfg.LOSS.LAMBDA_1, lambda_2=cfg.LOSS.LAMBDA_2)
@@ -83,7 +89,7 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace) -> Any:
     optimizer, schedule = _optimizer(network, cfg.TRAIN), _schedule(cfg, len(loader))
     trainer = Trainer(
         *(network, criterion, optimizer, loader, schedule, output_dir, device),
-        options=_options(cfg),
+        options=_options(cfg, autocast),
         validate=validate,
         config=to_plain(cfg),
     )
@@ -134,6 +140,7 @@ def _build_data(cfg: Any, device: Any) -> tuple[Any, Callable[[Any], dict[str, f
         size=size,
         batch_size=cfg.DATA.BATCH_SIZE,
         seed=cfg.SEED,
+        device=device,
         workers=cfg.DATA.NUM_WORKERS,
         rot_flip=cfg.AUG.ROT_FLIP,
         rotate=cfg.AUG.ROTATE,
@@ -162,14 +169,13 @@ def _schedule(cfg: Any, batches: int) -> Any:
     )
 
 
-def _options(cfg: Any) -> Any:
+def _options(cfg: Any, autocast: Any) -> Any:
     from dataclasses import fields
 
     from trainer import Options
 
-    return Options(
-        **{field.name: cfg.AMP if field.name == "amp" else cfg.TRAIN[field.name.upper()] for field in fields(Options)}
-    )
+    names = {field.name for field in fields(Options)} - {"autocast"}
+    return Options(autocast=autocast, **{name: cfg.TRAIN[name.upper()] for name in names})
 
 
 def _resume_state(args: argparse.Namespace, output_dir: Path) -> dict | None:

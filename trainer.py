@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ class Schedule:
 class Options:
     """What the loop does beside its steps; see configs/defaults.py, TRAIN, for each."""
 
-    amp: bool = False
+    autocast: torch.dtype | None = None  # of the forward pass; None: as the weights are
     accumulation_steps: int = 1
     clip_grad: float = 0.0
     val_freq: int = 10
@@ -82,7 +81,7 @@ class Trainer:
         criterion: called as (logits, label, features or None) -> terms by name, `loss` among them; its
             `needs_features` says whether the network is read by a `FeatureTap`.
         optimizer: over the network's parameters.
-        loader: batches with `image`, `label`, `names`; its sampler takes `epoch` and `start`.
+        loader: batches with `image`, `label` on the device, and `names`; its sampler takes `epoch` and `start`.
         schedule: length and rate.
         validate: network -> scores by name, `dice` among them, which chooses best.pth; None: the last is the best.
         writer: a TensorBoard writer, or None; may be set later.
@@ -182,27 +181,26 @@ class Trainer:
 
     def _train_batch(self, batch: Any) -> dict[str, float] | None:
         """One batch, and the optimiser's step where it completes one; returns its terms, or None if not finite."""
-        image = batch.image.to(self.device, non_blocking=True)
-        label = batch.label.to(self.device, non_blocking=True)
-        logits, terms = self._forward(image, label)
-        values = {name: value.item() for name, value in terms.items()}
+        logits, terms = self._forward(batch.image, batch.label)
+        (terms["loss"] / self.options.accumulation_steps).backward()
+        # Read after the backward pass has been handed over, and in one piece: a GPU waits for nothing.
+        values = dict(zip(terms, torch.stack([value.detach() for value in terms.values()]).tolist(), strict=True))
         self.batch_in_epoch += 1
         if not math.isfinite(values["loss"]):
             self._skip(batch.names, f"loss is ({values})")
             return None
-        (terms["loss"] / self.options.accumulation_steps).backward()
         last_of_epoch = self.batch_in_epoch == math.ceil(self.loader.sampler.length / self.loader.batch_size)
         if self.batch_in_epoch % self.options.accumulation_steps == 0 or last_of_epoch:
             if not self._optimise():
                 self._skip(batch.names, "gradient is")
                 return None
-            self._record(values, image, logits, label)
+            self._record(values, batch, logits.detach())
             self._set_lr(self.schedule.lr_after(self.step - 1))
         return values
 
     def _forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16) if self.options.amp else nullcontext()
-        with autocast:
+        dtype = self.options.autocast
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             logits, features = self.tap(image) if self.tap else (self.network(image), None)
         return logits, self.criterion(logits, label, features)
 
@@ -235,7 +233,7 @@ class Trainer:
             "lower --base_lr or the weight of the regulariser (see log.txt)"
         )
 
-    def _record(self, values: dict[str, float], image: Tensor, logits: Tensor, label: Tensor) -> None:
+    def _record(self, values: dict[str, float], batch: Any, logits: Tensor) -> None:
         """Log step `self.step`, which has just been taken."""
         lr = self.optimizer.param_groups[0]["lr"]
         if self.step % self.options.log_freq == 0 or self.step in (1, self.schedule.total_steps):
@@ -245,7 +243,7 @@ class Trainer:
                 for name, value in values.items():
                     self.writer.add_scalar(f"train/{name}", value, self.step)
         if self.writer and (self.step % self.options.image_freq == 0 or self.step == 1):
-            classes = max(1, logits.shape[1] - 1)
+            image, label, classes = batch.image, batch.label, max(1, logits.shape[1] - 1)
             # The slice with most classes; many hold nothing but background.
             shown_index = max(range(len(label)), key=lambda i: len(label[i].unique()))
             shown = image[shown_index, :1].float()

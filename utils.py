@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 
 _PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scipy", "h5py", "MedPy", "SimpleITK")
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # options of mallopt(3)
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
@@ -63,6 +66,52 @@ def select_device(gpu_id: int, n_gpu: int = 1) -> torch.device:
         raise ValueError(f"--gpu_id is {gpu_id}; expected 0..{count - 1}, there are {count} GPUs here")
     torch.cuda.set_device(gpu_id)
     return torch.device("cuda", gpu_id)
+
+
+def select_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """Set up the arithmetic of float32 matrices; returns the dtype to run the network in by autocast, or None.
+
+    "float32" is float32 throughout, "tf32" lets a GPU round the factors to 10 bits, "bfloat16" runs under autocast.
+
+    Raises:
+        ValueError: the device has no such arithmetic.
+    """
+    on_gpu = device.type == "cuda"
+    if precision == "tf32" and not on_gpu:
+        raise ValueError("--precision is tf32 but the device is the CPU; expected float32 or bfloat16")
+    if precision == "bfloat16" and on_gpu and not torch.cuda.is_bf16_supported():
+        raise ValueError(
+            f"--precision is bfloat16, which {torch.cuda.get_device_name(device)} lacks; expected float32 or tf32"
+        )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def check_compiler(device: torch.device) -> None:
+    """Make sure that torch.compile finds the compiler that it needs on this device.
+
+    Raises:
+        ValueError: there is none.
+    """
+    named = os.environ.get("CC" if device.type == "cuda" else "CXX")
+    wanted = [named] if named else ["gcc", "clang"] if device.type == "cuda" else ["g++"]
+    if not any(shutil.which(name) for name in wanted):
+        raise ValueError(
+            f"--compile: no compiler was found (looked for {' and '.join(wanted)}); "
+            "install one (on Debian: apt-get install g++), or leave --compile out"
+        )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large blocks for the next step instead of giving them back to the system.
+
+    A step on the CPU frees and takes the same gigabytes again, and the system clears every page anew: a tenth of the
+    step's time. Elsewhere than on glibc nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        c = ctypes.CDLL(None)
+        c.mallopt(_M_MMAP_MAX, 0)
+        c.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def check_writable(path: Path, option: str) -> None:

@@ -28,11 +28,15 @@ FLAGS = {
     "lambda_2": "LOSS.LAMBDA_2",
     "use_checkpoint": "TRAIN.USE_CHECKPOINT",
     "accumulation_steps": "TRAIN.ACCUMULATION_STEPS",
-    "amp": "AMP",
+    "precision": "PRECISION",
+    "compile": "COMPILE",
     "workers": "DATA.NUM_WORKERS",
+    "cache": "DATA.CACHE",
     "val_cases": "DATA.VAL_CASES",
     "metrics": "TEST.METRICS",
 }
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -57,7 +61,9 @@ def train_parser() -> argparse.ArgumentParser:
     add("--ignore_head", action="store_true", help="take PRETRAIN_CKPT without its last layer: another class count")
     add("--val_cases", type=int, help="training cases held out to choose best.pth by (0: none, as published)")
     add("--workers", type=int, help="processes that load data")
-    add("--amp", action="store_const", const=True, help="bfloat16 autocast")
+    add("--cache", metavar="DIR", help="keep a memory-mapped copy of the training slices there and read that")
+    add("--amp", dest="precision", action="store_const", const="bfloat16", help="the same as --precision bfloat16")
+    add("--compile", action="store_const", const=True, help="torch.compile: minutes at the start, faster steps after")
     return parser
 
 
@@ -100,6 +106,7 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     add("--seed", type=int, help="seed of weights, order, augmentation and channel draws")
     add("--trust_checkpoint", action="store_true", help="unpickle checkpoints, code included: only for your own files")
+    add("--precision", metavar="|".join(PRECISIONS), help="of the network's arithmetic (default: float32)")
     add("--lambda_x", type=float, help="weight of both terms of the regulariser; 0 is the plain baseline")
     add("--lambda_1", type=float, help="weight of semantic consistency (SCR) alone")
     add("--lambda_2", type=float, help="weight of internal feature distillation (IFD) alone")
@@ -131,7 +138,7 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
         message = _one_line(error)
     except RuntimeError as error:
         # torch's own, known by its name: importing torch would cost every --help two seconds.
-        out_of_memory = type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+        out_of_memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
         if not out_of_memory and "DataLoader worker" not in str(error):
             raise
         message = _one_line(MemoryError())
@@ -142,7 +149,10 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
 def _one_line(error: Exception) -> str:
     """An error in one line; one that a loading process passed on ends with the message itself."""
     if isinstance(error, MemoryError):
-        return "out of memory; give a smaller --batch_size, --use-checkpoint or --amp, or fewer --workers or --jobs"
+        return (
+            "out of memory; give a smaller --batch_size (--accumulation-steps makes up for it), --use-checkpoint or "
+            "--amp, or fewer --workers or --jobs"
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; give another path, or mend its permissions"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
+from configs.arguments import FLAGS, PRECISIONS
 from configs.defaults import default_config
 
 _TYPE_ALIASES = {"swin": "swin_unet"}  # the name that the published yaml gives
@@ -62,13 +63,17 @@ def network_keywords(cfg: CfgNode) -> dict[str, Any]:
             "qkv_bias": swin.QKV_BIAS,
             "drop_rate": cfg.MODEL.DROP_RATE,
             "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
-            "use_checkpoint": cfg.TRAIN.USE_CHECKPOINT,
         },
         "unet": {"bilinear": unet.BILINEAR, "width": unet.WIDTH},
     }
     if cfg.MODEL.TYPE not in options:
         raise ValueError(f"MODEL.TYPE: unknown network {cfg.MODEL.TYPE!r}; expected one of {', '.join(options)}")
-    return {"num_classes": cfg.MODEL.NUM_CLASSES, "img_size": cfg.DATA.IMG_SIZE, **options[cfg.MODEL.TYPE]}
+    return {
+        "num_classes": cfg.MODEL.NUM_CLASSES,
+        "img_size": cfg.DATA.IMG_SIZE,
+        "use_checkpoint": cfg.TRAIN.USE_CHECKPOINT,
+        **options[cfg.MODEL.TYPE],
+    }
 
 
 def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
@@ -78,6 +83,7 @@ def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
         "root_path": (test and cfg.DATA.VOLUME_PATH) or cfg.DATA.ROOT_PATH,
         "list_dir": cfg.DATA.LIST_DIR,
         "val_cases": cfg.DATA.VAL_CASES,
+        "cache": cfg.DATA.CACHE,
         "phantom_options": {key.lower(): value for key, value in cfg.DATA.PHANTOM.items()},
     }
 
@@ -90,9 +96,9 @@ def to_plain(cfg: CfgNode) -> dict[str, Any]:
 # What may differ between a run and its continuation: where things are, how long it goes on, what is written when.
 _MAY_DIFFER = (
     *("OUTPUT_DIR", "GPU_ID", "N_GPU", "ENVIRONMENT", "TEST", "DATA.ROOT_PATH", "DATA.VOLUME_PATH", "DATA.LIST_DIR"),
-    *("DATA.NUM_WORKERS", "DATA.WINDOW", "DATA.AXIS_ORDER", "MODEL.NAME", "MODEL.PRETRAIN_CKPT", "TRAIN.EPOCHS"),
-    *("TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ", "TRAIN.SAVE_SECONDS", "TRAIN.LOG_FREQ", "TRAIN.IMAGE_FREQ"),
-    *("TRAIN.VAL_FREQ", "TRAIN.USE_CHECKPOINT"),
+    *("DATA.NUM_WORKERS", "DATA.CACHE", "DATA.WINDOW", "DATA.AXIS_ORDER", "MODEL.NAME", "MODEL.PRETRAIN_CKPT"),
+    *("TRAIN.EPOCHS", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ", "TRAIN.SAVE_SECONDS", "TRAIN.LOG_FREQ"),
+    *("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TRAIN.USE_CHECKPOINT"),
 )
 
 
@@ -259,12 +265,16 @@ def _check_values(cfg: CfgNode) -> None:
     for dotted, choices in (
         ("TRAIN.OPTIMIZER", ("sgd", "adamw")),
         ("TRAIN.LR_SCHEDULE", ("poly", "constant")),
+        ("PRECISION", PRECISIONS),
+        ("TEST.PRECISION", PRECISIONS),
         ("TEST.METRICS", ("fast", "medpy")),
         ("TEST.ASSD", ("pooled", "directed")),
         ("DATA.AXIS_ORDER", ("zxy", "zyx")),
     ):
         if _get(cfg, dotted) not in choices:
-            raise ValueError(f"{dotted} is {_get(cfg, dotted)!r}; expected one of {', '.join(choices)}")
+            raise ValueError(
+                f"{dotted} is {_get(cfg, dotted)!r}; expected one of {', '.join(choices)}{_flag_hint(dotted)}"
+            )
     for dotted in ("AUG.ROT_FLIP", "AUG.ROTATE", "MODEL.DROP_RATE", "MODEL.DROP_PATH_RATE"):
         if not 0 <= _get(cfg, dotted) <= 1:
             raise ValueError(f"{dotted} is {_get(cfg, dotted)}; expected a number from 0 to 1")
@@ -285,7 +295,5 @@ def _get(cfg: CfgNode, dotted: str) -> Any:
 
 
 def _flag_hint(dotted: str) -> str:
-    from configs.arguments import FLAGS
-
     flags = [flag for flag, key in FLAGS.items() if key == dotted]
     return f" (--{flags[0]})" if flags else ""

@@ -14,7 +14,8 @@ def default_config() -> CfgNode:
             "DETERMINISTIC": True,
             "GPU_ID": 0,
             "N_GPU": 1,
-            "AMP": False,  # bfloat16 autocast
+            "PRECISION": "float32",  # of a training step: float32, tf32 (GPU alone), bfloat16 (autocast)
+            "COMPILE": False,  # torch.compile: minutes at the start, faster steps after
             "DATA": {
                 "DATASET": "Synapse",
                 "ROOT_PATH": "",  # default: data/<dataset>
@@ -23,6 +24,7 @@ def default_config() -> CfgNode:
                 "IMG_SIZE": 224,
                 "BATCH_SIZE": 24,
                 "NUM_WORKERS": 2,
+                "CACHE": "",  # folder for a memory-mapped copy of the training slices; none: read the files each time
                 "VAL_CASES": 0,  # training cases held out for validation; 0 as published
                 "WINDOW": [-125.0, 275.0],  # HU range of a NIfTI input, as in the prepared data
                 "AXIS_ORDER": "zxy",  # of a NIfTI input, as in the prepared data
@@ -82,6 +84,7 @@ def default_config() -> CfgNode:
             },
             "TEST": {
                 "BATCH_SIZE": 24,
+                "PRECISION": "float32",  # of the prediction, as PRECISION
                 "METRICS": "fast",
                 "ASSD": "pooled",  # mean over all surface distances, as MedPy from 0.5 on; directed: as up to 0.4
             },

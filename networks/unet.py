@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from networks.sizes import as_size, size_error
 from selfreg import TapSpec
@@ -84,6 +86,7 @@ class UNet(nn.Module):
         in_channels: C.
         bilinear: upsample bilinearly (17.3 M parameters at 9 classes) or by transposed convolutions (31.0 M).
         width: channels of the first stage; 64 as published.
+        use_checkpoint: recompute each resolution in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: a size below 32, or an input of another number of channels.
@@ -97,6 +100,7 @@ class UNet(nn.Module):
         in_channels: int = 1,
         bilinear: bool = True,
         width: int = 64,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         size = as_size(img_size)
@@ -104,7 +108,7 @@ class UNet(nn.Module):
             raise size_error("unet", size, "four poolings", tuple(max(side, _SMALLEST) for side in size))
         if width < 2 or width % 2:
             raise ValueError(f"unet: width is {width}; expected an even number above 0")
-        self.in_channels = in_channels
+        self.in_channels, self.use_checkpoint = in_channels, use_checkpoint
         factor = 2 if bilinear else 1
         self.inc = DoubleConv(in_channels, width)
         self.down1 = Down(width, 2 * width)
@@ -135,14 +139,35 @@ class UNet(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The maps of the five resolutions, fine to coarse."""
-        maps = [self.inc(x)]
+        maps = [self._run(self.inc, x)]
         for down in (self.down1, self.down2, self.down3, self.down4):
-            maps.append(down(maps[-1]))
+            maps.append(self._run(down, maps[-1]))
         return maps
 
     def decode(self, maps: list[Tensor]) -> Tensor:
         """Back from the coarsest map to the final one, (B, width, H, W)."""
         x = maps[-1]
         for up, skip in zip((self.up1, self.up2, self.up3, self.up4), maps[-2::-1], strict=True):
-            x = up(x, skip)
+            x = self._run(up, x, skip)
         return x
+
+    def _run(self, module: nn.Module, *maps: Tensor) -> Tensor:
+        if not (self.use_checkpoint and torch.is_grad_enabled()):
+            return module(*maps)
+        contexts = nullcontext(), _statistics_untouched(module)
+        return checkpoint(module, *maps, use_reentrant=False, context_fn=lambda: contexts)
+
+
+@contextmanager
+def _statistics_untouched(module: nn.Module) -> Iterator[None]:
+    """Batch norm normalises as before but counts nothing: a pass that is run again must not be counted twice."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)

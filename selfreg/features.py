@@ -55,7 +55,9 @@ class FeatureTap:
     """Call a network and get its features beside its logits: `FeatureTap(network)(x) -> (logits, Features)`.
 
     The hooks live only for the length of one call, so the network copies, pickles and runs as if there were no
-    tap, and its logits are the same bit for bit.
+    tap, and its logits are the same bit for bit. A network that was compiled in place (`network.compile()`) is tapped
+    too, as one graph; since torch does not look at hooks when it chooses a graph, tap it in train mode and call it
+    plainly in eval mode, or the other way round, but not both ways in one mode.
 
     Args:
         network: any module; ours bring their own `tap_spec`.
@@ -116,7 +118,10 @@ class FeatureTap:
 
     def _check(self, name: str, seen: dict[str, Any]) -> None:
         if name not in seen:
-            raise ValueError(f"FeatureTap: module {name!r} did not run in this forward pass; name one that does")
+            raise ValueError(
+                f"FeatureTap: module {name!r} did not run in this forward pass; name one that does (or, of a compiled "
+                "network, tap it in a mode in which it is not called plainly)"
+            )
         if not isinstance(seen[name], Tensor):
             raise ValueError(
                 f"FeatureTap: module {name!r} gave a {type(seen[name]).__name__}; "

@@ -65,7 +65,7 @@ def intra_fd(f: Tensor, name: str = "the feature map") -> Tensor:
         ValueError: an odd number of channels (undefined in the paper), or another rank.
     """
     _check_halves(f, name)
-    return measure([Pull(f, ifd=1.0)])[0]
+    return measure([Pull(f, ifd=1)])[0]
 
 
 def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map") -> Tensor:
@@ -81,7 +81,7 @@ def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map") -> Tensor:
     Raises:
         ValueError: other ranks, or a rank or batch size that differs between the two.
     """
-    return measure([Pull(f_s, scr=1.0, channels=_draw(f_s, f_t, name))], f_t)[0]
+    return measure([Pull(f_s, scr=1, channels=_draw(f_s, f_t, name))], f_t)[0]
 
 
 def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:
@@ -156,8 +156,8 @@ class KDloss(nn.Module):
                     _check_halves(feature, where)
                 yield Pull(
                     feature,
-                    scr=1 / stages if self.lambda_1 else 0.0,
-                    ifd=1 / len(part) if self.lambda_2 else 0.0,
+                    scr=stages if self.lambda_1 else 0,
+                    ifd=len(part) if self.lambda_2 else 0,
                     channels=_draw(feature, final, where) if self.lambda_1 else ((), ()),
                 )
 

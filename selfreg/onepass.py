@@ -7,7 +7,7 @@ when the value is made, and no graph, no normalised copy and no pooled copy of a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _HALVES = (torch.float16, torch.bfloat16)
-_EPSILON = 1e-12  # least norm of a map, as in torch.nn.functional.normalize
 _POOL = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
 
 RANKS = tuple(_POOL)  # of the feature maps: (B, C, H, W) and (B, C, D, H, W)
@@ -25,13 +24,13 @@ RANKS = tuple(_POOL)  # of the feature maps: (B, C, H, W) and (B, C, D, H, W)
 class Pull(NamedTuple):
     """What is asked of one feature map, (B, C, *space).
 
-    `scr` and `ifd` are its shares in the two means; a distance of share 0 is not computed. `channels` are the student's
-    and the teacher's channels that SCR compares, equally many of each.
+    `scr` and `ifd` are the numbers of maps in whose means it stands; 0 leaves that distance out. `channels` are the
+    student's and the teacher's channels that SCR compares, equally many of each.
     """
 
     feature: Tensor
-    scr: float = 0.0
-    ifd: float = 0.0
+    scr: int = 0
+    ifd: int = 0
     channels: tuple[Sequence[int], Sequence[int]] = ((), ())
 
 
@@ -42,7 +41,7 @@ def measure(
 
     `final` is the teacher; SCR needs it, and it receives no gradient.
     """
-    teacher = None if final is None else _Teacher(final.detach(), [p.feature.shape for p in pulls if p.scr])
+    teacher = None if final is None else _Teacher(final.detach())
     features = [pull.feature if torch.is_grad_enabled() else pull.feature.detach() for pull in pulls]
     return _OnePass.apply(pulls, teacher, lambda_1, lambda_2, *features)
 
@@ -59,9 +58,9 @@ class _OnePass(torch.autograd.Function):
             rows = _Rows.of(_in_full_precision(feature))
             gradient = torch.zeros_like(rows.values) if wanted else None
             if pull.scr:
-                scr = scr + pull.scr * _inter(rows, teacher, drawn, lambda_1 * pull.scr, gradient)
+                scr = scr + _inter(rows, teacher, drawn, _share(lambda_1, pull.scr, rows), gradient) / pull.scr
             if pull.ifd:
-                ifd = ifd + pull.ifd * _intra(rows, lambda_2 * pull.ifd, gradient)
+                ifd = ifd + _intra(rows, _share(lambda_2, pull.ifd, rows), gradient) / pull.ifd
             gradients.append(rows.restore(gradient).to(feature.dtype) if wanted else None)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(scr, ifd)
@@ -101,19 +100,24 @@ class _Rows(NamedTuple):
         return self.values.gather(2, channels.expand(*self.values.shape[:2], -1))
 
 
+def _share(weight: float, maps: int, rows: _Rows) -> float:
+    """The weight of one map in a term that is the mean over so many, rounded as the maps themselves are."""
+    return (torch.tensor(weight, dtype=rows.values.dtype) / maps).item()
+
+
 def _intra(rows: _Rows, weight: float, gradient: Tensor | None) -> Tensor:
     """Mean squared distance of the weaker half of the channels to the stronger, adding its gradient to `gradient`."""
-    f, axis, shape = rows
-    norm = f.square().sum(3 - axis).sqrt().clamp_min(_EPSILON)
-    score = (f.sum(3 - axis) / norm).mean(dim=0) / shape[2:].numel()
-    # Dead channels tie: not a stable sort, since the published pairing of ties is that of torch's default.
+    f, space = rows.values, 3 - rows.axis
+    # The published arithmetic to the bit, since near ties are paired by its rounding. Dead channels tie outright: not a
+    # stable sort, for the published one is torch's default.
+    score = F.normalize(f, dim=space).mean(dim=(0, space))
     strong, weak = score.argsort(descending=True).chunk(2)
     partner = torch.empty_like(strong.repeat(2))
     partner[strong], partner[weak] = weak, strong
     # From each channel to its partner: every pair stands here twice, once from either end.
     way = rows.take(partner).sub_(f)
     if gradient is not None:
-        gradient.add_(way, alpha=-4 * weight / f.numel())
+        gradient += _slope(way, f.numel() // 2, weight)
     return way.square_().sum() / f.numel()
 
 
@@ -131,13 +135,16 @@ def _inter(
         way = goal.take(of_teacher[of_student.argsort()]).sub_(rows.values)
     else:
         way = goal.take(of_teacher).sub_(rows.take(of_student))
-    if gradient is not None:
-        step = -2 * weight / way.numel()
-        if every:
-            gradient.add_(way, alpha=step)
-        else:
-            gradient.index_add_(rows.axis, of_student, way, alpha=step)
+    if gradient is not None and every:
+        gradient += _slope(way, way.numel(), weight)
+    elif gradient is not None:
+        gradient.index_add_(rows.axis, of_student, _slope(way, way.numel(), weight))
     return way.square_().sum() / way.numel()
+
+
+def _slope(way: Tensor, count: int, weight: float) -> Tensor:
+    """Gradient of the mean of `count` squares; two factors, one after the other, round as torch's own mse_loss does."""
+    return (way * (-2 / count)).mul_(weight)
 
 
 def _inter_of_pooled(
@@ -153,57 +160,45 @@ def _inter_of_pooled(
     with torch.set_grad_enabled(gradient is not None):
         values = rows.values.detach().requires_grad_(gradient is not None)
         student = _pool(rows.restore(values)[:, of_student], size)
-        value = F.mse_loss(student, teacher.pooled[size][:, of_teacher])
+        value = F.mse_loss(student, teacher.pooled(size)[:, of_teacher])
         if gradient is not None:
-            gradient.add_(torch.autograd.grad(value, values)[0], alpha=weight)
+            gradient += torch.autograd.grad(weight * value, values)[0]
     return value.detach()
 
 
 class _Teacher:
-    """The final feature map, and what it is at every size that a student asks for, each pooled once.
+    """The final feature map, and what it is at every size that a student has, each pooled once."""
 
-    Args:
-        final: (B, C, *space).
-        students: shapes of the maps that will be compared with it.
-    """
-
-    def __init__(self, final: Tensor, students: Iterable[torch.Size]) -> None:
+    def __init__(self, final: Tensor) -> None:
         self.final = final
-        self.pooled: dict[tuple[int, ...], Tensor] = {}
+        self._pooled: dict[tuple[int, ...], Tensor] = {}
         self._rows: dict[tuple[tuple[int, ...], int], _Rows] = {}
-        for size in sorted({self.common_size(shape) for shape in students}, reverse=True):
-            self.pooled[size] = _pool_in_full_precision(self._nearest_to(size), size)
 
     def common_size(self, student: torch.Size) -> tuple[int, ...]:
         """The size that both are compared at: along each axis the smaller one's."""
         return tuple(min(a, b) for a, b in zip(student[2:], self.final.shape[2:], strict=True))
 
+    def pooled(self, size: tuple[int, ...]) -> Tensor:
+        """The map at `size`, (B, C, *size), in float32 at least."""
+        if size not in self._pooled:
+            if self.final.dtype in _HALVES:  # raised slice by slice: whole, it may be the largest map there is
+                self._pooled[size] = torch.cat([_pool(one.float(), size) for one in self.final.split(1)])
+            else:
+                self._pooled[size] = _pool(self.final, size)
+        return self._pooled[size]
+
     def at(self, size: tuple[int, ...], axis: int) -> _Rows:
-        """The map at `size`, laid out like a student whose channels are on `axis`."""
+        """The same, laid out like a student whose channels are on `axis`."""
         if (size, axis) not in self._rows:
-            rows = _Rows.of(self.pooled[size])
+            rows = _Rows.of(self.pooled(size))
             if rows.axis != axis:
                 rows = _Rows(rows.values.transpose(1, 2).contiguous(), axis, rows.shape)
             self._rows[size, axis] = rows
         return self._rows[size, axis]
 
-    def _nearest_to(self, size: tuple[int, ...]) -> Tensor:
-        """The smallest map there is whose mean over whole windows is the mean that is wanted."""
-        for coarser, pooled in reversed(self.pooled.items()):
-            if all(n % c == 0 and c % s == 0 for n, c, s in zip(self.final.shape[2:], coarser, size, strict=True)):
-                return pooled
-        return self.final
-
 
 def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
     return feature if tuple(feature.shape[2:]) == size else _POOL[feature.ndim](feature, size)
-
-
-def _pool_in_full_precision(feature: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Pooled in float32 at least; a half-precision map is raised slice by slice, for it may be the largest there is."""
-    if feature.dtype not in _HALVES:
-        return _pool(feature, size)
-    return torch.cat([_pool(one.float(), size) for one in feature.split(1)])
 
 
 def _in_full_precision(feature: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ TRAIN_ERRORS = {
     "network": (["--opts", "MODEL.TYPE", "resnet"], "unknown network 'resnet'; expected one of swin_unet, unet"),
     "resume": (["--resume", "absent.pth"], "absent.pth: no such checkpoint"),
     "n_gpu": (["--n_gpu", "2"], "--n_gpu"),
+    "precision": (["--precision", "float8"], "PRECISION is 'float8'; expected one of float32, tf32, bfloat16 (--prec"),
+    "tf32": (["--precision", "tf32", "--n_gpu", "0"], "tf32 but the device is the CPU; expected float32 or bfloat16"),
 }
 
 

@@ -265,8 +265,11 @@ def test_gradient_clipping(tmp_path: Path) -> None:
 
 
 def test_autocast_runs(tmp_path: Path) -> None:
-    trainer = build(tmp_path, epochs=1, options=Options(amp=True))
+    trainer = build(tmp_path, epochs=1, options=Options(autocast=torch.bfloat16))
+    seen = []
+    trainer.network[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     assert math.isfinite(trainer.fit()["loss"])
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_tensorboard_gets_terms_and_panels(tmp_path: Path) -> None:

@@ -152,19 +152,33 @@ def test_swin_refuses_heads_that_do_not_divide() -> None:
         build_network("swin_unet", num_classes=2, depths=(2, 2))
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
+@pytest.mark.parametrize("name", list_networks())
+def test_gradient_checkpointing_changes_no_gradient_and_no_statistics(name: str) -> None:
     x = torch.randn(2, 1, 32, 32)
-    gradients = []
+    runs = []
     for use_checkpoint in (False, True):
-        network = build(
-            "swin_unet", {**SMALL["swin_unet"], "drop_path_rate": 0.0, "use_checkpoint": use_checkpoint}
-        ).train()
+        network = build(name, {**SMALL[name], "use_checkpoint": use_checkpoint}).train()
+        torch.manual_seed(1)  # of the drop path
         logits, features = FeatureTap(network)(x)
         (logits.square().mean() + features.encoder[1][0].square().mean()).backward()
-        gradients.append([p.grad for p in network.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
+        runs.append(([p.grad for p in network.parameters()], list(network.buffers())))
+    for plain, recomputed in zip(*(gradients for gradients, _ in runs), strict=True):
         assert (plain is None) == (recomputed is None)
         assert plain is None or torch.allclose(plain, recomputed, atol=1e-7)
+    assert all(torch.equal(a, b) for a, b in zip(*(buffers for _, buffers in runs), strict=True))
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_gradient_checkpointing_saves_memory(name: str) -> None:
+    kept = []
+    for use_checkpoint in (False, True):
+        network = build(name, {**SMALL[name], "use_checkpoint": use_checkpoint}).train()
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: (saved.append(t), t)[1], lambda t: t):
+            network(torch.randn(2, 1, 32, 32))
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+        kept.append(sum(storages.values()) - sum(p.nbytes for p in network.parameters()))
+    assert kept[1] < 0.75 * kept[0]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (50, 32)])

@@ -1,0 +1,101 @@
+"""torch.compile: the same numbers and features from one graph, and a clear line where no compiler is found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import partialmethod
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train as train_command
+from networks import build_network, list_networks
+from selfreg import FeatureTap, TapSpec
+from tests.conftest import SMALL, train
+from tests.networks.test_networks import SMALL as SMALL_NETWORKS
+from utils import check_compiler
+
+
+def same(ours: tuple, theirs: tuple) -> None:
+    """Logits and features alike but for the order of sums."""
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tuple(ours[1]), tuple(theirs[1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def graphs() -> list[int]:
+    """One entry a graph that was compiled."""
+    torch._dynamo.reset()
+    return []
+
+
+def counting(graphs: list[int]) -> Callable:
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    return backend
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_a_tapped_network_is_one_graph(name: str, graphs: list[int]) -> None:
+    options = {"drop_path_rate": 0.0} if name == "swin_unet" else {}
+    network = build_network(name, num_classes=3, **SMALL_NETWORKS[name], **options).train()
+    first, second = torch.randn(2, 2, 1, 32, 32)
+    tap = FeatureTap(network)
+    expected = tap(first), tap(second)
+    network.compile(backend=counting(graphs))
+    same(tap(first), expected[0])
+    same(tap(second), expected[1])  # the features of this pass, not of the one that was traced
+    assert len(graphs) == 1
+    network.eval()(second)  # as a validation does between two epochs
+    network.train()
+    same(tap(first), expected[0])
+    assert len(graphs) == 2
+
+
+def test_gradients_through_the_compiled_tap(graphs: list[int]) -> None:
+    network = build_network("unet", num_classes=3, **SMALL_NETWORKS["unet"]).train()
+    x, gradients = torch.randn(2, 1, 32, 32), []
+    for compiled in (False, True):
+        if compiled:
+            network.compile(backend=counting(graphs))
+        network.zero_grad()
+        logits, features = FeatureTap(network)(x)
+        (logits.square().mean() + sum(stage[0].square().mean() for stage in features.encoder)).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler is here")
+def test_with_a_real_compiler() -> None:
+    torch._dynamo.reset()
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 2, 1))
+    tap = FeatureTap(network, TapSpec(encoder=["0"], decoder=["1"], final="2", final_side="input"))
+    x = torch.randn(1, 1, 8, 8)
+    expected = tap(x)
+    network.compile()
+    same(tap(x), expected)
+
+
+def test_the_flag_trains(
+    synapse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[int], refused: Callable
+) -> None:
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counting(graphs)))
+    assert train(synapse, tmp_path / "run", "--compile", "--val_cases", 1) == 0
+    assert graphs
+    assert all(not key.startswith("_orig_mod") for key in torch.load(tmp_path / "run/best.pth", weights_only=True))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    words = ["--dataset", "Synapse", "--root_path", synapse, "--output_dir", tmp_path / "other", "--compile", *SMALL]
+    assert "--compile: no compiler was found (looked for" in refused(train_command.main, words)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_compiler_that_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="looked for no-such-compiler"):
+        check_compiler(torch.device("cpu"))
