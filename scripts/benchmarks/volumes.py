@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,10 +78,13 @@ def metrics(settings: Settings, method: str = "fast") -> list[Figure]:
 def measuring(settings: Settings, method: str) -> Callable[[], tuple[ClassScores, ...]]:
     """The metrics of the volume pair by ours, ready to be called."""
     _, truth, prediction = volume_pair(settings)
-    arrays: list[Any] = [prediction, truth]
-    if settings.device != "cpu":
-        arrays = [torch.from_numpy(array).to(settings.device) for array in arrays]
-    return lambda: compare_classes(*arrays, settings.num_classes, method=method)
+    labels = [on_device(array, settings) for array in (prediction, truth)]
+    return lambda: compare_classes(*labels, settings.num_classes, method=method)
+
+
+def on_device(array: np.ndarray, settings: Settings) -> np.ndarray | Tensor:
+    """The array itself for the CPU, a tensor for a GPU."""
+    return array if settings.device == "cpu" else torch.from_numpy(array).to(settings.device)
 
 
 def evaluation(settings: Settings, method: str = "fast", at_least: float = 15) -> list[Figure]:
@@ -113,7 +115,8 @@ def evaluating(settings: Settings, method: str = "fast") -> Callable[[], tuple[n
 
     def evaluate() -> tuple[np.ndarray, tuple[ClassScores, ...]]:
         prediction = predict_volume(network, image, img_size=settings.size, device=settings.device)
-        return prediction, compare_classes(prediction, truth, settings.num_classes, method=method)
+        labels = [on_device(array, settings) for array in (prediction, truth)]
+        return prediction, compare_classes(*labels, settings.num_classes, method=method)
 
     return evaluate
 
