@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import utils
-from datasets.transforms import RandomGenerator, resize_label
 from evaluation.metrics import METRICS, ClassScores, compare_classes
 from evaluation.predict import predict_volume
 from scripts.benchmarks.inputs import Settings, draws, our_network, reference_network, slices, volume_pair
@@ -109,7 +107,6 @@ def evaluation(settings: Settings, method: str = "fast", at_least: float = 15) -
 
 def evaluating(settings: Settings, method: str = "fast") -> Callable[[], tuple[np.ndarray, tuple[ClassScores, ...]]]:
     """The whole evaluation of the volume pair by ours, ready to be called: the prediction and its scores."""
-    utils.keep_freed_memory()
     image, truth, _ = volume_pair(settings)
     network = guided(settings, our_network(settings))
 
