@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.transforms import RandomGenerator, resize_label
 from evaluation.metrics import METRICS, ClassScores, compare_classes
 from evaluation.predict import predict_volume
 from scripts.benchmarks.inputs import Settings, draws, our_network, reference_network, slices, volume_pair
