@@ -36,12 +36,14 @@ def _test(args: argparse.Namespace) -> int:
     with utils.logging_session("test.py"):
         utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
         device = utils.select_device(cfg.GPU_ID, cfg.N_GPU)
+        autocast = utils.select_precision(cfg.TEST.PRECISION, device)
+        utils.keep_freed_memory()
         network = _load_network(cfg, weights, args.trust_checkpoint, device)
         volumes = _find_volumes(cfg, args.input)
         for folder in ("predictions", "overlays"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
         utils.log_to(output_dir / "test_log.txt")
-        cases = _predict(network, volumes, output_dir, cfg, device)
+        cases = _predict(network, volumes, output_dir, cfg, device, autocast)
         if args.input:
             _log.info("%d masks in %s", len(list(cases)), output_dir / "predictions")
         else:
@@ -50,6 +52,7 @@ def _test(args: argparse.Namespace) -> int:
                 "dataset": cfg.DATA.DATASET,
                 "network": cfg.MODEL.TYPE,
                 "img_size": cfg.DATA.IMG_SIZE,
+                "precision": cfg.TEST.PRECISION,
                 "metrics": cfg.TEST.METRICS,
             }
             _report(cases, output_dir, cfg, settings | utils.environment(device))
@@ -59,8 +62,9 @@ def _test(args: argparse.Namespace) -> int:
 def _test_overrides(args: argparse.Namespace) -> dict[str, Any]:
     """The keys that the flags set, and those of a run's configuration that another machine or data folder forgets."""
     overrides = {"GPU_ID": 0, "N_GPU": 1} | overrides_of(args)
-    if "DATA.BATCH_SIZE" in overrides:
-        overrides["TEST.BATCH_SIZE"] = overrides.pop("DATA.BATCH_SIZE")
+    for theirs, ours in (("DATA.BATCH_SIZE", "TEST.BATCH_SIZE"), ("PRECISION", "TEST.PRECISION")):
+        if theirs in overrides:
+            overrides[ours] = overrides.pop(theirs)
     if {"DATA.ROOT_PATH", "DATA.VOLUME_PATH"} & set(overrides):
         overrides = {"DATA.LIST_DIR": "", "DATA.VOLUME_PATH": ""} | overrides
     return overrides
@@ -102,7 +106,7 @@ def _find_volumes(cfg: Any, nifti_input: str) -> Any:
     return volumes
 
 
-def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any) -> Iterator[Any]:
+def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any, autocast: Any) -> Iterator[Any]:
     """Predict case by case; writes each mask and overlay, yields each labelled case's scores."""
     from datasets import class_names
     from evaluation.metrics import compare_classes
@@ -111,11 +115,10 @@ def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any
     from evaluation.report import CaseResult, write_overlay
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
+    how = {"img_size": cfg.DATA.IMG_SIZE, "batch_size": cfg.TEST.BATCH_SIZE, "device": device, "autocast": autocast}
     for number, volume in enumerate(volumes, start=1):
         _log.info("%d/%d  %s  %s", number, len(volumes), volume.name, "x".join(map(str, volume.image.shape)))
-        mask = predict_volume(
-            network, volume.image, img_size=cfg.DATA.IMG_SIZE, batch_size=cfg.TEST.BATCH_SIZE, device=device
-        )
+        mask = predict_volume(network, volume.image, **how)
         write_mask(output_dir / "predictions" / f"{volume.name}.nii.gz", mask, volume.geometry)
         write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
         scores = (

@@ -82,7 +82,7 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace) -> Any:
     utils.keep_freed_memory()
     if cfg.COMPILE:
         network.compile()
-    loader, validate = _build_data(cfg, device)
+    loader, validate = _build_data(cfg, device, autocast)
     cfg = _resolved(cfg)
     kd = KDloss(lambda_1=cfg.LOSS.LAMBDA_1, lambda_2=cfg.LOSS.LAMBDA_2)
     criterion = Criterion(cfg.MODEL.NUM_CLASSES, ce_weight=cfg.LOSS.CE_WEIGHT, dice_weight=cfg.LOSS.DICE_WEIGHT, kd=kd)
@@ -120,7 +120,7 @@ def _resolved(cfg: Any) -> Any:
     return cfg
 
 
-def _build_data(cfg: Any, device: Any) -> tuple[Any, Callable[[Any], dict[str, float]] | None]:
+def _build_data(cfg: Any, device: Any, autocast: Any) -> tuple[Any, Callable[[Any], dict[str, float]] | None]:
     """The training loader and, where cases are held out, the validation; every file is read once, before any step."""
     from tqdm import tqdm
 
@@ -145,15 +145,13 @@ def _build_data(cfg: Any, device: Any) -> tuple[Any, Callable[[Any], dict[str, f
         rot_flip=cfg.AUG.ROT_FLIP,
         rotate=cfg.AUG.ROTATE,
         repeat_choices=cfg.AUG.REPEAT_CHOICES,
-        pin_memory=device.type == "cuda",
     )
     if not len(val_set):
         return loader, None
     _log.info("validation on %s", ", ".join(val_set.cases))
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
-    return loader, partial(
-        validate, volumes=val_set, class_names=names, img_size=size, batch_size=cfg.TEST.BATCH_SIZE, device=device
-    )
+    how = {"img_size": size, "batch_size": cfg.TEST.BATCH_SIZE, "device": device, "autocast": autocast}
+    return loader, partial(validate, volumes=val_set, class_names=names, **how)
 
 
 def _schedule(cfg: Any, batches: int) -> Any:

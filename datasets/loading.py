@@ -156,7 +156,6 @@ def build_loader(
     rot_flip: float = 0.5,
     rotate: float = 0.5,
     repeat_choices: bool = False,
-    pin_memory: bool = False,
 ) -> TrainingLoader:
     """The training loader: `Batch`es in the order of its `EpochSampler` (`loader.sampler`); the last may be smaller.
 
@@ -166,8 +165,8 @@ def build_loader(
         device: where the slices are transformed and the batches lie.
         workers: processes that read; 0 reads in this one.
         rot_flip, rotate, repeat_choices: see `RandomGenerator` and `DrawnSlices`.
-        pin_memory: let copies to a GPU run beside its work.
     """
+    device = torch.device(device)
     drawn = DrawnSlices(slices, RandomGenerator(size, rot_flip, rotate), seed, repeat_choices)
     reader = DataLoader(
         drawn,
@@ -175,10 +174,10 @@ def build_loader(
         sampler=EpochSampler(len(drawn), seed),
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",  # copies run beside the GPU's work
         persistent_workers=workers > 0,
         worker_init_fn=leave_signals_to_the_main_process,
         # Without one of its own, every epoch's iterator takes a number from torch's global generator.
         generator=torch.Generator(),
     )
-    return TrainingLoader(reader, torch.device(device))
+    return TrainingLoader(reader, device)

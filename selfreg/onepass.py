@@ -7,7 +7,8 @@ when the value is made, and no graph, no normalised copy and no pooled copy of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ def measure(
 
     `final` is the teacher; SCR needs it, and it receives no gradient.
     """
-    teacher = None if final is None else _Teacher(final.detach())
+    teacher = None if final is None else _Teacher(final.detach(), [p.feature.shape for p in pulls if p.scr])
     features = [pull.feature if torch.is_grad_enabled() else pull.feature.detach() for pull in pulls]
     return _OnePass.apply(pulls, teacher, lambda_1, lambda_2, *features)
 
@@ -57,10 +58,10 @@ class _OnePass(torch.autograd.Function):
         for pull, feature, drawn, wanted in zip(pulls, features, channels, ctx.needs_input_grad[4:], strict=True):
             rows = _Rows.of(_in_full_precision(feature))
             gradient = torch.zeros_like(rows.values) if wanted else None
-            if pull.scr:
-                scr = scr + _inter(rows, teacher, drawn, _share(lambda_1, pull.scr, rows), gradient) / pull.scr
             if pull.ifd:
                 ifd = ifd + _intra(rows, _share(lambda_2, pull.ifd, rows), gradient) / pull.ifd
+            if pull.scr:
+                scr = scr + _inter(rows, teacher, drawn, _share(lambda_1, pull.scr, rows), gradient) / pull.scr
             gradients.append(rows.restore(gradient).to(feature.dtype) if wanted else None)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(scr, ifd)
@@ -160,37 +161,36 @@ def _inter_of_pooled(
     with torch.set_grad_enabled(gradient is not None):
         values = rows.values.detach().requires_grad_(gradient is not None)
         student = _pool(rows.restore(values)[:, of_student], size)
-        value = F.mse_loss(student, teacher.pooled(size)[:, of_teacher])
+        value = F.mse_loss(student, teacher.pooled[size][:, of_teacher])
         if gradient is not None:
             gradient += torch.autograd.grad(weight * value, values)[0]
     return value.detach()
 
 
 class _Teacher:
-    """The final feature map, and what it is at every size that a student has, each pooled once."""
+    """The final feature map, and what it is at every size that a student has, each pooled once.
 
-    def __init__(self, final: Tensor) -> None:
+    Args:
+        final: (B, C, *space).
+        students: shapes of the maps to compare it with.
+    """
+
+    def __init__(self, final: Tensor, students: Iterable[torch.Size]) -> None:
         self.final = final
-        self._pooled: dict[tuple[int, ...], Tensor] = {}
+        self.pooled: dict[tuple[int, ...], Tensor] = {}
         self._rows: dict[tuple[tuple[int, ...], int], _Rows] = {}
+        sizes = list({self.common_size(shape) for shape in students})
+        if sizes:
+            self.pooled = dict(zip(sizes, _pool_to_all(final, sizes), strict=True))
 
     def common_size(self, student: torch.Size) -> tuple[int, ...]:
         """The size that both are compared at: along each axis the smaller one's."""
         return tuple(min(a, b) for a, b in zip(student[2:], self.final.shape[2:], strict=True))
 
-    def pooled(self, size: tuple[int, ...]) -> Tensor:
-        """The map at `size`, (B, C, *size), in float32 at least."""
-        if size not in self._pooled:
-            if self.final.dtype in _HALVES:  # raised slice by slice: whole, it may be the largest map there is
-                self._pooled[size] = torch.cat([_pool(one.float(), size) for one in self.final.split(1)])
-            else:
-                self._pooled[size] = _pool(self.final, size)
-        return self._pooled[size]
-
     def at(self, size: tuple[int, ...], axis: int) -> _Rows:
         """The same, laid out like a student whose channels are on `axis`."""
         if (size, axis) not in self._rows:
-            rows = _Rows.of(self.pooled(size))
+            rows = _Rows.of(self.pooled[size])
             if rows.axis != axis:
                 rows = _Rows(rows.values.transpose(1, 2).contiguous(), axis, rows.shape)
             self._rows[size, axis] = rows
@@ -199,6 +199,25 @@ class _Teacher:
 
 def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
     return feature if tuple(feature.shape[2:]) == size else _POOL[feature.ndim](feature, size)
+
+
+def _pool_to_all(final: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """The final map at every size, each from the map itself (the published rounding), in float32 at least.
+
+    It may be the largest map there is, and so is read piece by piece: no copy of it is whole, and a piece is pooled to
+    every size while the processor's cache holds it.
+    """
+    pieces = 1
+    if not final.is_cuda and final.movedim(1, -1).is_contiguous():
+        # Pieces begin where windows of every size do.
+        pieces = math.gcd(final.shape[2], *(size[0] for size in sizes))
+    pooled: list[list[Tensor]] = [[] for _ in sizes]
+    for one in final.split(1):
+        strips = [_in_full_precision(strip) for strip in one.chunk(pieces, dim=2)]
+        for of_size, size in zip(pooled, sizes, strict=True):
+            part = (size[0] // pieces, *size[1:])
+            of_size.append(torch.cat([_pool(strip, part) for strip in strips], dim=2))
+    return [torch.cat(of_size) for of_size in pooled]
 
 
 def _in_full_precision(feature: Tensor) -> Tensor:

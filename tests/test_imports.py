@@ -29,7 +29,11 @@ MAY_IMPORT = {
     ),
     "utils": (set(), {"numpy", "torch"}),
     "trainer": ({"selfreg", "utils"}, {"torch", "tqdm"}),
-    "scripts": (OURS - {"scripts", "train", "test"}, {"numpy", "scipy", "torch", "SimpleITK", "tqdm", "safetensors"}),
+    "scripts": (
+        OURS - {"scripts", "train", "test"},
+        # tests: the naive versions that the benchmark measures against
+        {"numpy", "scipy", "torch", "SimpleITK", "tqdm", "safetensors", "matplotlib", "tests"},
+    ),
 }
 
 
@@ -67,7 +71,7 @@ def test_arrows(path: Path) -> None:
 
 def test_nobody_imports_the_commands() -> None:
     for path in sources():
-        assert not imported(path) & {"train", "test", "scripts"}, path
+        assert not imported(path) & ({"train", "test", "scripts"} - {room_of(path)}), path
 
 
 def test_every_room_has_its_rule() -> None:

@@ -76,7 +76,6 @@ def published_epochs(settings: Settings, dataset: Dataset) -> Callable[[], None]
         batch_size=settings.batch,
         shuffle=True,
         num_workers=settings.workers,
-        pin_memory=settings.device != "cpu",
         persistent_workers=settings.workers > 0,
     )
     step = reference_step(settings)

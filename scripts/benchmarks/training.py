@@ -86,7 +86,6 @@ def our_loader(settings: Settings, dataset: torch.utils.data.Dataset, workers: i
         seed=0,
         device=settings.device,
         workers=workers,
-        pin_memory=settings.device != "cpu",
     )
 
 
