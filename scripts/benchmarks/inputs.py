@@ -164,7 +164,7 @@ def our_step(
             logits, features = tap(image)
         return criterion(logits, label, features)["loss"]
 
-    return _step(network, loss_of)
+    return _step(network, loss_of, fused=True)  # as train.py builds it
 
 
 def reference_step(settings: Settings) -> Step:
@@ -175,11 +175,11 @@ def reference_step(settings: Settings) -> Step:
         logits, encoder, decoder, final = network(image)
         return regulariser.total_loss(logits, label, encoder, decoder, final)
 
-    return _step(network, loss_of)
+    return _step(network, loss_of, fused=False)
 
 
-def _step(network: nn.Module, loss_of: Step) -> Step:
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+def _step(network: nn.Module, loss_of: Step, fused: bool) -> Step:
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=fused)
 
     def step(image: Tensor, label: Tensor) -> Tensor:
         loss = loss_of(image, label)
