@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt, find_objects
-from scipy.spatial import cKDTree
+from torch import Tensor
+
+from evaluation.surfaces import Array, ClassMeasure, count, measure_classes
 
 METRICS = ("dice", "hd95", "jaccard", "assd")
-METHODS = ("fast", "medpy")
+METHODS = ("fast", "medpy", "device")
 ASSD_FORMS = ("pooled", "directed")  # MedPy from 0.5 on, MedPy up to 0.4
-
-# From one surface point in so many voxels on, a distance map of the box costs less than looking for neighbours
-# can cost at worst; a smooth organ stays far below, the speckle of an untrained network is above.
-_CROWDED = 32
-
-Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ def compare(
     strict: bool = False,
     method: str = "fast",
     assd: str = "pooled",
+    workers: int | None = None,
 ) -> dict[str, float]:
     """Measure one binary mask against another.
 
@@ -47,17 +45,18 @@ def compare(
 
     `pred` and `truth` are 2-D or 3-D arrays or tensors of the same shape, foreground where not zero; they are left
     as they are. `spacing` is the size of a voxel in mm along each axis of the array; without it HD95 and ASSD are
-    in voxels. `method` "medpy" calls MedPy on the whole arrays; "fast" gives the same numbers. `assd` "pooled" is the
-    mean over both directed sets of surface distances together, as in MedPy from 0.5 on; "directed" is the mean of their
-    two means, as up to 0.4.
+    in voxels. `method` "medpy" calls MedPy on the whole arrays; "fast" and "device" give the same numbers: "device" by
+    tensor operations where the prediction is, "fast" likewise if that is a GPU, else by `workers` threads, None for one
+    on each core. `assd` "pooled" is the mean over both directed sets of surface distances together, as in MedPy from
+    0.5 on; "directed" is the mean of their two means, as up to 0.4.
 
     Raises:
         ValueError: shapes, spacing, values or the method are not as described.
     """
-    pred, truth = _pair(pred, truth)
+    pred, truth = _pair(pred, truth, method)
     # A mask is a label array of two classes.
-    labels = (_binary(pred, "prediction").view(np.uint8), _binary(truth, "truth").view(np.uint8))
-    (scores,) = _score(*labels, 2, _checked_spacing(spacing, pred.ndim), method, assd)
+    labels = (_binary(pred, "prediction"), _binary(truth, "truth"))
+    (scores,) = _score(*labels, 2, spacing, method, assd, workers)
     return scores.strict if strict else scores.published
 
 
@@ -69,10 +68,11 @@ def compare_classes(
     *,
     method: str = "fast",
     assd: str = "pooled",
+    workers: int | None = None,
 ) -> tuple[ClassScores, ...]:
     """Measure classes 1 to `num_classes` - 1 of two label arrays, each class once for both conventions.
 
-    Shapes, spacing and units as in `compare`; the values are whole numbers from 0, the background, to
+    Shapes, spacing, units and methods as in `compare`; the values are whole numbers from 0, the background, to
     `num_classes` - 1.
 
     Raises:
@@ -80,9 +80,9 @@ def compare_classes(
     """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; expected at least 2, the background and one class")
-    pred, truth = _pair(pred, truth)
+    pred, truth = _pair(pred, truth, method)
     labels = (_labels(pred, num_classes, "prediction"), _labels(truth, num_classes, "truth"))
-    return _score(*labels, num_classes, _checked_spacing(spacing, pred.ndim), method, assd)
+    return _score(*labels, num_classes, spacing, method, assd, workers)
 
 
 def dice(pred: Any, truth: Any) -> float:
@@ -91,33 +91,32 @@ def dice(pred: Any, truth: Any) -> float:
     Raises:
         ValueError: the masks differ in shape, are not 2-D or 3-D, or hold no numbers.
     """
-    pred, truth = _pair(pred, truth)
-    pred, truth = _binary(pred, "prediction"), _binary(truth, "truth")
-    total = int(np.count_nonzero(pred) + np.count_nonzero(truth))
-    return 2.0 * int(np.count_nonzero(pred & truth)) / total if total else float("nan")
+    pred, truth = _pair(pred, truth, "fast")
+    pred, truth = _together(_binary(pred, "prediction"), _binary(truth, "truth"), "fast")
+    sizes = [int(count(mask, 2)[1]) for mask in (pred, truth, pred & truth)]
+    return _dice(*sizes)
 
 
 def _score(
-    pred: np.ndarray, truth: np.ndarray, num_classes: int, spacing: np.ndarray | None, method: str, assd: str
+    pred: Array,
+    truth: Array,
+    num_classes: int,
+    spacing: Sequence[float] | None,
+    method: str,
+    assd: str,
+    workers: int | None,
 ) -> tuple[ClassScores, ...]:
     """Scores of the classes 1 to `num_classes` - 1 of two label arrays that have been checked."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     if assd not in ASSD_FORMS:
         raise ValueError(f"assd is {assd!r}; expected one of {', '.join(ASSD_FORMS)}")
-    boxes = zip(_class_boxes(pred, num_classes), _class_boxes(truth, num_classes), strict=True)
-    scores = []
-    for label, (pred_box, truth_box) in enumerate(boxes, start=1):
-        if pred_box is None or truth_box is None:
-            scores.append(_score_empty(pred_box is not None, truth_box is not None))
-            continue
-        if method == "medpy":
-            measured = _measure_medpy(pred == label, truth == label, spacing, assd)
-        else:
-            box = _around(pred_box, truth_box)
-            measured = _measure(pred[box] == label, truth[box] == label, spacing, assd)
-        scores.append(ClassScores(published=measured, strict=dict(measured)))
-    return tuple(scores)
+    edges, workers = _checked_spacing(spacing, pred.ndim), _checked_workers(workers)
+    pred, truth = _together(pred, truth, method)
+    if method == "medpy":
+        masks = ((pred == label, truth == label) for label in range(1, num_classes))
+        return tuple(_by_medpy(*pair, edges, assd) for pair in masks)
+    return tuple(_by_surfaces(one, assd) for one in measure_classes(pred, truth, num_classes, edges, workers))
 
 
 def _score_empty(predicted: bool, present: bool) -> ClassScores:
@@ -131,23 +130,31 @@ def _score_empty(predicted: bool, present: bool) -> ClassScores:
     )
 
 
-def _measure(pred: np.ndarray, truth: np.ndarray, spacing: np.ndarray | None, assd: str) -> dict[str, float]:
-    """The four metrics of two masks that both hold something, from their surface points."""
-    both = int(np.count_nonzero(pred & truth))
-    total = int(np.count_nonzero(pred) + np.count_nonzero(truth))
-    pred_surface, truth_surface = _surface(pred), _surface(truth)
-    directed = [_distances(pred_surface, truth_surface, spacing), _distances(truth_surface, pred_surface, spacing)]
+def _dice(pred_size: int, truth_size: int, shared: int) -> float:
+    total = pred_size + truth_size
+    return 2.0 * shared / total if total else float("nan")
+
+
+def _by_surfaces(measured: ClassMeasure, assd: str) -> ClassScores:
+    """Scores of a class from its voxels and surface distances."""
+    pred_size, truth_size, shared = measured.pred_size, measured.truth_size, measured.shared
+    if not pred_size or not truth_size:
+        return _score_empty(pred_size > 0, truth_size > 0)
+    directed = [measured.to_truth, measured.to_pred]
     distances = np.concatenate(directed)
-    return {
-        "dice": 2.0 * both / total,
+    scores = {
+        "dice": _dice(pred_size, truth_size, shared),
         "hd95": float(np.percentile(distances, 95)),
-        "jaccard": both / (total - both),
+        "jaccard": shared / (pred_size + truth_size - shared),
         "assd": float(distances.mean() if assd == "pooled" else np.mean([one.mean() for one in directed])),
     }
+    return ClassScores(published=scores, strict=dict(scores))
 
 
-def _measure_medpy(pred: np.ndarray, truth: np.ndarray, spacing: np.ndarray | None, assd: str) -> dict[str, float]:
-    """The same figures from the package that the published results were measured with."""
+def _by_medpy(pred: np.ndarray, truth: np.ndarray, spacing: np.ndarray | None, assd: str) -> ClassScores:
+    """Scores of two masks by the package that the published results were measured with."""
+    if not pred.any() or not truth.any():
+        return _score_empty(pred.any(), truth.any())
     try:
         from medpy.metric import binary
     except ImportError as error:
@@ -156,97 +163,93 @@ def _measure_medpy(pred: np.ndarray, truth: np.ndarray, spacing: np.ndarray | No
         average = binary.assd(pred, truth, voxelspacing=spacing)
     else:
         average = np.mean([binary.asd(a, b, voxelspacing=spacing) for a, b in ((pred, truth), (truth, pred))])
-    return {
+    scores = {
         "dice": float(binary.dc(pred, truth)),
         "hd95": float(binary.hd95(pred, truth, voxelspacing=spacing)),
         "jaccard": float(binary.jc(pred, truth)),
         "assd": float(average),
     }
+    return ClassScores(published=scores, strict=dict(scores))
 
 
-def _surface(mask: np.ndarray) -> np.ndarray:
-    """The mask without its erosion by the 6-neighbourhood (4 in 2-D), with background all around the array."""
-    inner = mask.copy()
-    for axis in range(mask.ndim):
-        source, target = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)
-        target[1:] &= source[:-1]
-        target[:-1] &= source[1:]
-        target[0] = target[-1] = False
-    return mask & ~inner
-
-
-def _distances(start: np.ndarray, goal: np.ndarray, spacing: np.ndarray | None) -> np.ndarray:
-    """Distance of each point of one surface to the nearest point of the other, in no particular order."""
-    distances = np.zeros(np.count_nonzero(start))
-    # A point on both surfaces is at distance 0, and of a good segmentation that is most points.
-    apart = start & ~goal
-    count = np.count_nonzero(apart)
-    if count * _CROWDED > apart.size:
-        distances[:count] = distance_transform_edt(~goal, sampling=spacing)[apart]
-    elif count:
-        scale = 1.0 if spacing is None else spacing
-        # Without compact nodes a search from points nearly equally far from many others is four times as fast.
-        tree = cKDTree(np.argwhere(goal) * scale, compact_nodes=False)
-        distances[:count] = tree.query(np.argwhere(apart) * scale)[0]
-    return distances
-
-
-def _around(one: Box, other: Box) -> Box:
-    """The smallest box that holds both boxes."""
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
-
-
-def _class_boxes(labels: np.ndarray, num_classes: int) -> list[Box | None]:
-    """Bounding box of each class from 1 on, None for a class that does not occur."""
-    found = find_objects(labels, max_label=num_classes - 1)
-    return found + [None] * (num_classes - 1 - len(found))
-
-
-def _pair(pred: Any, truth: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Both as NumPy arrays on the CPU, of equal shape and 2-D or 3-D, or a ValueError."""
-    arrays = []
-    for values in (pred, truth):
-        if isinstance(values, torch.Tensor):
-            values = values.detach().cpu()
-            # NumPy has no bfloat16; float32 holds each of its values.
-            values = values.float() if values.is_floating_point() else values
-        arrays.append(np.asarray(values))
-    pred, truth = arrays
-    if pred.shape != truth.shape:
+def _pair(pred: Any, truth: Any, method: str) -> tuple[Array, Array]:
+    """Both as arrays of equal shape, 2-D or 3-D, or a ValueError; tensors stay tensors if tensors will be measured."""
+    stay = _by_tensors(pred, method)
+    pred, truth = (_array(values, stay) for values in (pred, truth))
+    shapes = tuple(pred.shape), tuple(truth.shape)
+    if shapes[0] != shapes[1]:
         raise ValueError(
-            f"the prediction has shape {pred.shape} but the truth {truth.shape}; expected the same shape, "
+            f"the prediction has shape {shapes[0]} but the truth {shapes[1]}; expected the same shape, "
             "so resize the prediction to the truth's grid"
         )
     if pred.ndim not in (2, 3):
-        raise ValueError(f"the masks have shape {pred.shape}; expected 2 or 3 dimensions, so pass one case at a time")
+        raise ValueError(f"the masks have shape {shapes[0]}; expected 2 or 3 dimensions, so pass one case at a time")
     return pred, truth
 
 
-def _numbers(array: np.ndarray, what: str) -> np.ndarray:
+def _by_tensors(pred: Any, method: str) -> bool:
+    """Whether the measuring is done by tensor operations, where the prediction is."""
+    return method == "device" or (method == "fast" and isinstance(pred, Tensor) and pred.is_cuda)
+
+
+def _array(values: Any, stay: bool) -> Array:
+    """A NumPy array, or a tensor that stays one."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach()
+    if values.is_floating_point() and values.dtype.itemsize < 4:
+        values = values.float()  # NumPy has not all of these types, float32 holds all of their values
+    if not stay:
+        return values.cpu().numpy()
+    # Torch can hardly do anything with the wider unsigned types.
+    return values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
+
+
+def _together(pred: Array, truth: Array, method: str) -> tuple[Array, Array]:
+    """Both as they are measured: as NumPy arrays, or as tensors on the prediction's device."""
+    if not _by_tensors(pred, method):
+        return pred, truth
+    # A tensor takes no array that is read-only or runs backwards; a copy is neither.
+    pred, truth = (
+        labels if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels, order="C"))
+        for labels in (pred, truth)
+    )
+    return pred, truth.to(pred.device)
+
+
+def _is_float(array: Array) -> bool:
+    return array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"
+
+
+def _numbers(array: Array, what: str) -> Array:
     """The array itself, or a ValueError unless it holds real numbers without a nan."""
-    if array.dtype.kind not in "biuf":
+    real = not array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "biuf"
+    if not real:
         raise ValueError(f"the {what} has dtype {array.dtype}; expected bool, integer or float numbers")
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise ValueError(
-            f"the {what} holds {np.isnan(array).sum()} nan values; expected numbers, mend it before measuring"
-        )
+    if _is_float(array) and (strange := int((array != array).sum())):
+        raise ValueError(f"the {what} holds {strange} nan values; expected numbers, mend it before measuring")
     return array
 
 
-def _binary(array: np.ndarray, what: str) -> np.ndarray:
-    """A mask, True where the array is not zero."""
-    return np.ascontiguousarray(_numbers(array, what) != 0)
+def _binary(array: Array, what: str) -> Array:
+    """Labels uint8, 1 where the array is not zero."""
+    mask = _numbers(array, what) != 0
+    return mask.view(torch.uint8 if isinstance(mask, Tensor) else np.uint8)
 
 
-def _labels(array: np.ndarray, num_classes: int, what: str) -> np.ndarray:
-    """The array as integers, or a ValueError if it holds anything else than 0 to `num_classes` - 1."""
+def _labels(array: Array, num_classes: int, what: str) -> Array:
+    """The array as uint8, or int32 for many classes; a ValueError if it holds anything else than class numbers."""
     array = _numbers(array, what)
     advice = f"expected whole numbers from 0 to {num_classes - 1}, so mend the labels or the number of classes"
-    if array.size and (array.min() < 0 or array.max() >= num_classes):
+    if math.prod(array.shape) and (array.min() < 0 or array.max() >= num_classes):
         stray = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"the {what} holds the label {stray}; {advice}")
-    labels = array if array.dtype.kind in "iu" else array.astype(np.int32)
-    if array.dtype.kind == "f" and (labels != array).any():
+    small = num_classes <= 256
+    if isinstance(array, Tensor):
+        labels = array.to(torch.uint8 if small else torch.int32)
+    else:
+        labels = array.astype(np.uint8 if small else np.int32, copy=False)
+    if _is_float(array) and (labels != array).any():
         raise ValueError(f"the {what} holds the label {array[labels != array][0]}; {advice}")
     return labels
 
@@ -265,3 +268,13 @@ def _checked_spacing(spacing: Sequence[float] | None, ndim: int) -> np.ndarray |
             "of the array, or None for unit spacing"
         )
     return values
+
+
+def _checked_workers(workers: int | None) -> int:
+    """The number of threads, one for each core that this process may use where nothing is said, or a ValueError."""
+    if workers is None:
+        # Not every system says which cores a process may use.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; expected at least 1 thread, or None for one on each core")
+    return workers

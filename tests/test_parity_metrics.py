@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.metrics import METRICS, compare, compare_classes
+from evaluation.metrics import METHODS, METRICS, compare, compare_classes
 from evaluation.predict import predict_volume
 from networks import build_network
 from tests.reference import golden
@@ -15,7 +15,7 @@ from tests.reference import golden
 ROWS = golden.figures("metrics/percase")["rows"] if golden.available("metrics/percase") else []
 
 
-@pytest.mark.parametrize("method", ["fast", "medpy"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 def test_per_case(row: dict, method: str) -> None:
     found = golden.arrays("metrics/percase")
@@ -51,11 +51,13 @@ def test_whole_volume(name: str) -> None:
     golden.fill_network(network)
     predicted = predict_volume(network, volume, img_size=tuple(figures["patch_size"]), batch_size=4)
     assert (predicted != found["prediction"]).sum() <= 5, "a handful of voxels"
-    scores = compare_classes(found["prediction"], found["label"], figures["classes"])
-    for ours, theirs in zip(scores, figures["metric_list_rows_are_classes_1.."], strict=True):
-        assert [ours.published[metric] for metric in METRICS] == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+    pair = found["prediction"], found["label"], figures["classes"]
     older = figures["assd_mean_of_the_two_asd (medpy <= 0.4 definition) rows are classes 1.."]
-    directed = compare_classes(found["prediction"], found["label"], figures["classes"], assd="directed")
-    assert [score.published["assd"] for score in directed] == pytest.approx(older, rel=1e-9, abs=1e-9)
-    means = np.mean([[s.published[metric] for metric in METRICS] for s in scores], axis=0)
-    assert means.tolist() == pytest.approx(figures["mean_over_classes"], rel=1e-9)
+    for method in ("fast", "device"):
+        scores = compare_classes(*pair, method=method)
+        for ours, theirs in zip(scores, figures["metric_list_rows_are_classes_1.."], strict=True):
+            assert [ours.published[metric] for metric in METRICS] == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+        directed = compare_classes(*pair, method=method, assd="directed")
+        assert [score.published["assd"] for score in directed] == pytest.approx(older, rel=1e-9, abs=1e-9)
+        means = np.mean([[s.published[metric] for metric in METRICS] for s in scores], axis=0)
+        assert means.tolist() == pytest.approx(figures["mean_over_classes"], rel=1e-9)

@@ -13,12 +13,15 @@ def surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~binary_erosion(mask)
 
 
+def distances(start: np.ndarray, goal: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
+    """Distance of each surface point of one mask to the nearest one of the other."""
+    return distance_transform_edt(~surface(goal), sampling=spacing)[surface(start)]
+
+
 def compare(pred: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | None = None) -> dict[str, float]:
     """The four metrics of two masks that both hold something."""
     pred, truth = pred.astype(bool), truth.astype(bool)
-    to_truth = distance_transform_edt(~surface(truth), sampling=spacing)[surface(pred)]
-    to_pred = distance_transform_edt(~surface(pred), sampling=spacing)[surface(truth)]
-    pooled = np.concatenate([to_truth, to_pred])
+    pooled = np.concatenate([distances(pred, truth, spacing), distances(truth, pred, spacing)])
     return {
         "dice": 2.0 * (pred & truth).sum() / (pred.sum() + truth.sum()),
         "hd95": np.percentile(pooled, 95),
