@@ -108,6 +108,8 @@ def _find_volumes(cfg: Any, nifti_input: str) -> Any:
 
 def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any, autocast: Any) -> Iterator[Any]:
     """Predict case by case; writes each mask and overlay, yields each labelled case's scores."""
+    import torch
+
     from datasets import class_names
     from evaluation.metrics import compare_classes
     from evaluation.nifti import write_mask
@@ -116,6 +118,7 @@ def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     how = {"img_size": cfg.DATA.IMG_SIZE, "batch_size": cfg.TEST.BATCH_SIZE, "device": device, "autocast": autocast}
+    measured = {"method": cfg.TEST.METRICS, "assd": cfg.TEST.ASSD}
     for number, volume in enumerate(volumes, start=1):
         _log.info("%d/%d  %s  %s", number, len(volumes), volume.name, "x".join(map(str, volume.image.shape)))
         mask = predict_volume(network, volume.image, **how)
@@ -124,7 +127,8 @@ def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any
         scores = (
             ()
             if volume.label is None
-            else compare_classes(mask, volume.label, cfg.MODEL.NUM_CLASSES, method=cfg.TEST.METRICS, assd=cfg.TEST.ASSD)
+            # A GPU measures where it predicts; the truth follows the prediction there.
+            else compare_classes(torch.from_numpy(mask).to(device), volume.label, cfg.MODEL.NUM_CLASSES, **measured)
         )
         yield CaseResult(volume.name, scores)
 

@@ -8,6 +8,7 @@ ROWS = {
     "transforms": "the training transform on one core, against SciPy",
     "step": "a training step in float32, against the naive one",
     "step_bf16": "a training step under bfloat16, against the naive one in float32",
+    "curve_bf16": "how far the loss curve under bfloat16 is from that of float32",
     "regulariser": "what the regulariser adds to a training step",
     "loader": "what the loader adds to a training step",
     "help": "how soon train.py and test.py answer --help",

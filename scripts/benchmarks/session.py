@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import utils
-from scripts.benchmarks import commands, gpu, scaling, training, volumes
+from scripts.benchmarks import commands, gpu, precision, scaling, training, volumes
 from scripts.benchmarks.inputs import Settings
 from scripts.benchmarks.measure import Figure
 from scripts.benchmarks.report import as_data, table
@@ -31,6 +31,7 @@ ON_CPU: Mapping[str, Row] = {
     "transforms": volumes.transforms,
     "step": training.step,
     "step_bf16": training.step_bf16,
+    "curve_bf16": precision.curve_bf16,
     "regulariser": training.regulariser,
     "loader": training.loader,
     "help": commands.help_text,
