@@ -136,6 +136,28 @@ def test_the_same_seed_gives_the_same_weights(synapse: Path, tmp_path: Path) -> 
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
+def test_a_cache_changes_nothing(synapse: Path, tmp_path: Path) -> None:
+    found = []
+    for number, extra in enumerate(([], ["--cache", tmp_path / "cache"], ["--cache", tmp_path / "cache"])):
+        run = tmp_path / str(number)
+        assert train(synapse, run, "--val_cases", 1, *extra) == 0
+        found.append((torch.load(run / "last.pth", weights_only=True)["model"], (run / "metrics.jsonl").read_text()))
+    assert list((tmp_path / "cache").iterdir())
+    for weights, metrics in found[1:]:
+        assert metrics == found[0][1]
+        assert all(torch.equal(value, found[0][0][key]) for key, value in weights.items())
+
+
+def test_an_evaluation_in_bfloat16(run: Path) -> None:
+    summaries = []
+    for precision in ("float32", "bfloat16"):
+        assert test_command.main(["--output_dir", str(run), "--precision", precision]) == 0
+        summaries.append(json.loads((run / "summary.json").read_text()))
+        assert precision in (run / "report.html").read_text()
+    dice = [summary["published"]["dice"] for summary in summaries]
+    assert dice[1] == pytest.approx(dice[0], abs=0.05)
+
+
 def test_unet_and_other_options(synapse: Path, tmp_path: Path) -> None:
     words = [
         "--dataset",

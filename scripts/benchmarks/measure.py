@@ -55,22 +55,25 @@ class Figure:
 
 
 class Pair(NamedTuple):
-    """The times of two sides that ran in turn, and what each returned last."""
+    """The times of two sides that ran in turn, and what each returned last.
+
+    `ratio` is the other's time to ours, round by round, and of these the median: what slows the machine for a while
+    slows both sides of a round.
+    """
 
     ours: Timing
     other: Timing
+    ratio: float
     our_result: Any
     other_result: Any
 
     def speed_up(self, what: str, *, at_least: float | None = None, note: str = "") -> Figure:
         """How many times as long as ours the other side took."""
-        value = self.other.median / self.ours.median
-        return Figure(what, value, "x", at_least=at_least, ours=self.ours, other=self.other, note=note)
+        return Figure(what, self.ratio, "x", at_least=at_least, ours=self.ours, other=self.other, note=note)
 
     def overhead(self, what: str, *, at_most: float, note: str = "") -> Figure:
         """How many times as long as the other side ours took."""
-        value = self.ours.median / self.other.median
-        return Figure(what, value, "x", at_most=at_most, ours=self.ours, other=self.other, note=note)
+        return Figure(what, 1 / self.ratio, "x", at_most=at_most, ours=self.ours, other=self.other, note=note)
 
 
 Timed = Callable[[], tuple[float, Any]]  # does its work once: seconds, result
@@ -103,7 +106,7 @@ def repeat(work: Timed, rounds: int) -> Timing:
 def in_turn(ours: Timed, other: Timed, rounds: int, *, other_rounds: int | None = None, warm_up: bool = True) -> Pair:
     """Time two sides in turn, so that whatever else the machine does falls on both.
 
-    `other_rounds` is for a side that takes minutes: it is left out of the later rounds.
+    `other_rounds` is for a side that takes minutes: it is left out of later rounds, and the ratio is that of medians.
     """
     if warm_up:
         ours(), other()
@@ -114,7 +117,10 @@ def in_turn(ours: Timed, other: Timed, rounds: int, *, other_rounds: int | None 
             if side == 0 or other_rounds is None or i < other_rounds:
                 taken, results[side] = work()
                 seconds[side].append(taken)
-    return Pair(Timing.of(seconds[0]), Timing.of(seconds[1]), *results)
+    times = Timing.of(seconds[0]), Timing.of(seconds[1])
+    in_pairs = [other / ours for ours, other in zip(*seconds, strict=False)]
+    ratio = statistics.median(in_pairs) if other_rounds is None else times[1].median / times[0].median
+    return Pair(*times, ratio, *results)
 
 
 class Peak(NamedTuple):

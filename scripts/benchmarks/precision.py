@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,15 @@ _SMOOTHED_OVER = 10  # steps; from one to the next the batches differ more than 
 # float32 with one thread and float32 with two differ by 4 %.
 _PUBLISHED = "TRAIN.OPTIMIZER sgd TRAIN.BASE_LR 0.05 TRAIN.WEIGHT_DECAY 1e-4 TRAIN.WARMUP_STEPS 0".split()
 
+_RUNS = (("float32", []), ("bfloat16", ["--amp"]))
 
-def curve_bf16(settings: Settings, steps: int = _STEPS) -> list[Figure]:
-    """The loss of the demonstration's network under `--amp` against that in float32, same seed, same batches."""
-    plain, amp = (_losses(settings, name, steps, flags) for name, flags in (("f32", []), ("bf16", ["--amp"])))
+
+def curve_bf16(settings: Settings, steps: int = _STEPS, opts: Sequence[str] = ()) -> list[Figure]:
+    """The loss of the demonstration's network under `--amp` against that in float32, same seed, same batches.
+
+    `opts` are more words for `--opts`.
+    """
+    plain, amp = (_losses(settings, name, steps, [*flags, "--opts", *_PUBLISHED, *opts]) for name, flags in _RUNS)
     window = min(_SMOOTHED_OVER, steps)
     smooth = [np.convolve(losses, np.full(window, 1 / window), mode="valid") for losses in (plain, amp)]
     apart = np.abs(smooth[1] / smooth[0] - 1)
@@ -31,11 +37,11 @@ def curve_bf16(settings: Settings, steps: int = _STEPS) -> list[Figure]:
     return [Figure(what, 100 * float(apart.max()), "%", at_most=2.0, note=note)]
 
 
-def _losses(settings: Settings, name: str, steps: int, flags: list[str]) -> np.ndarray:
+def _losses(settings: Settings, name: str, steps: int, flags: Sequence[str]) -> np.ndarray:
     output = settings.folder / name
     command = [sys.executable, "train.py", "--cfg", "configs/phantom_demo.yaml", "--output_dir", str(output)]
     command += ["--root_path", str(settings.folder / "Phantom"), "--val_cases", "0", "--max_iterations", str(steps)]
-    command += [*flags, "--opts", *_PUBLISHED, "TRAIN.LOG_FREQ", "1"]
+    command += [*flags, "TRAIN.LOG_FREQ", "1"]
     subprocess.run(command, cwd=_ROOT, check=True, capture_output=True)
     rows = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     return np.array([row["loss"] for row in rows if "loss" in row])

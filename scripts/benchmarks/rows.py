@@ -13,12 +13,14 @@ ROWS = {
     "loader": "what the loader adds to a training step",
     "help": "how soon train.py and test.py answer --help",
     "flops": "share of the speed of a matrix product that a training step reaches",
+    "shares": "where the time of a training step goes",
     "gpu_metrics": "as metrics, on the GPU",
     "gpu_evaluation": "as evaluation, on the GPU",
     "gpu_train": "training from files in every precision, against the published way",
     "gpu_inference": "slices a second",
     "gpu_regulariser": "as regulariser, on the GPU",
     "gpu_flops": "as flops, on the GPU",
+    "gpu_shares": "as shares, on the GPU",
     "scaling": "time and memory over image size, batch and depth; runs only when it is named",
 }
 BY_DEFAULT = tuple(name for name in ROWS if name != "scaling")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import utils
-from scripts.benchmarks import commands, gpu, precision, scaling, training, volumes
+from scripts.benchmarks import commands, gpu, precision, scaling, shares, training, volumes
 from scripts.benchmarks.inputs import Settings
 from scripts.benchmarks.measure import Figure
 from scripts.benchmarks.report import as_data, table
@@ -36,6 +36,7 @@ ON_CPU: Mapping[str, Row] = {
     "loader": training.loader,
     "help": commands.help_text,
     "flops": training.flops,
+    "shares": shares.shares,
 }
 ON_GPU: Mapping[str, Row] = {
     "gpu_metrics": gpu.metrics,
@@ -44,6 +45,7 @@ ON_GPU: Mapping[str, Row] = {
     "gpu_inference": gpu.inference,
     "gpu_regulariser": gpu.regulariser,
     "gpu_flops": training.flops,
+    "gpu_shares": shares.shares,
 }
 QUICK = {"rounds": 2, "depth": 24, "side": 256, "batch": 2}
 QUICK_GRID = scaling.Grid(batches=(1, 2, 4), depths=(12, 24, 48))

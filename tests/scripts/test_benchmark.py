@@ -15,7 +15,7 @@ from torch import nn
 
 from datasets.phantom import make_phantom
 from scripts import benchmark
-from scripts.benchmarks import gpu, inputs, scaling, session, training, volumes
+from scripts.benchmarks import gpu, inputs, precision, scaling, session, shares, training, volumes
 from scripts.benchmarks.measure import Apart, Figure, Pair, Timing, here, in_turn
 from scripts.benchmarks.report import number, table
 from scripts.benchmarks.rows import BY_DEFAULT, ROWS
@@ -111,7 +111,22 @@ def test_both_training_steps_are_the_same(settings: inputs.Settings) -> None:
 def test_loader_row(settings: inputs.Settings) -> None:
     figures = training.loader(settings)
     assert [f"{workers} workers" in figure.what for workers, figure in enumerate(figures)] == [True] * 3
-    assert all(figure.value == figure.ours.median / figure.other.median for figure in figures)
+    assert all(figure.ours.low / figure.other.high <= figure.value for figure in figures)
+    assert all(figure.value <= figure.ours.high / figure.other.low for figure in figures)
+
+
+def test_shares_are_of_a_whole(settings: inputs.Settings) -> None:
+    found = shares.shares(settings)
+    for kind in ("float32", "bfloat16"):
+        of_kind = [figure.value for figure in found if kind in figure.what]
+        assert len(of_kind) > 4 and sum(of_kind) == pytest.approx(100)
+    assert any("matrix products" in figure.what and figure.value > 1 for figure in found)
+
+
+def test_loss_curves_are_compared(settings: inputs.Settings) -> None:
+    small = "DATA.PHANTOM.TRAIN_CASES 1 DATA.PHANTOM.TEST_CASES 1 DATA.PHANTOM.DEPTH 8 MODEL.SWIN.EMBED_DIM 12"
+    (figure,) = precision.curve_bf16(settings, steps=2, opts=small.split())
+    assert 0 < figure.value < 5, "two precisions, one curve"
 
 
 def test_operations_of_a_step() -> None:
@@ -149,15 +164,21 @@ def test_exponent() -> None:
 def test_sides_are_called_in_turn() -> None:
     calls = []
     pair = in_turn(here(lambda: calls.append("a") or 1), here(lambda: calls.append("b") or 2), 3)
-    assert calls == list("abababab") and pair[2:] == (1, 2)
+    assert calls == list("abababab") and pair[3:] == (1, 2)
     calls.clear()
     pair = in_turn(here(lambda: calls.append("a")), here(lambda: calls.append("b")), 3, other_rounds=1, warm_up=False)
     assert calls == list("abaa") and (pair.ours.rounds, pair.other.rounds) == (3, 1)
 
 
+def test_the_ratio_is_that_of_rounds() -> None:
+    ours, other = iter([1.0, 1.0, 5.0, 1.0]), iter([9.0, 2.0, 10.0, 3.0])
+    pair = in_turn(lambda: (next(ours), None), lambda: (next(other), None), 3)  # the first of each warms up
+    assert pair.ratio == 2.0 and pair.ours.median == 1.0 and pair.other.median == 3.0
+
+
 def test_ratios_and_limits() -> None:
     assert Timing.of([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0, 3)
-    pair = Pair(Timing.of([1.0, 2.0, 9.0]), Timing.of([8.0]), None, None)
+    pair = Pair(Timing.of([1.0, 2.0, 9.0]), Timing.of([8.0]), 4.0, None, None)
     assert pair.speed_up("", at_least=4).value == 4 and pair.speed_up("", at_least=4).reached is True
     assert pair.speed_up("", at_least=4.1).reached is False and pair.speed_up("").reached is None
     assert pair.overhead("", at_most=0.25).reached is True and pair.overhead("", at_most=0.2).reached is False
