@@ -11,7 +11,6 @@ import torch
 from datasets.loading import Batch
 from losses import Criterion, KDloss
 from networks import build_network
-from selfreg import FeatureTap
 from tests.reference import golden
 from trainer import Options, Schedule, Trainer
 
@@ -23,10 +22,8 @@ DTYPES = {"f64": torch.float64, "f32": torch.float32}
 class OneBatch:
     """A loader's face: the batch is handed to the trainer step by step."""
 
-    batch_size = 1
-
     class sampler:
-        length = 1
+        length = per_epoch = 1
 
 
 def build(figures: dict, dtype: torch.dtype, folder: Path) -> tuple[Trainer, Batch]:
@@ -45,7 +42,6 @@ def build(figures: dict, dtype: torch.dtype, folder: Path) -> tuple[Trainer, Bat
     options = Options(log_freq=10**9)
     device = torch.device("cpu")
     trainer = Trainer(network, criterion, optimizer, OneBatch(), schedule, folder, device, options=options)
-    assert isinstance(trainer.tap, FeatureTap)
     image = golden.image(config["seed"], (config["batch"], 1, 224, 224), dtype)
     label = golden.block_labels(config["seed"] + 1, config["batch"], classes)
     return trainer, Batch(image, label.float() if config["float_label"] else label, ["golden"])
@@ -66,8 +62,10 @@ def test_trajectory(name: str, dtype: str, tmp_path: Path) -> None:
             if dtype == "f64":
                 return 1e-7
             gap = abs(recorded[key] - exact[step][key]) / abs(exact[step][key])
-            if key == "grad_norm":  # no loss term, and float32 sums it in another order with other threads
-                return max(1e-3, 10 * gap)
+            if key == "grad_norm":
+                # No loss term. Float32 sums in another order with other threads, and a near tie of the channel sort
+                # that flips gives two pairs of channels another gradient: 5e-3 on one processor with one thread.
+                return max(1e-3 if step == 0 else 1e-2, 10 * gap)
             return 1e-6 if step == 0 else max(1e-4, 10 * gap)
 
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(recorded["lr_used"], rel=1e-12)
