@@ -1,4 +1,5 @@
 # make demo: install, make phantom data, train, evaluate, report.   make test: install, all tests.
+# make test-reliability: the long form of the tests that kill runs and damage files.
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -6,7 +7,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test install lint clean
+.PHONY: demo test test-reliability install lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -21,6 +22,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	@echo "== running all tests"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup
+
+test-reliability: $(INSTALLED)
+	@echo "== running all kills and the whole fuzz; some 20 minutes on 2 cores"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup -m reliability --long
 
 install: $(INSTALLED)
 	@echo "== the environment is in $(VENV): source $(VENV)/bin/activate"

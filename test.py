@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.
 def _test(args: argparse.Namespace) -> int:
+    import distributed
     import utils
     from networks.pretrained import find_weights
 
@@ -33,20 +35,21 @@ def _test(args: argparse.Namespace) -> int:
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, cfg.TRAIN.EPOCHS)
     output_dir = _output_dir(args, weights)
-    with utils.logging_session("test.py"):
+    device = utils.select_device(cfg.GPU_ID, cfg.N_GPU, distributed.local_rank())
+    with distributed.process_group(device) as ranks, utils.logging_session("test.py", quiet=not ranks.first):
         utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
-        device = utils.select_device(cfg.GPU_ID, cfg.N_GPU)
         autocast = utils.select_precision(cfg.TEST.PRECISION, device)
         utils.keep_freed_memory()
         network = _load_network(cfg, weights, args.trust_checkpoint, device)
-        volumes = _find_volumes(cfg, args.input)
+        volumes = _find_volumes(cfg, args.input, ranks)
         for folder in ("predictions", "overlays"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
-        utils.log_to(output_dir / "test_log.txt")
-        cases = _predict(network, volumes, output_dir, cfg, device, autocast)
-        if args.input:
-            _log.info("%d masks in %s", len(list(cases)), output_dir / "predictions")
-        else:
+        if ranks.first:
+            utils.log_to(output_dir / "test_log.txt")
+        cases = ranks.in_order(dict(_predict(network, volumes, output_dir, cfg, ranks, autocast)))
+        if ranks.first and args.input:
+            _log.info("%d masks in %s", len(cases), output_dir / "predictions")
+        elif ranks.first:
             settings = {
                 "checkpoint": weights,
                 "dataset": cfg.DATA.DATASET,
@@ -90,7 +93,7 @@ def _load_network(cfg: Any, weights: Path, trust: bool, device: Any) -> Any:
     return network.to(device).eval()
 
 
-def _find_volumes(cfg: Any, nifti_input: str) -> Any:
+def _find_volumes(cfg: Any, nifti_input: str, ranks: Any) -> Any:
     """The volumes to predict, every one of them read and checked before anything is written."""
     from tqdm import tqdm
 
@@ -101,13 +104,17 @@ def _find_volumes(cfg: Any, nifti_input: str) -> Any:
         volumes = NiftiVolumes(Path(nifti_input), axis_order=cfg.DATA.AXIS_ORDER, window=tuple(cfg.DATA.WINDOW))
     else:
         volumes = build_dataset(cfg.DATA.DATASET, "test", **data_keywords(cfg, test=True))
-    bar = partial(tqdm, total=len(volumes), desc="checking the data", leave=False, disable=not sys.stderr.isatty())
-    check_all(volumes, bar, threads=2)
+    if ranks.first:
+        bar = partial(tqdm, total=len(volumes), desc="checking the data", leave=False, disable=not sys.stderr.isatty())
+        check_all(volumes, bar, threads=2)
+    ranks.wait()
     return volumes
 
 
-def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any, autocast: Any) -> Iterator[Any]:
-    """Predict case by case; writes each mask and overlay, yields each labelled case's scores."""
+def _predict(
+    network: Any, volumes: Any, output_dir: Path, cfg: Any, ranks: Any, autocast: Any
+) -> Iterator[tuple[int, Any]]:
+    """Predict this process's cases; writes each mask and overlay, yields each one's place and its scores."""
     import torch
 
     from datasets import class_names
@@ -115,12 +122,18 @@ def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any
     from evaluation.nifti import write_mask
     from evaluation.predict import predict_volume
     from evaluation.report import CaseResult, write_overlay
+    from record import in_words
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
+    device = ranks.device
     how = {"img_size": cfg.DATA.IMG_SIZE, "batch_size": cfg.TEST.BATCH_SIZE, "device": device, "autocast": autocast}
     measured = {"method": cfg.TEST.METRICS, "assd": cfg.TEST.ASSD}
-    for number, volume in enumerate(volumes, start=1):
-        _log.info("%d/%d  %s  %s", number, len(volumes), volume.name, "x".join(map(str, volume.image.shape)))
+    places, begun = ranks.share(len(volumes)), time.monotonic()
+    for done, place in enumerate(places):
+        volume = volumes[place]
+        left = in_words((time.monotonic() - begun) / done * (len(places) - done)) if done else "?"
+        shape = "x".join(map(str, volume.image.shape))
+        _log.info("%d/%d  %s  %s  %s left", place + 1, len(volumes), volume.name, shape, left)
         mask = predict_volume(network, volume.image, **how)
         write_mask(output_dir / "predictions" / f"{volume.name}.nii.gz", mask, volume.geometry)
         write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
@@ -130,15 +143,14 @@ def _predict(network: Any, volumes: Any, output_dir: Path, cfg: Any, device: Any
             # A GPU measures where it predicts; the truth follows the prediction there.
             else compare_classes(torch.from_numpy(mask).to(device), volume.label, cfg.MODEL.NUM_CLASSES, **measured)
         )
-        yield CaseResult(volume.name, scores)
+        yield place, CaseResult(volume.name, scores)
 
 
-def _report(cases: Iterator[Any], output_dir: Path, cfg: Any, settings: dict[str, object]) -> None:
+def _report(results: Sequence[Any], output_dir: Path, cfg: Any, settings: dict[str, object]) -> None:
     from datasets import class_names
     from evaluation import report
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
-    results = list(cases)
     summary = report.summarise(results, names)
     report.write_summary(output_dir / "summary.json", summary)
     report.write_csv(output_dir / "per_case.csv", results, names)

@@ -6,12 +6,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, train_parser
-from configs.config import check_continues, config_text, data_keywords, get_config, network_keywords, to_plain
+from configs.config import check_continues, data_keywords, get_config, network_keywords, to_plain
 
 _log = logging.getLogger("train.py")
 
@@ -25,64 +26,58 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.
 def _train(args: argparse.Namespace) -> int:
+    import distributed
+    import utils
+
+    cfg = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
+    if not cfg.OUTPUT_DIR:
+        raise ValueError("--output_dir is not given; expected a folder for this run, such as runs/first")
+    output_dir = Path(cfg.OUTPUT_DIR)
+    utils.check_writable(output_dir, "--output_dir")
+    device = utils.select_device(cfg.GPU_ID, cfg.N_GPU, distributed.local_rank())
+    with ExitStack() as run:
+        ranks = run.enter_context(distributed.process_group(device))
+        run.enter_context(utils.logging_session("train.py", quiet=not ranks.first))
+        if ranks.first:
+            run.enter_context(utils.locked(output_dir))
+        ranks.wait()  # a process that is started again looks for saves when the first has the folder to itself
+        return _fit(cfg, output_dir, args, ranks)
+
+
+def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> int:
     import utils
     from trainer import Diverged
 
-    cfg = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
-    output_dir = _output_dir(cfg.OUTPUT_DIR, args.resume)
+    state = _resume_state(args, output_dir)
+    utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC, ranks.rank)
+    trainer = _build(cfg, output_dir, args, state, ranks)
+    if ranks.first:
+        _open_record(trainer, output_dir)
     try:
-        with utils.logging_session("train.py"):
-            utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
-            trainer = _build(cfg, output_dir, args)
-            try:
-                trainer.fit()
-            finally:
-                trainer.writer.close()
-            best = output_dir / "best.pth"
-            _log.info("done: weights in %s; evaluate with: python test.py --output_dir %s", best, output_dir)
+        trainer.fit()
     except Diverged as error:
         sys.stderr.write(f"train.py: error: {error}\n")
         return 3
-    except SystemExit as stop:
-        return int(stop.code)
+    finally:
+        trainer.record.close()
+    best = output_dir / "best.pth"
+    _log.info("done: weights in %s; evaluate with: python test.py --output_dir %s", best, output_dir)
     return 0
 
 
-def _output_dir(name: str, resume: str) -> Path:
-    import utils
-
-    if not name:
-        raise ValueError("--output_dir is not given; expected a folder for this run, such as runs/first")
-    utils.check_writable(Path(name), "--output_dir")
-    if (Path(name) / "last.pth").exists() and not resume:
-        raise ValueError(f"--output_dir: {name} holds a run already; go on with it by --resume, or give another folder")
-    return Path(name)
-
-
-def _build(cfg: Any, output_dir: Path, args: argparse.Namespace) -> Any:
-    """All parts of a run, everything checked before the output folder is touched."""
-    from tensorboardX import SummaryWriter
-
+def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, state: dict | None, ranks: Any) -> Any:
+    """All parts of a run, everything checked and nothing written."""
     import utils
     from losses import Criterion, KDloss
-    from networks import build_network
     from trainer import Trainer
 
-    device = utils.select_device(cfg.GPU_ID, cfg.N_GPU)
+    device = ranks.device
     autocast = utils.select_precision(cfg.PRECISION, device)
     if cfg.COMPILE:
         utils.check_compiler(device)
-    network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
-    state = _resume_state(args, output_dir)
-    if state is None:
-        _start_weights(network, cfg.MODEL.PRETRAIN_CKPT, args)
-    else:
-        check_continues(cfg, state.get("config", {}))
-    network.to(device)
+    network = _network(cfg, args, state, device)
     utils.keep_freed_memory()
-    if cfg.COMPILE:
-        network.compile()
-    loader, validate = _build_data(cfg, device, autocast)
+    loader, validate = _build_data(cfg, ranks, autocast)
     cfg = _resolved(cfg)
     kd = KDloss(lambda_1=cfg.LOSS.LAMBDA_1, lambda_2=cfg.LOSS.LAMBDA_2)
     criterion = Criterion(cfg.MODEL.NUM_CLASSES, ce_weight=cfg.LOSS.CE_WEIGHT, dice_weight=cfg.LOSS.DICE_WEIGHT, kd=kd)
@@ -92,19 +87,49 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace) -> Any:
         options=_options(cfg, autocast),
         validate=validate,
         config=to_plain(cfg),
+        ranks=ranks,
     )
     if state is not None:
         trainer.resume(state)
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    utils.log_to(output_dir / "log.txt")
-    text = config_text(cfg, utils.environment(device))
-    utils.whole_or_absent(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-    trainer.writer = SummaryWriter(str(output_dir / "log"), purge_step=trainer.step)
-    millions = sum(p.numel() for p in network.parameters()) / 1e6
-    what = f"{cfg.MODEL.TYPE} on {cfg.DATA.DATASET}: {len(loader.dataset)} slices, {millions:.1f} M parameters"
-    _log.info("%s, first rate %g, %s", what, schedule.base_lr, device)
     return trainer
+
+
+def _network(cfg: Any, args: argparse.Namespace, state: dict | None, device: Any) -> Any:
+    """The network on its device; one that goes on gets its weights with all the rest of `state`, later."""
+    from networks import build_network
+
+    network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
+    if state is None:
+        _start_weights(network, cfg.MODEL.PRETRAIN_CKPT, args)
+    else:
+        check_continues(cfg, state.get("config", {}))
+    if cfg.TRAIN.SYNC_BN:
+        from distributed import with_synchronised_batch_norm
+
+        network = with_synchronised_batch_norm(network, device)
+    network.to(device)
+    if cfg.COMPILE:
+        network.compile()
+    return network
+
+
+def _open_record(trainer: Any, output_dir: Path) -> None:
+    """Begin to write: the log, the configuration and TensorBoard's events."""
+    from tensorboardX import SummaryWriter
+
+    import utils
+    from configs.config import config_text
+
+    utils.log_to(output_dir / "log.txt")
+    text = config_text(trainer.config, utils.environment(trainer.device))
+    utils.whole_or_absent(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    trainer.record.writer = SummaryWriter(str(output_dir / "log"), purge_step=trainer.step)
+    millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6
+    slices, where = len(trainer.loader.dataset), trainer.config["DATA"]["DATASET"]
+    name, rate = trainer.config["MODEL"]["TYPE"], trainer.schedule.base_lr
+    processes = f" in {trainer.ranks.world} processes" if trainer.ranks.world > 1 else ""
+    what = f"{name} on {where}: {slices} slices, {millions:.1f} M parameters"
+    _log.info("%s, first rate %g, %s%s", what, rate, trainer.device, processes)
 
 
 def _resolved(cfg: Any) -> Any:
@@ -120,28 +145,31 @@ def _resolved(cfg: Any) -> Any:
     return cfg
 
 
-def _build_data(cfg: Any, device: Any, autocast: Any) -> tuple[Any, Callable[[Any], dict[str, float]] | None]:
-    """The training loader and, where cases are held out, the validation; every file is read once, before any step."""
+def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[..., dict[str, float]] | None]:
+    """The training loader and, where cases are held out, the validation; all files are looked at before any step."""
     from tqdm import tqdm
 
-    from datasets import build_dataset, check_all, class_names
+    from datasets import build_dataset, check_quick, class_names
     from datasets.loading import build_loader
     from evaluation.predict import validate
 
     train_set, val_set = (build_dataset(cfg.DATA.DATASET, split, **data_keywords(cfg)) for split in ("train", "val"))
-    for dataset in (train_set, val_set):
-        check_all(
-            dataset,
-            partial(tqdm, total=len(dataset), desc="checking the data", leave=False, disable=not sys.stderr.isatty()),
-        )
+    if ranks.local_rank == 0:  # one process a machine; a cache is made by it, too
+        bar = partial(tqdm, desc="checking the data", leave=False, disable=not sys.stderr.isatty())
+        for dataset in (train_set, val_set):
+            check_quick(dataset, bar)
+    ranks.wait()
     size = (cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE)
     loader = build_loader(
         train_set,
         size=size,
         batch_size=cfg.DATA.BATCH_SIZE,
         seed=cfg.SEED,
-        device=device,
+        rank=ranks.rank,
+        world=ranks.world,
+        device=ranks.device,
         workers=cfg.DATA.NUM_WORKERS,
+        start_method=cfg.DATA.START_METHOD,
         rot_flip=cfg.AUG.ROT_FLIP,
         rotate=cfg.AUG.ROTATE,
         repeat_choices=cfg.AUG.REPEAT_CHOICES,
@@ -150,8 +178,12 @@ def _build_data(cfg: Any, device: Any, autocast: Any) -> tuple[Any, Callable[[An
         return loader, None
     _log.info("validation on %s", ", ".join(val_set.cases))
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
-    how = {"img_size": size, "batch_size": cfg.TEST.BATCH_SIZE, "device": device, "autocast": autocast}
-    return loader, partial(validate, volumes=val_set, class_names=names, **how)
+    how = {"img_size": size, "batch_size": cfg.TEST.BATCH_SIZE, "device": ranks.device, "autocast": autocast}
+
+    def scores(network: Any, progress: Callable) -> dict[str, float]:
+        return validate(network, val_set, class_names=names, progress=progress, ranks=ranks, **how)
+
+    return loader, scores
 
 
 def _schedule(cfg: Any, batches: int) -> Any:
@@ -177,13 +209,25 @@ def _options(cfg: Any, autocast: Any) -> Any:
 
 
 def _resume_state(args: argparse.Namespace, output_dir: Path) -> dict | None:
-    """The content of the checkpoint to go on from; None starts afresh."""
-    from networks.pretrained import read_checkpoint
+    """The content of the checkpoint to go on from; None starts afresh.
 
-    path = output_dir / "last.pth" if args.resume == "auto" else Path(args.resume)
-    if not args.resume or (args.resume == "auto" and not path.exists()):
-        return None
-    return read_checkpoint(path, trust=args.trust_checkpoint)
+    What torchrun starts again after a process was lost goes on without being told.
+    """
+    from checkpoint import LAST, PREVIOUS, read_checkpoint, read_last
+    from distributed import is_restart
+
+    if args.resume not in ("", "auto"):
+        return read_checkpoint(args.resume, trust=args.trust_checkpoint)
+    if args.resume or is_restart():
+        state = read_last(output_dir, trust=args.trust_checkpoint)
+        if state is None and (output_dir / "metrics.jsonl").exists():
+            _log.info("%s: the run was stopped before its first save and begins anew", output_dir)
+        return state
+    if (output_dir / LAST).exists() or (output_dir / PREVIOUS).exists():
+        raise ValueError(
+            f"--output_dir: {output_dir} holds a run already; go on with it by --resume, or give another folder"
+        )
+    return None
 
 
 def _start_weights(network: Any, path: str, args: argparse.Namespace) -> None:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from selfreg import FeatureTap
-from utils import generator_states, restore_generators, save_checkpoint, whole_or_absent
+from checkpoint import LAST, save_checkpoint, save_last
+from distributed import Ranks
+from record import Record
+from selfreg import Features, FeatureTap
+from utils import brief_of, generator_states, restore_generators
 
 _log = logging.getLogger(__name__)
 
 _SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _MAX_BAD_STEPS = 3
+# What a state that another program or configuration wrote can do to those that take it up.
+_OF_ANOTHER_RUN = (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 class Diverged(RuntimeError):
@@ -81,10 +84,13 @@ class Trainer:
         criterion: called as (logits, label, features or None) -> terms by name, `loss` among them; its
             `needs_features` says whether the network is read by a `FeatureTap`.
         optimizer: over the network's parameters.
-        loader: batches with `image`, `label` on the device, and `names`; its sampler takes `epoch` and `start`.
+        loader: batches with `image`, `label` on the device, and `names`; its sampler takes `epoch` and `start`, and
+            knows its `length` and how many batches there are `per_epoch`.
         schedule: length and rate.
-        validate: network -> scores by name, `dice` among them, which chooses best.pth; None: the last is the best.
-        writer: a TensorBoard writer, or None; may be set later.
+        validate: (network, progress) -> scores by name, `dice` among them, which chooses best.pth; `progress` wraps
+            its iterator over the cases. None: the last is the best.
+        config: of the run, to be kept in last.pth.
+        ranks: the processes that train together, each with its part of every batch; the first writes.
     """
 
     def __init__(
@@ -98,19 +104,29 @@ class Trainer:
         device: torch.device,
         *,
         options: Options | None = None,
-        validate: Callable[[nn.Module], dict[str, float]] | None = None,
-        writer: Any = None,
+        validate: Callable[..., dict[str, float]] | None = None,
         config: dict[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.network, self.criterion, self.optimizer, self.loader = network, criterion, optimizer, loader
         self.schedule, self.output_dir, self.device = schedule, output_dir, device
-        self.options, self.validate, self.writer = options or Options(), validate, writer
-        self.config = config or {}
-        self.tap = FeatureTap(network) if criterion.needs_features else None
+        self.options, self.validate, self.config = options or Options(), validate, config or {}
+        self.ranks = ranks or Ranks(device=device)
+        self.record = Record(
+            output_dir if self.ranks.first else None,
+            schedule.total_steps,
+            log_freq=self.options.log_freq,
+            image_freq=self.options.image_freq,
+        )
+        self._forward_pass = self.ranks.together(_ForwardPass(network, criterion.needs_features))
         self.epoch, self.batch_in_epoch, self.step = 0, 0, 0
         self.best = -math.inf
         self.bad_steps = 0
+        self._sums: dict[str, float] = {}  # of the terms of this epoch
+        self._summed = 0
+        self._metrics_size = 0
         self._signal = 0
+        self._to_stop = self._to_save = False  # as all processes agree
         self._saved_at = time.monotonic()
         self._set_lr(schedule.lr_after(-1))
 
@@ -122,23 +138,18 @@ class Trainer:
             SystemExit: 130 or 143 after Ctrl-C or SIGTERM, once last.pth is saved.
         """
         means: dict[str, float] = {}
-        self._forget_later_metrics()
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        handlers = {n: signal.signal(n, self._on_signal) for n in _SIGNAL_EXIT} if in_main_thread else {}
-        try:
+        self.record.begin(self.step, self._metrics_size)
+        with self._signals_wait():
             while not self._done():
-                means = self._train_epoch()
-                self.epoch, self.batch_in_epoch = self.epoch + 1, 0
-                self._end_epoch(means)
-                self._stop_where_signalled()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+                self._train_epoch()
+                means = self._end_epoch()
         if self.bad_steps:
             self._diverged()
-        for name, save in (("best.pth", self._save_weights), ("last.pth", lambda name: self._save_last())):
-            if not (self.output_dir / name).exists():  # a finished run, resumed into another folder
-                save(name)
+        # A finished run, resumed into another folder.
+        if self.ranks.any(self.ranks.first and not (self.output_dir / LAST).exists()):
+            self._save_last()
+        if not (self.output_dir / "best.pth").exists():
+            self._save_weights("best.pth")
         return {**means, "best_dice": self.best if math.isfinite(self.best) else None}
 
     def _out_of_steps(self) -> bool:
@@ -149,60 +160,73 @@ class Trainer:
         # not finite do not add epochs.
         return not self.batch_in_epoch and (self.epoch >= self.schedule.epochs or self._out_of_steps())
 
-    def _stop_where_signalled(self) -> None:
-        if self._signal:
-            self._save_last()
-            _log.info("stopped by signal %d after step %d; go on with --resume", self._signal, self.step)
-            raise SystemExit(_SIGNAL_EXIT[self._signal])
-
-    def _train_epoch(self) -> dict[str, float]:
-        """One epoch, or the rest of it; returns the mean of every term."""
+    def _train_epoch(self) -> None:
+        """One epoch, or the rest of it."""
+        if self._out_of_steps():  # interrupted in the validation after the last step
+            return
         self.network.train()
-        self.loader.sampler.epoch = self.epoch
-        self.loader.sampler.start = self.batch_in_epoch * self.loader.batch_size
-        bar = tqdm(
-            self.loader,
-            desc=f"epoch {self.epoch + 1}/{self.schedule.epochs}",
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        )
-        sums: dict[str, float] = {}
-        counted = 0
-        for batch in bar:
+        sampler = self.loader.sampler
+        sampler.epoch, sampler.start = self.epoch, self.batch_in_epoch
+        epoch = f"epoch {self.epoch + 1}/{self.schedule.epochs}"
+        for batch in self.record.watch(self._batches(), epoch, self.batch_in_epoch, sampler.per_epoch):
             terms = self._train_batch(batch)
             if terms is not None:
-                counted += 1
-                sums = {name: sums.get(name, 0.0) + value for name, value in terms.items()}
-                bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()})
-            self._stop_where_signalled()
+                self._sums = {name: self._sums.get(name, 0.0) + value for name, value in terms.items()}
+                self._summed += 1
+            self.record.progress(self.step, epoch, self._means())
+            if self._to_stop:
+                self._stop()
+            if self._to_save and not self.bad_steps:  # what leads into a divergence is not a save to go back to
+                self._save_last()
             if self._out_of_steps():
                 break
-        return {name: value / counted for name, value in sums.items()}
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches of the epoch; a file that cannot be read ends the run, but after a save."""
+        try:
+            yield from self.loader
+        except Exception:
+            if self.ranks.world == 1 and self.step:  # a save of several needs all, and the others know of nothing
+                self._save_last()
+            raise
 
     def _train_batch(self, batch: Any) -> dict[str, float] | None:
         """One batch, and the optimiser's step where it completes one; returns its terms, or None if not finite."""
         logits, terms = self._forward(batch.image, batch.label)
         (terms["loss"] / self.options.accumulation_steps).backward()
-        # Read after the backward pass has been handed over, and in one piece: a GPU waits for nothing.
-        values = dict(zip(terms, torch.stack([value.detach() for value in terms.values()]).tolist(), strict=True))
+        values = self._agree(terms)
         self.batch_in_epoch += 1
         if not math.isfinite(values["loss"]):
             self._skip(batch.names, f"loss is ({values})")
             return None
-        last_of_epoch = self.batch_in_epoch == math.ceil(self.loader.sampler.length / self.loader.batch_size)
+        last_of_epoch = self.batch_in_epoch == self.loader.sampler.per_epoch
         if self.batch_in_epoch % self.options.accumulation_steps == 0 or last_of_epoch:
             if not self._optimise():
                 self._skip(batch.names, "gradient is")
                 return None
-            self._record(values, batch, logits.detach())
+            self.record.step(self.step, self.epoch, self.optimizer.param_groups[0]["lr"], values)
+            self.record.panels(self.step, batch.image, batch.label, logits.detach())
             self._set_lr(self.schedule.lr_after(self.step - 1))
         return values
 
     def _forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         dtype = self.options.autocast
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            logits, features = self.tap(image) if self.tap else (self.network(image), None)
+            logits, features = self._forward_pass(image)
         return logits, self.criterion(logits, label, features)
+
+    def _agree(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """The terms of the whole batch; and let all processes know whether one is to stop, and whether to save.
+
+        Read after the backward pass has been handed over, and in one piece: a GPU waits for nothing.
+        """
+        values = torch.stack([value.detach() for value in terms.values()])
+        wishes = [float(bool(self._signal)), float(self.ranks.first and self._is_time_to_save())]
+        if self.ranks.world > 1:
+            together = self.ranks.total(torch.cat([values, values.new_tensor(wishes)]))
+            values, wishes = together[:-2] / self.ranks.world, together[-2:].tolist()
+        self._to_stop, self._to_save = (wish > 0 for wish in wishes)
+        return dict(zip(terms, values.tolist(), strict=True))
 
     def _optimise(self) -> bool:
         """Take the step, unless its gradient is not finite; returns whether it was taken."""
@@ -221,117 +245,112 @@ class Trainer:
     def _skip(self, names: list[str], what: str) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.bad_steps += 1
+        names = [name for part in self.ranks.gather(names) for name in part]
         _log.warning("step %d left out, its %s not finite: slices %s", self.step, what, ", ".join(names))
         if self.bad_steps >= _MAX_BAD_STEPS:
             self._diverged()
 
     def _diverged(self) -> None:
-        path = self.output_dir / "last.pth"
+        path = self.output_dir / LAST
         kept = f"{path} is from before" if path.exists() else "nothing was saved yet"
         raise Diverged(
             f"loss or gradient not finite {self.bad_steps} times in a row, {kept}; "
             "lower --base_lr or the weight of the regulariser (see log.txt)"
         )
 
-    def _record(self, values: dict[str, float], batch: Any, logits: Tensor) -> None:
-        """Log step `self.step`, which has just been taken."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        if self.step % self.options.log_freq == 0 or self.step in (1, self.schedule.total_steps):
-            self._write_metrics({"step": self.step, "epoch": self.epoch, "lr": lr, **values})
-            if self.writer:
-                self.writer.add_scalar("train/lr", lr, self.step)
-                for name, value in values.items():
-                    self.writer.add_scalar(f"train/{name}", value, self.step)
-        if self.writer and (self.step % self.options.image_freq == 0 or self.step == 1):
-            image, label, classes = batch.image, batch.label, max(1, logits.shape[1] - 1)
-            # The slice with most classes; many hold nothing but background.
-            shown_index = max(range(len(label)), key=lambda i: len(label[i].unique()))
-            shown = image[shown_index, :1].float()
-            low, high = shown.min(), shown.max()
-            self.writer.add_image(
-                "train/image", ((shown - low) / (high - low).clamp_min(1e-6)).cpu().numpy(), self.step
-            )
-            self.writer.add_image(
-                "train/prediction", (logits[shown_index].argmax(0, keepdim=True) / classes).cpu().numpy(), self.step
-            )
-            self.writer.add_image("train/truth", (label[shown_index, None] / classes).cpu().numpy(), self.step)
-
-    def _end_epoch(self, means: dict[str, float]) -> None:
-        """Validate where it is time to, and save."""
+    def _check_weights(self) -> None:
+        """Never save, nor validate, weights that are not finite."""
         if not all(torch.isfinite(p).all() for p in self.network.parameters()):
             self.bad_steps = max(1, self.bad_steps)
             self._diverged()
-        last = self._done()
-        text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        _log.info("epoch %d/%d  step %d  %s", self.epoch, self.schedule.epochs, self.step, text)
-        if self.validate and (self.epoch % self.options.val_freq == 0 or last):
-            scores = {name.replace(" ", "_"): value for name, value in self.validate(self.network).items()}
-            self._write_metrics({"step": self.step, "epoch": self.epoch, **{f"val_{k}": v for k, v in scores.items()}})
-            if self.writer:
-                for name, value in scores.items():
-                    self.writer.add_scalar(f"val/{name}", value, self.step)
-            better = scores["dice"] > self.best
-            _log.info(
-                "epoch %d  validation Dice %.4f%s", self.epoch, scores["dice"], ", the best so far" if better else ""
-            )
-            if better:
-                self.best = scores["dice"]
-                self._save_weights("best.pth")
-        if last and not self.validate:
+
+    def _end_epoch(self) -> dict[str, float]:
+        """Validate where it is time to, and save; returns the mean terms of the epoch."""
+        self._check_weights()
+        means, epoch = self._means(), self.epoch + 1
+        last = epoch >= self.schedule.epochs or self._out_of_steps()
+        words = self.record.described(self.step, means)
+        _log.info("epoch %d/%d  step %d  %s", epoch, self.schedule.epochs, self.step, words)
+        if self.validate and (epoch % self.options.val_freq == 0 or last):
+            self._validate(epoch)
+        elif last and not self.validate:
             self._save_weights("best.pth")
-        if self.options.save_freq and self.epoch % self.options.save_freq == 0:
-            self._save_weights(f"epoch_{self.epoch}.pth")
-        if last or time.monotonic() - self._saved_at >= self.options.save_seconds:
+        if self.options.save_freq and epoch % self.options.save_freq == 0:
+            self._save_weights(f"epoch_{epoch}.pth")
+        self.epoch, self.batch_in_epoch = epoch, 0
+        self._sums, self._summed = {}, 0
+        if self.ranks.any(bool(self._signal)):
+            self._stop()
+        if self.ranks.any(last or self._is_time_to_save()):
             self._save_last()
+        return means
+
+    def _means(self) -> dict[str, float]:
+        return {name: value / self._summed for name, value in self._sums.items()}
+
+    def _validate(self, epoch: int) -> None:
+        scores = self.validate(self.network, self._until_signalled)
+        self.record.scores(self.step, epoch, scores)
+        better = scores["dice"] > self.best
+        _log.info("epoch %d  validation Dice %.4f%s", epoch, scores["dice"], ", the best so far" if better else "")
+        if better:
+            self.best = scores["dice"]
+            self._save_weights("best.pth")
+
+    def _until_signalled(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The cases of a validation; one that is interrupted is made again after resuming."""
+        for item in self.record.watch(items, "validation"):
+            yield item
+            if self._signal and self.ranks.world == 1:  # several stop together, at the end of the epoch
+                self._stop()
 
     def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _write_metrics(self, row: dict[str, Any]) -> None:
-        with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
     def _save_weights(self, name: str) -> None:
-        save_checkpoint(self.network.state_dict(), self.output_dir / name)
+        if self.ranks.first:
+            save_checkpoint(self.network.state_dict(), self.output_dir / name)
+
+    def _is_time_to_save(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.options.save_seconds
 
     def _save_last(self) -> None:
-        """Write all that resuming needs, as plain data."""
-        save_checkpoint(
-            {
-                "model": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "gradients": [p.grad for p in self.network.parameters()],  # of an accumulation under way
-                "epoch": self.epoch,
-                "batch_in_epoch": self.batch_in_epoch,
-                "step": self.step,
-                "best": self.best,
-                "slices": self.loader.sampler.length,
-                "generators": generator_states(),
-                "config": self.config,
-            },
-            self.output_dir / "last.pth",
-        )
+        """Write all that resuming needs, as plain data; every process gives its generators."""
+        self._check_weights()
+        generators = self.ranks.gather(generator_states(self.device))
+        if self.ranks.first:
+            save_last(self._state(generators), self.output_dir)
         self._saved_at = time.monotonic()
+
+    def _state(self, generators: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "gradients": [p.grad for p in self.network.parameters()],  # of an accumulation under way
+            "epoch": self.epoch,
+            "batch_in_epoch": self.batch_in_epoch,
+            "step": self.step,
+            "best": self.best,
+            "bad_steps": self.bad_steps,
+            "sums": self._sums,
+            "summed": self._summed,
+            "metrics_size": self.record.size(),
+            "slices": self.loader.sampler.length,
+            "generators": generators,
+            "config": self.config,
+        }
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what `last.pth` holds.
 
         Raises:
-            ValueError: it is of another network, optimiser or training set, or is no such file.
+            ValueError: it is of another network, optimiser, training set or number of processes, or is no such file.
         """
         try:
-            if state["slices"] != self.loader.sampler.length:
-                raise ValueError(f"it trained on {state['slices']} slices, here are {self.loader.sampler.length}")
-            self.network.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
-                parameter.grad = None if gradient is None else gradient.to(self.device)
-            self.epoch, self.batch_in_epoch, self.step = (int(state[k]) for k in ("epoch", "batch_in_epoch", "step"))
-            self.best = float(state["best"])
-            restore_generators(state["generators"])
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            why = f"it holds no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            self._restore(state)
+        except _OF_ANOTHER_RUN as error:
+            why = f"it holds no {error}" if isinstance(error, KeyError) else brief_of(error)
             raise ValueError(
                 f"--resume: the checkpoint does not belong to this run ({why}); "
                 "expected a last.pth made with the same configuration"
@@ -339,21 +358,55 @@ class Trainer:
         self._set_lr(self.schedule.lr_after(self.step - 1))
         _log.info("resumed at epoch %d, step %d", self.epoch, self.step)
 
-    def _forget_later_metrics(self) -> None:
-        """Drop lines of metrics.jsonl from after this step: of a killed run, to be made again, or of an older run."""
-        path = self.output_dir / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            kept = "".join(line for line in lines if _step_of(line) <= self.step) if self.step else ""
-            whole_or_absent(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+    def _restore(self, state: dict[str, Any]) -> None:
+        slices, processes = state["slices"], len(state["generators"])
+        if slices != self.loader.sampler.length:
+            raise ValueError(f"it trained on {slices} slices, here are {self.loader.sampler.length}")
+        if processes != self.ranks.world:
+            raise ValueError(f"{processes} processes trained it, here are {self.ranks.world}")
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():
+            shapes = {tuple(value.shape) for value in kept.values() if isinstance(value, Tensor) and value.ndim}
+            if shapes - {tuple(parameter.shape)}:
+                raise ValueError(f"its optimiser holds the shape {shapes} for a weight of {tuple(parameter.shape)}")
+        for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
+            parameter.grad = None if gradient is None else gradient.to(self.device)
+        self.epoch, self.batch_in_epoch, self.step = (int(state[k]) for k in ("epoch", "batch_in_epoch", "step"))
+        self.best, self.bad_steps = float(state["best"]), int(state["bad_steps"])
+        self._sums, self._summed = dict(state["sums"]), int(state["summed"])
+        self._metrics_size = int(state["metrics_size"])
+        restore_generators(state["generators"][self.ranks.rank], self.device)
+
+    @contextmanager
+    def _signals_wait(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C wait until the batch at hand is done."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handlers = {n: signal.signal(n, self._on_signal) for n in _SIGNAL_EXIT} if in_main_thread else {}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = number
 
+    def _stop(self) -> None:
+        """Save and end; a process that has no signal of its own ends with another's."""
+        number = self._signal or signal.SIGTERM
+        self._save_last()
+        _log.info("stopped by signal %d after step %d; go on with --resume", number, self.step)
+        raise SystemExit(_SIGNAL_EXIT[number])
 
-def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; of one that a kill cut off, infinite."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+
+class _ForwardPass(nn.Module):
+    """A network and, where they are wanted, the features of its pass: what several processes run together."""
+
+    def __init__(self, network: nn.Module, with_features: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.tap = FeatureTap(network) if with_features else None
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Features | None]:
+        return self.tap(image) if self.tap else (self.network(image), None)

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,20 @@ from typing import Any
 import numpy as np
 import torch
 
+_log = logging.getLogger(__name__)
+
 _PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scipy", "h5py", "MedPy", "SimpleITK")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # options of mallopt(3)
+_PARTIAL = ".partial-"  # what the name of a file that is being written begins with
+_LOCK = ".lock"
 
 
-def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch; `deterministic` also asks a GPU for repeatable algorithms, where it has them."""
+def seed_everything(seed: int, deterministic: bool, rank: int = 0) -> None:
+    """Seed Python, NumPy and torch; `deterministic` also asks a GPU for repeatable algorithms, where it has them.
+
+    Every process of a run draws numbers of its own, which follow from the seed and its rank.
+    """
+    seed = random.Random(f"{seed} rank {rank}").getrandbits(32) if rank else seed
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -36,25 +44,29 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def generator_states() -> dict[str, Any]:
-    """The state of every global generator that training draws from, as plain data."""
-    states = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """The state of every global generator that training on `device` draws from, as plain data."""
+    kind, numbers, *rest = np.random.get_state()
+    states = {"python": random.getstate(), "numpy": (kind, numbers.tolist(), *rest), "torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def restore_generators(states: dict[str, Any]) -> None:
+def restore_generators(states: dict[str, Any], device: torch.device) -> None:
     """Put back what `generator_states` took."""
     kind, numbers, gauss = states["python"]
     random.setstate((kind, tuple(numbers), gauss))
+    np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def select_device(gpu_id: int, n_gpu: int = 1) -> torch.device:
+def select_device(gpu_id: int, n_gpu: int = 1, local_rank: int | None = None) -> torch.device:
     """The GPU `gpu_id` where there are GPUs and `n_gpu` is not 0, else the CPU.
+
+    Of several processes on one machine each takes the GPU of its `local_rank`.
 
     Raises:
         ValueError: there are GPUs, but not this one.
@@ -62,6 +74,10 @@ def select_device(gpu_id: int, n_gpu: int = 1) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count or not n_gpu:
         return torch.device("cpu")
+    if local_rank is not None:
+        gpu_id = local_rank
+        if gpu_id >= count:
+            raise ValueError(f"--nproc_per_node asks for more processes than the {count} GPUs here; give {count}")
     if gpu_id >= count:
         raise ValueError(f"--gpu_id is {gpu_id}; expected 0..{count - 1}, there are {count} GPUs here")
     torch.cuda.set_device(gpu_id)
@@ -127,9 +143,12 @@ def check_writable(path: Path, option: str) -> None:
         raise ValueError(f"{option}: {path} cannot be written, {existing} is read-only; give another folder")
 
 
-def whole_or_absent(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, and put it in place only when it is complete."""
-    temporary = path.with_name(f".partial-{path.name}")  # the suffix stays: writers choose their format by it
+def whole_or_absent(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
+    """Let `write` fill a temporary file beside `path`, and put it in place only when it is complete and on the disk.
+
+    `keep` is the path that the file which was there before takes.
+    """
+    temporary = path.with_name(f"{_PARTIAL}{path.name}")  # the suffix stays: writers choose their format by it
     try:
         try:
             write(temporary)
@@ -139,9 +158,85 @@ def whole_or_absent(path: Path, write: Callable[[Path], Any]) -> None:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new names of a folder on the disk, too, where the system can."""
+    with suppress(OSError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a run's folder for this process alone, and make it where it is missing; what is left empty is removed.
+
+    The lock is the system's and ends with the process, however that ends: a `.lock` that a killed run left is taken
+    over. Workers that outlive a killed run do not inherit it.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK
+    descriptor = _lock(path)
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+        for partial in folder.glob(f"{_PARTIAL}*"):  # of a run that was killed while it wrote
+            partial.unlink()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        with suppress(OSError):  # only empty folders let themselves be removed
+            for empty in made:
+                empty.rmdir()
+
+
+def _lock(path: Path) -> int:
+    """The descriptor of the locked file; closing it gives the lock back."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock_whole(descriptor)
+            # Its last owner may have removed the file after we opened it: then we hold a lock that nobody sees.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except (BlockingIOError, PermissionError):
+            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise ValueError(
+                f"{path.parent}: is in use by {owner}; wait until that run ends, or give another --output_dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            _log.warning("%s: this file system has no locks; see to it that no other run writes there", path.parent)
+            return descriptor
+        os.close(descriptor)
+
+
+def _lock_whole(descriptor: int) -> None:
+    """Lock a file for this process and none of its children; raises BlockingIOError where another has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def brief_of(error: Exception) -> str:
@@ -149,14 +244,12 @@ def brief_of(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:100]
 
 
-def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint, whole or not at all."""
-    whole_or_absent(path, lambda temporary: torch.save(content, temporary))
-
-
 @contextmanager
-def logging_session(name: str) -> Iterator[None]:
-    """Send messages to standard output for the length of a command; whatever stops it goes into the log file whole."""
+def logging_session(name: str, *, quiet: bool = False) -> Iterator[None]:
+    """Send messages to standard output for the length of a command; whatever stops it goes into the log file whole.
+
+    A `quiet` process says nothing but warnings.
+    """
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     logging.raiseExceptions = False  # a log that cannot be written must not cost the run
@@ -164,7 +257,7 @@ def logging_session(name: str) -> Iterator[None]:
     for noisy in ("matplotlib", "PIL", "h5py"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     console = logging.StreamHandler(sys.stdout)
-    console.setLevel(logging.INFO)
+    console.setLevel(logging.WARNING if quiet else logging.INFO)
     console.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(console)
     try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 # Flag to configuration key; a flag that is not given leaves the key as the yaml has it.
@@ -30,6 +33,7 @@ FLAGS = {
     "accumulation_steps": "TRAIN.ACCUMULATION_STEPS",
     "precision": "PRECISION",
     "compile": "COMPILE",
+    "sync_bn": "TRAIN.SYNC_BN",
     "workers": "DATA.NUM_WORKERS",
     "cache": "DATA.CACHE",
     "val_cases": "DATA.VAL_CASES",
@@ -37,6 +41,8 @@ FLAGS = {
 }
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
+
+_LONGEST_MESSAGE = 1500  # letters; longer than any path with all that is said of it
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -63,6 +69,7 @@ def train_parser() -> argparse.ArgumentParser:
     add("--workers", type=int, help="processes that load data")
     add("--cache", metavar="DIR", help="keep a memory-mapped copy of the training slices there and read that")
     add("--amp", dest="precision", action="store_const", const="bfloat16", help="the same as --precision bfloat16")
+    add("--sync_bn", action="store_const", const=True, help="batch norm over all processes of torchrun (GPUs alone)")
     add("--compile", action="store_const", const=True, help="torch.compile: minutes at the start, faster steps after")
     return parser
 
@@ -129,21 +136,64 @@ def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_guarded(prog: str, command: Callable[[], int]) -> int:
-    """Run a command; bad input ends in one line on standard error and exit code 2, Ctrl-C in 130."""
+    """Run a command; returns its exit code.
+
+    Bad input ends in one line on standard error and exit code 2, Ctrl-C in 130 and SIGTERM in 143, after whatever is to
+    be cleaned up; 1 says that another process of the same run is gone.
+    """
     try:
-        return command()
+        with _sigterm_as_exit():
+            return command()
     except KeyboardInterrupt:
         return 130
+    except SystemExit as stop:
+        return stop.code or 0
     except (ValueError, OSError, MemoryError) as error:
-        message = _one_line(error)
+        code, message = 2, _one_line(error)
     except RuntimeError as error:
-        # torch's own, known by its name: importing torch would cost every --help two seconds.
-        out_of_memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
-        if not out_of_memory and "DataLoader worker" not in str(error):
+        if _is_of_a_lost_process(error):
+            code, message = 1, "another process of this run has ended; torchrun --max_restarts N starts all again"
+        elif _is_out_of_memory(error):
+            code, message = 2, _one_line(MemoryError())
+        else:
             raise
-        message = _one_line(MemoryError())
-    sys.stderr.write(f"{prog}: error: {message}\n")
-    return 2
+    sys.stderr.write(f"{prog}: error: {_printable(message)}\n")
+    return code
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the command as Ctrl-C does, so that what it has open is closed and what is partial removed."""
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Torch's own errors are known by their names: importing torch would cost every --help two seconds.
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    own = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return own or "DataLoader worker" in str(error)
+
+
+def _is_of_a_lost_process(error: RuntimeError) -> bool:
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError") or "gloo" in str(error)
+
+
+def _printable(message: str) -> str:
+    """The message without what would move the cursor, and cut where it would fill the page: parts come from files."""
+    message = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    return f"{message[: _LONGEST_MESSAGE // 2]} [...] {message[-_LONGEST_MESSAGE // 2 :]}"
 
 
 def _one_line(error: Exception) -> str:

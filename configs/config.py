@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +30,26 @@ def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapp
     cfg = default_config()
     for cfg_file in filter(None, cfg_files):
         _merge(cfg, _read_yaml(Path(cfg_file)), str(cfg_file))
+        _settle(cfg, f"{cfg_file}: ")
     if len(opts) % 2:
         raise ValueError(f"--opts: got {len(opts)} words; expected pairs, KEY VALUE ...")
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         _set(cfg, key, _parse(cfg, key, text), "--opts")
     for key, value in (overrides or {}).items():
         _set(cfg, key, value, "command line")
-    cfg.MODEL.TYPE = _TYPE_ALIASES.get(cfg.MODEL.TYPE, cfg.MODEL.TYPE)
-    _check_values(cfg)
+    _settle(cfg)
     cfg.freeze()
     return cfg
+
+
+def _settle(cfg: CfgNode, source: str = "") -> None:
+    """Check the values as they stand; a message begins with `source`, the last that set any."""
+    cfg.MODEL.TYPE = _TYPE_ALIASES.get(cfg.MODEL.TYPE, cfg.MODEL.TYPE)
+    try:
+        _check_values(cfg)
+        network_keywords(cfg)
+    except ValueError as error:
+        raise ValueError(f"{source}{error}") from None
 
 
 def config_beside(path: str | Path) -> str:
@@ -96,25 +109,41 @@ def to_plain(cfg: CfgNode) -> dict[str, Any]:
 # What may differ between a run and its continuation: where things are, how long it goes on, what is written when.
 _MAY_DIFFER = (
     *("OUTPUT_DIR", "GPU_ID", "N_GPU", "ENVIRONMENT", "TEST", "DATA.ROOT_PATH", "DATA.VOLUME_PATH", "DATA.LIST_DIR"),
-    *("DATA.NUM_WORKERS", "DATA.CACHE", "DATA.WINDOW", "DATA.AXIS_ORDER", "MODEL.NAME", "MODEL.PRETRAIN_CKPT"),
+    *("DATA.NUM_WORKERS", "DATA.START_METHOD", "DATA.CACHE", "DATA.WINDOW", "DATA.AXIS_ORDER"),
+    *("MODEL.NAME", "MODEL.PRETRAIN_CKPT"),
     *("TRAIN.EPOCHS", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ", "TRAIN.SAVE_SECONDS", "TRAIN.LOG_FREQ"),
     *("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TRAIN.USE_CHECKPOINT"),
 )
 
 
-def check_continues(cfg: CfgNode, saved: Mapping[str, Any]) -> None:
-    """Make sure that a saved run's configuration and this one train alike.
+def check_continues(cfg: CfgNode, saved: Mapping[str, Any], where: object = "--resume") -> None:
+    """Make sure that a saved run's configuration and this one train alike; messages name `where` it was saved.
 
     Raises:
-        ValueError: they differ in a key that changes a number, which is named.
+        ValueError: they differ in a key that changes a number, which is named, or what is saved is no configuration.
     """
+    if not _is_plain(saved):
+        raise ValueError(f"{where}: its configuration is not understood; expected a last.pth that train.py wrote")
     ours = dict(_leaves(to_plain(cfg)))
     for key, value in _leaves(saved):
         if ours.get(key, value) != value and not key.startswith(_MAY_DIFFER):
             raise ValueError(
-                f"--resume: {key} is {ours[key]!r} but the run was begun with {value!r}; "
+                f"{where}: {key} is {ours[key]!r} but the run was begun with {value!r}; "
                 "give the same, or another --output_dir"
             )
+
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _is_plain(node: object, depth: int = 4) -> bool:
+    """Whether this is what `to_plain` makes: sections by name, no deeper than `depth`, of numbers, texts and lists."""
+    if not isinstance(node, Mapping) or not depth:
+        return False
+    values = (item for value in node.values() for item in (value if isinstance(value, (list, tuple)) else [value]))
+    return all(isinstance(key, str) for key in node) and all(
+        _is_plain(value, depth - 1) if isinstance(value, Mapping) else isinstance(value, _PLAIN) for value in values
+    )
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,14 +154,16 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def config_text(cfg: CfgNode, environment: Mapping[str, str]) -> str:
-    """The yaml of a run: every key resolved, and the versions it ran with."""
-    return yaml.safe_dump(to_plain(cfg) | {"ENVIRONMENT": dict(environment)}, sort_keys=False)
+def config_text(config: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    """The yaml of a run, from its plain configuration: every key resolved, and the versions it ran with."""
+    return yaml.safe_dump({**config} | {"ENVIRONMENT": dict(environment)}, sort_keys=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration; give a yaml file, such as those in configs/ (--cfg)")
+    if path.stat().st_size > _LONGEST_YAML:
+        raise ValueError(f"{path}: has more than {_LONGEST_YAML >> 10} KiB; expected an experiment's few lines of yaml")
     # Only ever data: yacs itself would execute a .py file given here.
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
@@ -146,8 +177,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+_LONGEST_YAML = 2**16  # bytes; reading takes seconds from there on
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and halves of letters
+
+
 class _PlainLoader(yaml.SafeLoader):
     """Plain data only; without aliases a small file cannot grow into a huge one."""
+
+    def construct_scalar(self, node: yaml.Node) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and _NO_TEXT.search(value):
+            raise yaml.YAMLError(f"{value[:80]!r} holds control characters")
+        return value
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -205,8 +246,8 @@ def _set(cfg: CfgNode, dotted: str, value: Any, source: str) -> None:
 def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
     """The value in the type of the key's default, where that loses nothing."""
     if isinstance(default, CfgNode):
-        if isinstance(value, Mapping):
-            return CfgNode(dict(value))
+        if isinstance(value, Mapping):  # versions, which nothing reads
+            return CfgNode({str(name): str(version) for name, version in value.items()})
         raise ValueError(f"{source}: {dotted} is {value!r}; expected a section with keys {', '.join(default)}")
     if isinstance(default, float) and isinstance(value, str):  # yaml reads 1e-4, without a dot, as text
         try:
@@ -214,7 +255,7 @@ def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
         except ValueError:
             pass
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < sys.float_info.max else math.inf
     if isinstance(default, str) and value is None:
         return ""
     if isinstance(default, bool) and isinstance(value, int) and value in (0, 1):
@@ -229,39 +270,53 @@ def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
     return value
 
 
-_LOWEST = {
-    **dict.fromkeys(
-        ("DATA.NUM_WORKERS", "DATA.VAL_CASES", "GPU_ID", "SEED", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ")
-        + ("TRAIN.WARMUP_STEPS", "TRAIN.CLIP_GRAD", "TRAIN.WEIGHT_DECAY", "TRAIN.MOMENTUM", "TRAIN.SAVE_SECONDS")
-        + (
-            "TRAIN.LR_POWER",
-            "LOSS.LAMBDA_1",
-            "LOSS.LAMBDA_2",
-            "LOSS.CE_WEIGHT",
-            "LOSS.DICE_WEIGHT",
-            "AUG.ROT_FLIP",
-            "AUG.ROTATE",
-        ),
-        0,
-    ),
-    **dict.fromkeys(
-        ("DATA.IMG_SIZE", "DATA.BATCH_SIZE", "TRAIN.EPOCHS", "TRAIN.ACCUMULATION_STEPS", "TRAIN.LOG_FREQ")
-        + ("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TEST.BATCH_SIZE"),
-        1,
-    ),
-    "MODEL.NUM_CLASSES": 2,
+_FROM_0 = (
+    *("DATA.NUM_WORKERS", "DATA.VAL_CASES", "GPU_ID", "SEED", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ"),
+    *("TRAIN.WARMUP_STEPS", "TRAIN.CLIP_GRAD", "TRAIN.WEIGHT_DECAY", "TRAIN.MOMENTUM", "TRAIN.SAVE_SECONDS"),
+    *("TRAIN.LR_POWER", "LOSS.LAMBDA_1", "LOSS.LAMBDA_2", "LOSS.CE_WEIGHT", "LOSS.DICE_WEIGHT"),
+    *("AUG.ROT_FLIP", "AUG.ROTATE"),
+)
+_FROM_1 = (
+    *("DATA.IMG_SIZE", "DATA.BATCH_SIZE", "TRAIN.EPOCHS", "TRAIN.ACCUMULATION_STEPS", "TRAIN.LOG_FREQ"),
+    *("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TEST.BATCH_SIZE", "MODEL.UNET.WIDTH"),
+    *(f"MODEL.SWIN.{key}" for key in ("EMBED_DIM", "PATCH_SIZE", "WINDOW_SIZE", "DEPTHS", "NUM_HEADS")),
+)
+_LOWEST = dict.fromkeys(_FROM_0, 0) | dict.fromkeys(_FROM_1, 1) | {"MODEL.NUM_CLASSES": 2, "MODEL.SWIN.MLP_RATIO": 0}
+
+# Far above anything in use; a slip beyond them would take all memory, processes or time before anything is said of it.
+_HIGHEST = {
+    "DATA.NUM_WORKERS": 256,
+    "DATA.IMG_SIZE": 4096,
+    "DATA.BATCH_SIZE": 65536,
+    "TEST.BATCH_SIZE": 65536,
+    "MODEL.NUM_CLASSES": 256,
+    "MODEL.UNET.WIDTH": 1024,
+    "MODEL.SWIN.EMBED_DIM": 1024,
+    "MODEL.SWIN.PATCH_SIZE": 256,
+    "MODEL.SWIN.WINDOW_SIZE": 256,
+    "MODEL.SWIN.DEPTHS": 128,
+    "MODEL.SWIN.NUM_HEADS": 1024,
+    "MODEL.SWIN.MLP_RATIO": 64,
+    "SEED": 2**32 - 1,
 }
+_HIGHEST_ELSE = 2**31 - 1
+
+
+def _check_range(cfg: CfgNode, dotted: str) -> None:
+    lowest, highest = _LOWEST[dotted], _HIGHEST.get(dotted, _HIGHEST_ELSE)
+    value = _get(cfg, dotted)
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(lowest <= number < math.inf for number in values):
+        raise ValueError(f"{dotted} is {value}; expected a finite number of at least {lowest}{_flag_hint(dotted)}")
+    if max(values) > highest:
+        raise ValueError(f"{dotted} is {value}; expected {highest} at most{_flag_hint(dotted)}")
 
 
 def _check_values(cfg: CfgNode) -> None:
-    for dotted, lowest in _LOWEST.items():
-        value = _get(cfg, dotted)
-        if not lowest <= value < float("inf"):
-            raise ValueError(f"{dotted} is {value}; expected a finite number of at least {lowest}{_flag_hint(dotted)}")
+    for dotted in _LOWEST:
+        _check_range(cfg, dotted)
     if not 0 < cfg.TRAIN.BASE_LR < 1e6:
         raise ValueError(f"TRAIN.BASE_LR is {cfg.TRAIN.BASE_LR}; expected a number above 0 and below 1e6 (--base_lr)")
-    if cfg.SEED >= 2**32:
-        raise ValueError(f"SEED is {cfg.SEED}; expected less than 2**32 (--seed)")
     for dotted, choices in (
         ("TRAIN.OPTIMIZER", ("sgd", "adamw")),
         ("TRAIN.LR_SCHEDULE", ("poly", "constant")),
@@ -270,6 +325,7 @@ def _check_values(cfg: CfgNode) -> None:
         ("TEST.METRICS", ("fast", "medpy")),
         ("TEST.ASSD", ("pooled", "directed")),
         ("DATA.AXIS_ORDER", ("zxy", "zyx")),
+        ("DATA.START_METHOD", ("", "fork", "spawn", "forkserver")),
     ):
         if _get(cfg, dotted) not in choices:
             raise ValueError(
@@ -279,12 +335,14 @@ def _check_values(cfg: CfgNode) -> None:
         if not 0 <= _get(cfg, dotted) <= 1:
             raise ValueError(f"{dotted} is {_get(cfg, dotted)}; expected a number from 0 to 1")
     low, high = (cfg.DATA.WINDOW + [None, None])[:2]
-    if len(cfg.DATA.WINDOW) != 2 or not low < high:
-        raise ValueError(f"DATA.WINDOW is {cfg.DATA.WINDOW}; expected [low, high] with low below high")
+    if len(cfg.DATA.WINDOW) != 2 or not -math.inf < low < high < math.inf:
+        raise ValueError(f"DATA.WINDOW is {cfg.DATA.WINDOW}; expected [low, high], finite, with low below high")
     if cfg.MODEL.SWIN.FINAL_UPSAMPLE != "expand_first":
         raise ValueError(f"MODEL.SWIN.FINAL_UPSAMPLE is {cfg.MODEL.SWIN.FINAL_UPSAMPLE!r}; expected 'expand_first'")
     if cfg.N_GPU not in (0, 1):
-        raise ValueError(f"N_GPU is {cfg.N_GPU}; expected 0 or 1: one process drives one device (--n_gpu)")
+        raise ValueError(
+            f"N_GPU is {cfg.N_GPU}; expected 0 or 1: a process drives one device, torchrun starts several (--n_gpu)"
+        )
 
 
 def _get(cfg: CfgNode, dotted: str) -> Any:

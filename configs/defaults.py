@@ -22,8 +22,9 @@ def default_config() -> CfgNode:
                 "VOLUME_PATH": "",  # test volumes; default: the root path
                 "LIST_DIR": "",  # default: lists/lists_<dataset>, the root's own lists, the shipped split
                 "IMG_SIZE": 224,
-                "BATCH_SIZE": 24,
+                "BATCH_SIZE": 24,  # of all processes together
                 "NUM_WORKERS": 2,
+                "START_METHOD": "",  # of the workers: fork, spawn, forkserver; none: the system's own
                 "CACHE": "",  # folder for a memory-mapped copy of the training slices; none: read the files each time
                 "VAL_CASES": 0,  # training cases held out for validation; 0 as published
                 "WINDOW": [-125.0, 275.0],  # HU range of a NIfTI input, as in the prepared data
@@ -76,8 +77,9 @@ def default_config() -> CfgNode:
                 "CLIP_GRAD": 0.0,  # largest gradient norm; 0: no clipping, as published
                 "ACCUMULATION_STEPS": 1,
                 "USE_CHECKPOINT": False,  # recompute Swin blocks in the backward pass
+                "SYNC_BN": False,  # batch norm over the whole batch of several processes; on GPUs alone
                 "SAVE_FREQ": 0,  # epochs between epoch_N.pth files; 0: none
-                "SAVE_SECONDS": 60.0,  # last.pth is written at the end of an epoch, but not more often than this
+                "SAVE_SECONDS": 60.0,  # between saves of last.pth, in mid-epoch too; 0: a save after every batch
                 "LOG_FREQ": 20,  # steps between lines of metrics.jsonl
                 "IMAGE_FREQ": 200,  # steps between TensorBoard panels
                 "VAL_FREQ": 10,  # epochs between validations

@@ -10,8 +10,9 @@ from datasets import phantom, synapse
 from datasets.base import read_list, read_through
 from datasets.cache import CachedSlices
 from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes, case_of
+from datasets.verify import check_quick
 
-__all__ = ["build_dataset", "check_all", "class_names", "list_datasets", "locate", "split_cases"]
+__all__ = ["build_dataset", "check_all", "check_quick", "class_names", "list_datasets", "locate", "split_cases"]
 
 _CLASS_NAMES = {"Synapse": synapse.ORGANS, "Phantom": synapse.ORGANS}
 _PARTS = ("train_npz", "test_vol_h5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,17 @@ import numpy as np
 Item = TypeVar("Item")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_LONGEST_NAME = 200  # a file system takes 255 bytes, and the suffix is still to come
+_LONGEST_LIST = 2**26  # bytes; a million slices take a third
+
+# Bounds on what a file may claim of itself, for what it claims costs it nothing.
+MOST_PIXELS = 2**26  # a slice of 8192 x 8192
+MOST_VOXELS = 2**30  # a scan of 512 x 512 x 4096
+MOST_PACKED = 1032  # bytes that deflate can make of one; other packings make fewer
+
+
+class BadFile(ValueError):
+    """A file that is read but cannot be used; the message names it."""
 
 
 class Sample(NamedTuple):
@@ -74,6 +86,8 @@ def read_list(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list; expected a text file with one name a line (see --list_dir)")
+    if path.stat().st_size > _LONGEST_LIST:
+        raise ValueError(f"{path}: has more than {_LONGEST_LIST >> 20} MiB; expected a list, one name a line")
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
@@ -83,11 +97,37 @@ def read_list(path: Path) -> list[str]:
     for name in names:
         # A name becomes part of a path: nothing in a list may lead out of the data folder.
         if not _PLAIN_NAME.fullmatch(name):
-            raise ValueError(f"{path}: {name!r} is not a plain name; expected letters, digits, '_', '-' and '.' only")
+            shown = shorten(repr(name))
+            raise ValueError(f"{path}: {shown} is not a plain name; expected letters, digits, '_', '-' and '.' only")
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(f"{path}: holds a name of {len(name)} letters; expected {_LONGEST_NAME} at most")
     repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     if repeated:
         raise ValueError(f"{path}: names {repeated} more than once; expected every name once")
     return names
+
+
+def check_claim(shape: Sequence[int], dtype: np.dtype, stored: int, most: int, what: str, where: object) -> None:
+    """Refuse an array by what its file says of it, before any memory is taken for it.
+
+    Args:
+        shape, dtype: what the file claims.
+        stored: how many bytes it holds for the array, packed or not.
+        most: how many values there may be.
+        what: names the array in the message, and `where` the file.
+
+    Raises:
+        BadFile: no numbers, more than any scan has, or more than so few bytes can hold.
+    """
+    if dtype.kind not in "fiub":
+        raise BadFile(f"{where}: {what} has dtype {shorten(str(dtype))}; expected numbers")
+    if math.prod(shape) > most:
+        raise BadFile(f"{where}: {what} claims the shape {tuple(shape)}; expected {most} values at most")
+    if math.prod(shape) * dtype.itemsize > MOST_PACKED * stored:
+        raise BadFile(
+            f"{where}: {what} claims the shape {tuple(shape)} and holds {stored} bytes, too few; "
+            "expected what fills it, so make or copy the file again"
+        )
 
 
 def check_image(image: np.ndarray, where: object) -> np.ndarray:
@@ -167,6 +207,11 @@ def read_through(dataset: Sequence[Item], threads: int = 8) -> Iterator[Item]:
 
 
 def brief(error: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, shortened, or its type where it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return shorten(lines[0]) if lines else type(error).__name__
+
+
+def shorten(text: str, length: int = 160) -> str:
+    """The text, cut off where it is longer: what a file says may be a message's whole page."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."

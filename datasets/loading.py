@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -39,22 +40,45 @@ class RawBatch(NamedTuple):
     names: list[str]
 
 
-class EpochSampler(Sampler):
-    """The order of each epoch, from the seed and the epoch alone: yields (epoch, place in it, index).
+class EpochBatches(Sampler):
+    """The batches of each epoch, from the seed and the epoch alone: yields lists of (epoch, place in it, index).
 
-    Setting `epoch` and `start` lets a run go on in the middle of an epoch.
+    Setting `epoch` and `start`, in batches, lets a run go on in the middle of an epoch. Several processes share each
+    batch: every one takes an equal, consecutive part, and a last batch that does not divide is filled up from its own
+    beginning.
+
+    Args:
+        length: slices of an epoch.
+        batch_size: slices of a batch, of all processes together.
+        rank, world: this process, and how many there are.
+
+    Raises:
+        ValueError: the processes cannot share a batch equally.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed = length, seed
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size % world:
+            raise ValueError(
+                f"--batch_size is {batch_size}, which {world} processes cannot share equally; "
+                f"expected a multiple of {world}"
+            )
+        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         self.epoch, self.start = 0, 0
 
-    def __len__(self) -> int:
-        return max(0, self.length - self.start)  # an interruption may fall on the last batch
+    @property
+    def per_epoch(self) -> int:
+        """Batches of a whole epoch; the last may be smaller."""
+        return -(-self.length // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+    def __len__(self) -> int:
+        return max(0, self.per_epoch - self.start)  # an interruption may fall on the last batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return ((self.epoch, place, int(order[place])) for place in range(self.start, self.length))
+        for first in range(self.start * self.batch_size, self.length, self.batch_size):
+            batch = [(self.epoch, place, int(order[place])) for place in range(first, self.length)[: self.batch_size]]
+            share = -(-len(batch) // self.world)
+            yield list(islice(cycle(batch), self.rank * share, (self.rank + 1) * share))
 
 
 class DrawnSlices(Dataset):
@@ -114,14 +138,9 @@ class TrainingLoader:
         self.reader, self.device = reader, device
 
     @property
-    def sampler(self) -> EpochSampler:
+    def sampler(self) -> EpochBatches:
         """The order of the epoch; set its `epoch` and `start` before iterating."""
-        return self.reader.sampler
-
-    @property
-    def batch_size(self) -> int:
-        """Slices a batch; the last of an epoch may have fewer."""
-        return self.reader.batch_size
+        return self.reader.batch_sampler
 
     @property
     def dataset(self) -> DrawnSlices:
@@ -156,23 +175,28 @@ def build_loader(
     rot_flip: float = 0.5,
     rotate: float = 0.5,
     repeat_choices: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    start_method: str | None = None,
 ) -> TrainingLoader:
-    """The training loader: `Batch`es in the order of its `EpochSampler` (`loader.sampler`); the last may be smaller.
+    """The training loader: `Batch`es in the order of its `EpochBatches` (`loader.sampler`).
 
     Args:
         slices: `Sample`s by index.
         size: (H, W) of the batches.
+        batch_size, rank, world: see `EpochBatches`.
         device: where the slices are transformed and the batches lie.
         workers: processes that read; 0 reads in this one.
         rot_flip, rotate, repeat_choices: see `RandomGenerator` and `DrawnSlices`.
+        start_method: of the workers, "fork", "spawn" or "forkserver"; None takes the system's own.
     """
     device = torch.device(device)
     drawn = DrawnSlices(slices, RandomGenerator(size, rot_flip, rotate), seed, repeat_choices)
     reader = DataLoader(
         drawn,
-        batch_size=batch_size,
-        sampler=EpochSampler(len(drawn), seed),
+        batch_sampler=EpochBatches(len(drawn), batch_size, seed, rank, world),
         num_workers=workers,
+        multiprocessing_context=(start_method or None) if workers else None,
         collate_fn=collate,
         pin_memory=device.type == "cuda",  # copies run beside the GPU's work
         persistent_workers=workers > 0,

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import ast
 import lzma
-import tokenize
+import math
+import re
+import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import h5py
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import Geometry, Sample, Volume, brief, check_pair, require_listed
+from datasets.base import (
+    MOST_PIXELS,
+    MOST_VOXELS,
+    BadFile,
+    Geometry,
+    Sample,
+    Volume,
+    brief,
+    check_claim,
+    check_pair,
+    require_listed,
+    shorten,
+)
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 
 _SLICE_MARK = "_slice"
 _VOLUME_SUFFIX = ".npy.h5"
 _GEOMETRY_KEYS = ("spacing", "origin", "direction")
+_LONGEST_HEADER = 10_000  # bytes of an .npy file; as many as NumPy takes
+_BLOCK = 2**18  # bytes
+_LONG_OF_PYTHON_2 = re.compile(r"(\d)L\b")
+_ORDER_BYTES = 16  # more than the three letters of an axis order take
 
 
-# np.load reports damage in as many ways as a zip file can be damaged; AttributeError is a bare .npy array.
+# The libraries report damage in as many ways as a file can be damaged.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, OSError, AttributeError, TypeError),
-    *(ValueError, NotImplementedError, MemoryError, SyntaxError, RuntimeError, tokenize.TokenError),
+    *(ValueError, NotImplementedError, MemoryError, SyntaxError, RuntimeError, struct.error),
 )
 
 
@@ -65,13 +86,26 @@ def write_volume(path: Path, image: np.ndarray, label: np.ndarray, geometry: Geo
     """Write one volume: `image`, `label` (D, H, W) and, where it is known, its geometry beside them."""
     with h5py.File(path, "w") as file:
         file["image"] = image
-        file.create_dataset("label", data=label, compression="lzf")
+        # With a checksum: HDF5 unpacks a damaged lzf block to whatever lies in memory, and says nothing.
+        file.create_dataset("label", data=label, compression="lzf", fletcher32=True)
         for key, value in ({} if geometry is None else _geometry_arrays(geometry)).items():
             file[key] = value
 
 
-def _missing_array(path: Path, key: str, found: Sequence[str]) -> ValueError:
-    return ValueError(f"{path}: holds no '{key}'; found {', '.join(found) or 'nothing'}, expected 'image' and 'label'")
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a library says of a damaged file into a ValueError that names it."""
+    try:
+        yield
+    except BadFile:
+        raise
+    except _DAMAGE as error:
+        raise BadFile(f"{path}: is not a readable {kind} file ({brief(error)}); make or copy it again") from error
+
+
+def _missing_array(path: Path, key: str, found: Sequence[str]) -> BadFile:
+    names = shorten(", ".join(found)) or "nothing"
+    return BadFile(f"{path}: holds no '{key}'; found {names}, expected 'image' and 'label'")
 
 
 def read_slice(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,16 +117,54 @@ def read_slice(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such slice; expected an npz file with 'image' and 'label'")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = file.files
-            arrays = {key: file[key] for key in ("image", "label") if key in found}
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: is not a readable npz file ({brief(error)}); make or copy it again") from error
-    for key in ("image", "label"):
-        if not isinstance(arrays.get(key), np.ndarray):
-            raise _missing_array(path, key, found)
-    return check_pair(arrays["image"], arrays["label"], num_classes, 2, path)
+    with _reading(path, "npz"), zipfile.ZipFile(path) as file:
+        image, label = (_read_npy(file, key, path) for key in ("image", "label"))
+    return check_pair(image, label, num_classes, 2, path)
+
+
+def _read_npy(file: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
+    """One array of an npz file, its claims checked before its numbers are read; np.load believes them."""
+    found = [name.removesuffix(".npy") for name in file.namelist()]
+    if key not in found:
+        raise _missing_array(path, key, found)
+    packed = file.getinfo(f"{key}.npy")
+    if packed.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadFile(f"{path}: '{key}' is packed in an unusual way; write it with np.savez or np.savez_compressed")
+    with file.open(packed) as stream:
+        shape, in_columns, dtype = read_npy_header(stream)
+        check_claim(shape, dtype, packed.compress_size, MOST_PIXELS, f"'{key}'", path)
+        array = np.empty(math.prod(shape), dtype)
+        _fill(array, stream, f"{path}: '{key}' of shape {shape}")
+    return array.reshape(shape, order="F" if in_columns else "C")
+
+
+def _fill(array: np.ndarray, stream: IO[bytes], what: str) -> None:
+    """Read an array's bytes to the very end of the stream: there its checksum is looked at."""
+    memory, position = memoryview(array.view(np.uint8)), 0
+    while block := stream.read(min(_BLOCK, len(memory) - position)):
+        memory[position : position + len(block)] = block
+        position += len(block)
+    if position < len(memory) or stream.read(1):
+        raise BadFile(f"{what} takes {len(memory)} bytes, and the file holds others; make or copy it again")
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype, as the header of an .npy file claims them.
+
+    NumPy's own readers warn, of files that Python 2 wrote, on standard error.
+
+    Raises:
+        ValueError, SyntaxError, KeyError, TypeError, struct.error: it is no such header.
+    """
+    layout = {(1, 0): "<H", (2, 0): "<I"}[np.lib.format.read_magic(stream)]
+    (length,) = struct.unpack(layout, stream.read(struct.calcsize(layout)))
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    text = _LONG_OF_PYTHON_2.sub(r"\1", stream.read(length).decode("latin1"))
+    header = ast.literal_eval(text.strip())
+    if not all(isinstance(side, int) and side >= 0 for side in header["shape"]):
+        raise ValueError(f"the shape {header['shape']}")
+    return header["shape"], bool(header["fortran_order"]), np.lib.format.descr_to_dtype(header["descr"])
 
 
 def read_volume(path: Path, num_classes: int) -> Volume:
@@ -100,22 +172,52 @@ def read_volume(path: Path, num_classes: int) -> Volume:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, lacks an array, or holds what cannot be evaluated; the message names it.
+        ValueError: the file is damaged, lacks an array, reaches for other files, or holds what cannot be evaluated; the
+            message names it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such volume; expected an h5 file with 'image' and 'label'")
-    try:
-        with h5py.File(path, "r") as file:
-            for key in ("image", "label"):
-                if not isinstance(file.get(key), h5py.Dataset):
-                    raise _missing_array(path, key, list(file))
-            image, label = file["image"][()], file["label"][()]
-            stored = {key: np.asarray(file[key][()]) for key in (*_GEOMETRY_KEYS, "axis_order") if key in file}
-    except (OSError, RuntimeError, KeyError, TypeError, MemoryError) as error:
-        raise ValueError(f"{path}: is not a readable h5 file ({brief(error)}); make or copy it again") from error
-    image, label = np.asarray(image), np.asarray(label)
+    with _reading(path, "h5"), h5py.File(path, "r") as file:
+        image, label = (_read_dataset(file, key, path) for key in ("image", "label"))
+        stored = {key: _read_dataset(file, key, path) for key in _GEOMETRY_KEYS if key in list(file)}
+        if "axis_order" in list(file):
+            stored["axis_order"] = _read_text(file, "axis_order", path)
     image, label = check_pair(image, label, num_classes, 3, path)
     return Volume(path.name.removesuffix(_VOLUME_SUFFIX), image, label, _geometry_from(stored, path))
+
+
+def own_dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
+    """A dataset whose numbers lie in this very file, not read yet.
+
+    HDF5 follows links, external storage and virtual datasets to any file that is named, and waits at a pipe for ever.
+
+    Raises:
+        BadFile: there is no such dataset, or it is a way to another file.
+    """
+    if key not in list(file):  # `in file` follows links
+        raise _missing_array(path, key, list(file))
+    if file.id.links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:
+        raise BadFile(f"{path}: '{key}' is a link; expected the numbers themselves, so write them into the file")
+    dataset = file[key]
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+        raise _missing_array(path, key, [name for name in file if name != key])
+    if dataset.external or dataset.is_virtual:
+        raise BadFile(f"{path}: '{key}' lies in another file; expected it in this one, so write it there")
+    return dataset
+
+
+def _read_dataset(file: h5py.File, key: str, path: Path) -> np.ndarray:
+    dataset = own_dataset(file, key, path)
+    check_claim(dataset.shape, dataset.dtype, dataset.id.get_storage_size(), MOST_VOXELS, f"'{key}'", path)
+    return np.asarray(dataset[()])
+
+
+def _read_text(file: h5py.File, key: str, path: Path) -> np.ndarray:
+    dataset = own_dataset(file, key, path)
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    if not is_text or dataset.shape != () or dataset.dtype.itemsize > _ORDER_BYTES:
+        raise BadFile(f"{path}: '{key}' is not a short text; expected letters such as zxy")
+    return np.asarray(dataset[()])
 
 
 def _geometry_from(stored: dict[str, np.ndarray], path: Path) -> Geometry | None:
@@ -126,9 +228,9 @@ def _geometry_from(stored: dict[str, np.ndarray], path: Path) -> Geometry | None
         order = stored["axis_order"].item().decode() if "axis_order" in stored else "zyx"
         if [len(values[key]) for key in _GEOMETRY_KEYS] != [3, 3, 9] or sorted(order) != ["x", "y", "z"]:
             raise ValueError(f"{ {key: len(value) for key, value in values.items()} }, axis_order {order!r}")
-        determinant = np.linalg.det(np.reshape(values["direction"], (3, 3)))
         if not np.isfinite(np.concatenate(list(values.values()))).all() or min(values["spacing"]) <= 0:
             raise ValueError("a spacing that is not positive, or a number that is not finite")
+        determinant = np.linalg.det(np.reshape(values["direction"], (3, 3)))
         if not 0.5 < abs(determinant) < 2:
             raise ValueError(f"directions of determinant {determinant:g}")
         return Geometry(**values, axis_order=order)

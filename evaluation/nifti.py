@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from datasets.base import Geometry, Volume, check_image
+from datasets.base import MOST_VOXELS, Geometry, Volume, check_claim, check_image
 from utils import whole_or_absent
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ _HEADER_BYTES = 348
 _DIM, _DATATYPE, _PIXDIM, _VOX_OFFSET, _SFORM_CODE, _QFORM, _SROW = 40, 70, 76, 108, 254, 256, 280
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _SUFFIXES = (".nii.gz", ".nii")
+_OTHER_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".mha", ".mhd", ".nrrd", ".hdr")
+_BLOCK = 2**20  # bytes; whole voxels of every type
+_MOST_BESIDE = 2**24  # bytes before the voxels, for extensions of the header, and as many behind them
 _MAX_ULPS = 2048
 
 
@@ -80,6 +83,7 @@ def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None) ->
     path, geometry = Path(path), geometry or Geometry()
     if mask.ndim != 3 or mask.dtype != np.uint8:
         raise ValueError(f"{path}: the mask has shape {mask.shape} and dtype {mask.dtype}; expected (D, H, W) of uint8")
+    _check_name(path)
     if not path.name.endswith(_SUFFIXES):
         raise ValueError(f"{path}: cannot be written; expected a name that ends in .nii.gz or .nii")
     if not path.parent.is_dir():
@@ -111,8 +115,11 @@ class NiftiVolumes(Sequence):
     def __init__(self, path: Path, *, axis_order: str = "zxy", window: tuple[float, float] = (-125.0, 275.0)) -> None:
         if not path.exists():
             raise FileNotFoundError(f"{path}: is not there; expected a NIfTI file or a folder of them (--input)")
-        found = [path] if path.is_file() else sorted(path.glob("[!.]*"))
+        found = sorted(path.glob("[!.]*")) if path.is_dir() else [path]
         files = [file for file in found if file.name.endswith(_SUFFIXES)]
+        other = [file for file in found if file not in files and (file == path or _is_other_image(file))]
+        if other:
+            raise ValueError(f"{other[0]}: is no NIfTI file; expected names that end in .nii.gz or .nii (--input)")
         if not files:
             raise ValueError(f"{path}: holds no NIfTI file; expected names that end in .nii.gz or .nii (--input)")
         self.files = {file.name.removesuffix(".gz").removesuffix(".nii"): file for file in files}
@@ -151,6 +158,11 @@ def orientation(geometry: Geometry) -> str:
         letters[column] = ("RL", "AP", "IS")[row][int(direction[row, column] > 0)]
         free[row, :] = free[:, column] = -1.0
     return "".join(letters[column] for column in range(3))
+
+
+def _is_other_image(file: Path) -> bool:
+    """Whether a file of a folder should not be passed over in silence."""
+    return file.name.lower().endswith(_OTHER_IMAGES)
 
 
 @contextmanager
@@ -217,37 +229,67 @@ def _check_file(path: Path, axis_order: str, whole: bool) -> None:
     With `whole`, the voxels are looked at too; without, the header alone.
     """
     _checked_order(axis_order)
+    _check_name(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a NIfTI volume (.nii or .nii.gz)")
+    with _open(path) as stream:
+        dtype, shape, start = _check_header(_read(stream, _HEADER_BYTES, path), path)
+        if whole:
+            check_claim(shape, dtype, path.stat().st_size, MOST_VOXELS, "the image", path)
+            _check_voxels(stream, path, dtype, math.prod(shape), start)
+
+
+def _check_name(path: Path) -> None:
+    """SimpleITK ends the whole process at a name that is not UTF-8."""
     try:
-        with _open(path) as stream:
-            content = stream.read(-1 if whole else _HEADER_BYTES)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _unreadable(path, _brief(error)) from None
-    order = _byte_order(content, path)
-    shape = _header_shape(content, order, path)
-    (datatype,) = struct.unpack_from(f"{order}h", content, _DATATYPE)
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: its name is not UTF-8; expected one that is, so rename it") from None
+
+
+def _check_header(header: bytes, path: Path) -> tuple[np.dtype, tuple[int, ...], int]:
+    """The voxels' type, how many there are along x, y and z, and the byte where they begin."""
+    order = _byte_order(header, path)
+    shape = _header_shape(header, order, path)
+    (datatype,) = struct.unpack_from(f"{order}h", header, _DATATYPE)
     if datatype not in _DTYPES:
         raise ValueError(f"{path}: has the NIfTI data type {datatype}; expected one whole or real number a voxel")
-    numbers = (*struct.unpack_from(f"{order}4f", content, _PIXDIM), *struct.unpack_from(f"{order}18f", content, _QFORM))
-    (start,) = struct.unpack_from(f"{order}f", content, _VOX_OFFSET)
+    numbers = (*struct.unpack_from(f"{order}4f", header, _PIXDIM), *struct.unpack_from(f"{order}18f", header, _QFORM))
+    (start,) = struct.unpack_from(f"{order}f", header, _VOX_OFFSET)
     if not all(math.isfinite(number) for number in (*numbers, start)):
         raise _unreadable(path, "its spacing or position is not finite")
-    if whole:
-        dtype = np.dtype(_DTYPES[datatype]).newbyteorder(order)
-        _check_voxels(content, path, dtype, math.prod(shape), max(int(start), _HEADER_BYTES))
+    if not all(numbers[1:4]):
+        # SimpleITK would take 1 mm in the place of 0.
+        raise ValueError(f"{path}: its spacing is {numbers[1:4]} mm; expected positive numbers, mend its header")
+    if start > _MOST_BESIDE:
+        raise _unreadable(path, f"its voxels begin at byte {start:g}")
+    return np.dtype(_DTYPES[datatype]).newbyteorder(order), shape, max(int(start), _HEADER_BYTES)
 
 
-def _check_voxels(content: bytes, path: Path, dtype: np.dtype, count: int, start: int) -> None:
-    needed = start + count * dtype.itemsize
-    if len(content) < needed:
-        raise _unreadable(path, f"it holds {len(content)} bytes where its header promises {needed}")
-    if dtype.kind == "f":
-        voxels = np.frombuffer(content, dtype, count, start)
-        bad = count - int(np.isfinite(voxels).sum())
-        if bad:
-            # SimpleITK would hand out zeros in their place.
-            raise ValueError(f"{path}: holds {bad} NaN or infinite values; expected finite numbers, mend the file")
+def _check_voxels(stream: BinaryIO, path: Path, dtype: np.dtype, count: int, start: int) -> None:
+    """Read on from the header, block by block: a packed file may hold far more than its header promises."""
+    end = start + count * dtype.itemsize
+    position = _HEADER_BYTES + len(_read(stream, start - _HEADER_BYTES, path))
+    bad = 0
+    while block := _read(stream, min(_BLOCK, end - position), path):
+        position += len(block)
+        if dtype.kind == "f" and not len(block) % dtype.itemsize:
+            bad += int((~np.isfinite(np.frombuffer(block, dtype))).sum())
+    if position < end:
+        raise _unreadable(path, f"it holds {position} bytes where its header promises {end}")
+    if bad:
+        # SimpleITK would hand out zeros in their place.
+        raise ValueError(f"{path}: holds {bad} NaN or infinite values; expected finite numbers, mend the file")
+    # To the end, where the checksum is.
+    if len(_read(stream, _MOST_BESIDE + 1, path)) > _MOST_BESIDE:
+        raise _unreadable(path, f"it goes on after the {end} bytes that its header promises")
+
+
+def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
+    try:
+        return stream.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _unreadable(path, _brief(error)) from None
 
 
 def _byte_order(header: bytes, path: Path) -> str:
@@ -260,7 +302,7 @@ def _byte_order(header: bytes, path: Path) -> str:
 
 def _header_shape(header: bytes, order: str, path: Path) -> tuple[int, ...]:
     count, *sizes = struct.unpack_from(f"{order}8h", header, _DIM)
-    shape = tuple(sizes[: max(count, 0)])
+    shape = tuple(sizes[:count]) if 0 <= count <= len(sizes) else ()
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,8 @@ def write_overlay(path: Path, volume: Volume, prediction: np.ndarray, class_name
         for text in legend.get_texts():
             text.set_parse_math(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings(action="ignore"):  # of letters in a name that the font lacks: a box stands for each
+        figure.savefig(buffer, format="png")
     _write(path, buffer.getvalue())
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from checkpoint import LAST, PREVIOUS, read_checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def find_weights(folder: str | Path, epochs: int) -> Path:
     Raises:
         FileNotFoundError: the folder holds none.
     """
-    names = ("best.pth", "last.pth", "best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
+    names = ("best.pth", LAST, PREVIOUS, "best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -45,48 +44,11 @@ def find_weights(folder: str | Path, epochs: int) -> Path:
     )
 
 
-def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict:
-    """Read a .pth or .safetensors file as plain data; nothing in it is executed, unless `trust` says so.
-
-    Args:
-        trust: unpickle whatever the file holds, code included; only for files of one's own.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, is damaged, or is a pickle of more than plain tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; give the path of a .pth or .safetensors file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what cannot be read is an error
-                content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or "Unsupported global" in str(error) or "weights_only" in str(error):
-            raise ValueError(
-                f"{path}: holds more than plain tensors, and code in a file is not run; save it again as "
-                "torch.save(network.state_dict(), FILE), or, if you made it yourself, give --trust_checkpoint"
-            ) from error
-        raise ValueError(f"{path}: is not a readable checkpoint; copy or download it again") from error
-    except Exception as error:  # torch and safetensors report damage by a dozen types, none of them ours
-        raise ValueError(f"{path}: is not a readable checkpoint; copy or download it again") from error
-    if trust and isinstance(content, nn.Module):
-        content = content.state_dict()
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: holds a {type(content).__name__}; expected named tensors")
-    return dict(content)
-
-
 def state_dict_of(content: Mapping, path: str | Path) -> dict[str, Tensor]:
     """The named tensors of a checkpoint's content, out of any wrapper and without DataParallel's `module.`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or one that is no plain tensor.
     """
     for key in _WRAPPERS:
         if isinstance(content.get(key), Mapping):
@@ -96,7 +58,18 @@ def state_dict_of(content: Mapping, path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: holds no tensors by name; expected a state_dict, bare or under 'model' or 'state_dict'"
         )
+    strange = next((name for name, value in state.items() if not _is_dense(value)), None)
+    if strange is not None:
+        raise ValueError(
+            f"{path}: {strange} is sparse, quantised, complex or empty; expected plain tensors, save it as such"
+        )
     return state
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a weight can be copied from it as it is."""
+    elsewhere = tensor.is_meta or tensor.is_nested or tensor.is_quantized
+    return tensor.layout is torch.strided and not (elsewhere or tensor.is_complex())
 
 
 def load_weights(
@@ -119,7 +92,7 @@ def load_weights(
         ignore_head: leave the layer that makes the classes as it is, so that a file of another class count loads.
         complete: refuse a file that leaves a tensor of the network as it was, or holds others: for evaluation.
         least: the share of the network's floats that the file must fill; an ImageNet start must fill the encoder.
-        trust: see `read_checkpoint`.
+        trust: see `checkpoint.read_checkpoint`.
 
     Raises:
         FileNotFoundError: there is no such file.

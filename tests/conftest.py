@@ -24,6 +24,26 @@ NETWORK = ["--img_size", "32", "--opts", *TINY_SWIN]
 SMALL = ["--batch_size", "4", "--workers", "0", *NETWORK]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the long form of the tests marked reliability")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests counted by `record_property("counted", ...)`."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    lines = [value for report in reports for name, value in report.user_properties if name == "counted"]
+    if lines:
+        terminalreporter.section("counted")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form was asked for (--long)."""
+    return request.config.getoption("--long")
+
+
 def make_case(seed: int, shape: tuple[int, int, int], num_classes: int = 9) -> tuple[np.ndarray, np.ndarray]:
     """An image (D, H, W) in [0, 1] and a label of blocks whose brightness tells their class."""
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = ("selfreg", "configs", "datasets", "networks", "losses", "evaluation", "analysis", "scripts")
-SINGLE = ("train", "test", "trainer", "utils")
+SINGLE = ("train", "test", "trainer", "record", "checkpoint", "distributed", "utils")
 OURS = {*ROOMS, *SINGLE}
 
 # Which of our own rooms each may import (DESIGN's table), and what else beside the standard library.
@@ -21,14 +21,18 @@ MAY_IMPORT = {
     "selfreg": (set(), {"torch"}),
     "configs": (set(), {"yacs", "yaml"}),
     "losses": ({"selfreg"}, {"torch"}),
-    "networks": ({"selfreg"}, {"torch", "timm", "einops", "safetensors"}),
+    "networks": ({"selfreg", "checkpoint"}, {"torch", "timm", "einops", "safetensors"}),
     "datasets": (set(), {"numpy", "scipy", "torch", "h5py"}),
     "evaluation": (
-        {"datasets", "utils"},  # what a volume is, the one resize there is, files that are whole or absent
+        # What a volume is, the one resize there is, files that are whole or absent, a share of the cases.
+        {"datasets", "utils", "distributed"},
         {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL"},
     ),
     "utils": (set(), {"numpy", "torch"}),
-    "trainer": ({"selfreg", "utils"}, {"torch", "tqdm"}),
+    "distributed": (set(), {"torch"}),
+    "checkpoint": ({"utils"}, {"torch", "safetensors"}),
+    "record": ({"utils"}, {"torch", "tqdm"}),
+    "trainer": ({"selfreg", "utils", "record", "checkpoint", "distributed"}, {"torch"}),
     "scripts": (
         OURS - {"scripts", "train", "test"},
         # tests: the naive versions that the benchmark measures against

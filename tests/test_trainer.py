@@ -24,22 +24,23 @@ class Batch(NamedTuple):
 
 
 class Sampler:
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, batch_size: int) -> None:
         self.length, self.epoch, self.start = length, 0, 0
+        self.per_epoch = math.ceil(length / batch_size)
 
 
 class Loader:
     """Batches made from (epoch, index) alone; `spoil` maps a (epoch, batch) to something done to it."""
 
     def __init__(self, length: int = 6, batch_size: int = 2, spoil: dict | None = None) -> None:
-        self.sampler, self.batch_size, self.spoil = Sampler(length), batch_size, spoil or {}
+        self.sampler, self.batch_size, self.spoil = Sampler(length, batch_size), batch_size, spoil or {}
 
     def __len__(self) -> int:
-        return math.ceil(self.sampler.length / self.batch_size)
+        return self.sampler.per_epoch
 
     def __iter__(self):
         epoch = self.sampler.epoch
-        for first in range(self.sampler.start, self.sampler.length, self.batch_size):
+        for first in range(self.sampler.start * self.batch_size, self.sampler.length, self.batch_size):
             count = min(self.batch_size, self.sampler.length - first)
             generator = torch.Generator().manual_seed(1000 * epoch + first)
             image = torch.randn(count, 1, 4, 4, generator=generator)
@@ -246,7 +247,7 @@ def test_validation_chooses_the_best(tmp_path: Path) -> None:
     kept = []
     trainer = build(tmp_path, epochs=4, options=Options(val_freq=1, log_freq=1))
 
-    def validate(network: nn.Module) -> dict[str, float]:
+    def validate(network: nn.Module, progress: object) -> dict[str, float]:
         kept.append(weights(trainer))
         return {"dice": next(scores), "left kidney": 0.1}
 
@@ -284,13 +285,13 @@ def test_tensorboard_gets_terms_and_panels(tmp_path: Path) -> None:
             self.images[name] = image
 
     trainer = build(tmp_path, epochs=1)
-    trainer.writer = Writer()
+    writer = trainer.record.writer = Writer()
     trainer.fit()
-    assert set(trainer.writer.scalars) == {"train/lr", "train/loss", "train/ce"}
-    assert {name: image.shape for name, image in trainer.writer.images.items()} == {
+    assert set(writer.scalars) == {"train/lr", "train/loss", "train/ce"}
+    assert {name: image.shape for name, image in writer.images.items()} == {
         f"train/{name}": (1, 4, 4) for name in ("image", "prediction", "truth")
     }
-    assert all(image.min() >= 0 and image.max() <= 1 for image in trainer.writer.images.values())
+    assert all(image.min() >= 0 and image.max() <= 1 for image in writer.images.values())
 
 
 def test_a_bad_last_step_is_a_divergence(tmp_path: Path) -> None:

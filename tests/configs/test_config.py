@@ -9,7 +9,7 @@ import yaml
 
 from configs import arguments
 from configs.arguments import FLAGS, overrides_of, train_parser
-from configs.config import config_text, get_config, network_keywords, to_plain
+from configs.config import check_continues, config_text, get_config, network_keywords, to_plain
 from configs.defaults import default_config
 from networks import build_network
 from tests.conftest import ROOT
@@ -82,7 +82,7 @@ def test_frozen_and_written_back(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         cfg.SEED = 3
     file = tmp_path / "config.yaml"
-    file.write_text(config_text(cfg, {"torch": "1"}))
+    file.write_text(config_text(to_plain(cfg), {"torch": "1"}))
     again = get_config(file)
     assert again.ENVIRONMENT.torch == "1"
     assert {**to_plain(again), "ENVIRONMENT": {}} == to_plain(cfg)
@@ -157,6 +157,19 @@ def test_bad_values(opts: list[str], expected: str) -> None:
         ("a: &a [1]\nb: *a", "aliases"),
         ("SEED: " + "[" * 3000, "not a yaml file"),
         ("SEED: !!bool x", "not a yaml file"),
+        ("#" * 70000, "more than 64 KiB"),
+        ("TRAIN.MOMENTUM: .nan", "TRAIN.MOMENTUM is nan"),
+        ("TRAIN.MOMENTUM: 1" + "0" * 400, "TRAIN.MOMENTUM is inf"),
+        ("TRAIN.EPOCHS: 1" + "0" * 30, "expected 2147483647 at most (--max_epochs)"),
+        ("DATA.WINDOW: [-.inf, .inf]", "expected [low, high], finite"),
+        ("DATA.NUM_WORKERS: 1000000", "expected 256 at most (--workers)"),
+        ("MODEL.SWIN.DEPTHS: [2, 2, 1000000, 2]", "MODEL.SWIN.DEPTHS is [2, 2, 1000000, 2]; expected 128 at most"),
+        ("MODEL.SWIN.NUM_HEADS: []", "MODEL.SWIN.NUM_HEADS is []; expected a finite number of at least 1"),
+        ("MODEL.TYPE: resnet", "unknown network 'resnet'"),
+        (r'DATA.ROOT_PATH: "a\0b"', "holds control characters"),
+        (r'MODEL.NAME: "\e[2J"', "holds control characters"),
+        (r'DATA.ROOT_PATH: "\uD800"', "holds control characters"),
+        (r'"SEED\nSEED": 1', "holds control characters"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str, expected: str) -> None:
@@ -173,6 +186,52 @@ def test_a_python_file_is_not_executed(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         get_config(file)
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_file_says_is_checked_though_a_flag_says_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("SEED: -1\n")
+    with pytest.raises(ValueError, match="a.yaml: SEED is -1"):
+        get_config(file, overrides={"SEED": 1})
+    with pytest.raises(ValueError, match="^SEED is -1"):
+        get_config(overrides={"SEED": -1})
+
+
+def test_versions_of_any_kind_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("ENVIRONMENT: {when: 2024-01-01, 1: 2, deep: {a: [1, ~]}, raw: !!binary aGVsbG8=}\n")
+    environment = get_config(file).ENVIRONMENT
+    assert environment["when"] == "2024-01-01" and environment["1"] == "2" and isinstance(environment["deep"], str)
+
+
+def circle() -> dict:
+    ring: dict = {}
+    ring["MODEL"] = ring
+    return ring
+
+
+@pytest.mark.parametrize(
+    "saved", [[1], None, {1: 2}, circle(), {"SEED": object()}, {"DATA": {"WINDOW": [object()]}}, {"MODEL": {2: 3}}]
+)
+def test_a_saved_configuration_of_no_kind(saved: object) -> None:
+    with pytest.raises(ValueError, match="last.pth: its configuration is not understood"):
+        check_continues(get_config(), saved, "last.pth")
+
+
+def test_a_saved_configuration_of_another_run() -> None:
+    check_continues(get_config(), to_plain(get_config(opts=["TRAIN.EPOCHS", "3"])))
+    with pytest.raises(ValueError, match="last.pth: SEED is 1234 but the run was begun with 5"):
+        check_continues(get_config(), to_plain(get_config(opts=["SEED", "5"])), "last.pth")
+
+
+def test_a_message_neither_moves_the_cursor_nor_fills_the_page(capsys: pytest.CaptureFixture) -> None:
+    def fail() -> int:
+        raise ValueError("a.npz: \x1b[2J\u200b\udcff" + "x" * 10**6 + " the end")
+
+    assert arguments.run_guarded("train.py", fail) == 2
+    error = capsys.readouterr().err
+    assert error[:-1].isprintable() and len(error) < 2000
+    assert error.startswith(r"train.py: error: a.npz: \x1b[2J\u200b\udcffx") and error.endswith("x the end\n")
 
 
 def test_a_missing_file() -> None:

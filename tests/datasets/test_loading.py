@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from datasets import build_dataset
-from datasets.loading import Batch, EpochSampler, TrainingLoader, build_loader
+from datasets.loading import Batch, EpochBatches, TrainingLoader, build_loader
 from datasets.transforms import RandomGenerator
 from tests.conftest import make_synapse
 from tests.reference import transforms as reference
 
 
 def loader_of(root: Path, **options: object) -> TrainingLoader:
-    slices = build_dataset("Synapse", "train", num_classes=9, root_path=str(root))
+    slices = build_dataset("Synapse", "train", num_classes=9, root_path=str(root), cache=str(options.pop("cache", "")))
     return build_loader(slices, **{"size": (16, 16), "batch_size": 2, "seed": 3, **options})
 
 
@@ -62,7 +62,7 @@ def test_workers_change_nothing_and_epochs_differ(synapse: Path) -> None:
 
 
 def test_goes_on_in_the_middle(synapse: Path) -> None:
-    assert equal(batches(synapse, epoch=2)[1:], batches(synapse, epoch=2, start=2))
+    assert equal(batches(synapse, epoch=2)[1:], batches(synapse, epoch=2, start=1))
 
 
 def test_an_epoch_repeats_no_other_s_draws(tmp_path: Path) -> None:
@@ -73,11 +73,29 @@ def test_an_epoch_repeats_no_other_s_draws(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [1, 7])
 def test_order_is_a_permutation(length: int) -> None:
-    sampler = EpochSampler(length, seed=0)
+    sampler = EpochBatches(length, batch_size=3, seed=0)
     sampler.epoch = 4
-    assert [(epoch, place) for epoch, place, _ in sampler] == [(4, place) for place in range(length)]
-    assert sorted(index for _, _, index in sampler) == list(range(length))
-    assert len(sampler) == length
+    keys = [key for batch in sampler for key in batch]
+    assert [(epoch, place) for epoch, place, _ in keys] == [(4, place) for place in range(length)]
+    assert sorted(index for _, _, index in keys) == list(range(length))
+    assert len(sampler) == sampler.per_epoch == {1: 1, 7: 3}[length]
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_processes_share_each_batch(world: int) -> None:
+    """Put together, the parts are the batches of one process; a last one of 2 is filled up from its beginning."""
+    whole = list(EpochBatches(14, batch_size=6, seed=0))
+    parts = [list(EpochBatches(14, batch_size=6, seed=0, rank=rank, world=world)) for rank in range(world)]
+    together = [sum(of_batch, []) for of_batch in zip(*parts, strict=True)]
+    assert together[:2] == whole[:2]
+    assert together[2] == (whole[2] * world)[: max(2, world)]
+    assert len({len(part) for of_batch in parts for part in of_batch[:2]}) == 1
+    assert [len(part[2]) for part in parts] == [max(1, 2 // world)] * world
+
+
+def test_a_batch_that_processes_cannot_share() -> None:
+    with pytest.raises(ValueError, match="--batch_size is 5, which 2 processes cannot share equally; expected a mult"):
+        EpochBatches(14, batch_size=5, seed=0, world=2)
 
 
 @pytest.mark.parametrize("epoch", range(3))
@@ -117,22 +135,25 @@ def test_workers_only_read(synapse: Path) -> None:
     assert draw == drawn[2, 5, 4][1], "the place in the epoch changes no draw"
 
 
-def test_the_parts_of_a_worker_start_under_spawn(tmp_path: Path) -> None:
-    root = mixed(tmp_path)
-    loader = loader_of(root, workers=1)
-    loader.reader.multiprocessing_context = "spawn"
-    assert equal(list(loader), batches(root))
+@pytest.mark.parametrize("cached", [False, True])
+def test_spawned_workers_give_the_batches_of_forked_ones(tmp_path: Path, cached: bool) -> None:
+    """Spawned, as Windows and macOS start them, a worker gets everything by pickling; a whole epoch and a rest."""
+    root, cache = mixed(tmp_path), str(tmp_path / "cache") if cached else ""
+    for epoch, start in ((0, 0), (3, 1)):
+        ours = {"workers": 2, "epoch": epoch, "start": start, "cache": cache}
+        spawned, forked = (batches(root, start_method=method, **ours) for method in ("spawn", "fork"))
+        assert equal(spawned, forked) and equal(spawned, batches(root, epoch=epoch, start=start))
 
 
 def test_what_the_trainer_asks_of_it(synapse: Path) -> None:
     loader = loader_of(synapse, batch_size=4)
-    assert (len(loader), loader.batch_size, len(loader.dataset), loader.sampler.length) == (2, 4, 6, 6)
-    loader.sampler.start = 4
-    assert len(loader) == 1
+    assert (len(loader), loader.sampler.per_epoch, len(loader.dataset), loader.sampler.length) == (2, 2, 6, 6)
+    loader.sampler.start = 1
+    assert len(loader) == 1 and loader.sampler.per_epoch == 2
 
 
 def test_nothing_is_left_after_the_last_batch(synapse: Path) -> None:
-    assert batches(synapse, start=6) == batches(synapse, start=8) == []
+    assert batches(synapse, start=3) == batches(synapse, start=4) == []
 
 
 @pytest.mark.parametrize("repeat", [False, True])

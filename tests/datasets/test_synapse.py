@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,7 +162,7 @@ BAD_SLICES = {
     "label low": (savez(image=IMAGE, label=np.full(LABEL.shape, -1)), "'label' holds -1"),
     "label fraction": (savez(image=IMAGE, label=np.full(LABEL.shape, 0.5)), "'label' holds 0.5"),
     "text array": (savez(image=np.full((16, 16), "a"), label=LABEL), "expected numbers"),
-    "objects": (savez(image=np.full((16, 16), None), label=LABEL), "not a readable npz"),
+    "objects": (savez(image=np.full((16, 16), None), label=LABEL), "has dtype object; expected numbers"),
     "empty array": (savez(image=np.zeros((0, 4)), label=np.zeros((0, 4))), "at least one pixel"),
     "empty file": (lambda path: path.write_bytes(b""), "not a readable npz"),
     "text": (lambda path: path.write_text("hello"), "not a readable npz"),
@@ -244,6 +247,21 @@ def test_truncated_volume(tmp_path: Path) -> None:
         read_volume(path, 9)
 
 
+def test_no_flipped_bit_of_a_written_label_goes_unseen(tmp_path: Path) -> None:
+    """HDF5 unpacks a damaged lzf block to whatever lies in memory; a checksum stands before that."""
+    path = tmp_path / "v.npy.h5"
+    write_volume(path, *make_case(0, (2, 16, 16)))
+    with h5py.File(path) as file:
+        chunk = file["label"].id.get_chunk_info(0)
+    whole = path.read_bytes()
+    for place in range(chunk.byte_offset, chunk.byte_offset + chunk.size):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a readable h5"):
+            read_volume(path, 9)
+
+
 def test_missing_things(tmp_path: Path, synapse: Path) -> None:
     def build(**options: object) -> None:
         build_dataset(**{"name": "Synapse", "split": "train", "num_classes": 9, "root_path": str(synapse), **options})
@@ -319,10 +337,149 @@ def test_impossible_geometry(tmp_path: Path, change: dict) -> None:
 
 
 def test_an_archive_of_other_things(tmp_path: Path) -> None:
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "s.npz", "w") as file:
         file.writestr("image", b"abc")
         file.writestr("label", b"")
     with pytest.raises(ValueError, match="holds no 'image'|not a readable npz"):
         read_slice(tmp_path / "s.npz", 9)
+
+
+# Files that claim more than they hold, or reach for other files.
+
+
+def npy(shape: str, descr: str = "<f4", body: bytes = b"") -> bytes:
+    """An .npy file of which the header says what it likes."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + body
+
+
+CLAIMS = {
+    "terabytes": (npy("(1000000, 1000000)"), "claims the shape (1000000, 1000000); expected"),
+    "gigabyte": (npy("(30000, 30000)", "|u1"), "claims the shape (30000, 30000); expected"),
+    "megabytes": (npy("(8000, 8000)", "|u1"), "claims the shape (8000, 8000) and holds"),
+    "text": (npy("(1, 1)", "|S2000000000"), "has dtype |S2000000000; expected numbers"),
+    "short": (npy("(4, 4)", "<f4", bytes(63)), "'image' of shape (4, 4) takes 64 bytes, and"),
+    "long": (npy("(4, 4)", "<f4", bytes(65)), "'image' of shape (4, 4) takes 64 bytes, and"),
+    "negative": (npy("(-4, -4)", "<f4", bytes(64)), "not a readable npz"),
+    "code": (npy("(open('ran', 'w'), 4)"), "not a readable npz"),
+    "deep": (npy("(" * 9000), "not a readable npz"),
+    "endless": (npy("(4, 4), 'more': '" + "x" * 20000 + "'"), "not a readable npz"),
+    "halves": (npy("(1.5, 1.5)"), "not a readable npz"),
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_a_slice_that_claims_what_it_does_not_hold(tmp_path: Path, kind: str) -> None:
+    content, expected = CLAIMS[kind]
+    path = tmp_path / "s.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("image.npy", content)
+        file.writestr("label.npy", content)
+    with pytest.raises(ValueError) as caught:
+        read_slice(path, 9)
+    assert str(caught.value).startswith(str(path)) and expected in str(caught.value)
+    assert not Path("ran").exists()
+
+
+def test_a_slice_that_python_2_wrote_is_read_without_a_warning(tmp_path: Path, recwarn: list) -> None:
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as file:
+        for key in ("image", "label"):
+            file.writestr(f"{key}.npy", npy("(2L, 3L)", "|u1", bytes(6)))
+    assert read_slice(tmp_path / "s.npz", 9)[0].shape == (2, 3)
+    assert not recwarn
+
+
+def test_a_slice_packed_by_bzip2_is_refused(tmp_path: Path) -> None:
+    """It makes 40 million bytes of one."""
+    with zipfile.ZipFile(tmp_path / "s.npz", "w", zipfile.ZIP_BZIP2) as file:
+        file.writestr("image.npy", npy("(4, 4)", "<f4", bytes(64)))
+        file.writestr("label.npy", npy("(4, 4)", "<f4", bytes(64)))
+    with pytest.raises(ValueError, match="'image' is packed in an unusual way"):
+        read_slice(tmp_path / "s.npz", 9)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_of_every_order_are_read_and_may_be_written_to(tmp_path: Path, save: Callable) -> None:
+    image = np.asfortranarray(np.random.default_rng(0).normal(size=(5, 7)).astype(">f8"))
+    save(tmp_path / "s.npz", image=image, label=np.zeros((5, 7), np.int64))
+    got, label = read_slice(tmp_path / "s.npz", 9)
+    np.testing.assert_array_equal(got, image.astype(np.float32))
+    write_slice(tmp_path / "t.npz", got, label)
+    for array in read_slice(tmp_path / "t.npz", 9):
+        array[:] = 1  # torch warns of arrays that are read-only
+
+
+def volume_with(path: Path, key: str, make: Callable[[h5py.File], object]) -> None:
+    write_volume(path, IMAGE[None], LABEL[None], Geometry())
+    with h5py.File(path, "r+") as file:
+        file.pop(key)
+        make(file)
+
+
+def virtual(file: h5py.File, source: Path) -> None:
+    layout = h5py.VirtualLayout((1, 16, 16), "f4")
+    layout[...] = h5py.VirtualSource(str(source), "image", (1, 16, 16))
+    file.create_virtual_dataset("image", layout)
+
+
+@pytest.mark.parametrize("key", ["image", "spacing", "axis_order"])
+@pytest.mark.parametrize("target", ["pipe", "other.h5"])
+def test_a_volume_does_not_reach_for_other_files(tmp_path: Path, key: str, target: str) -> None:
+    """A pipe that nobody writes to would hold the run for ever."""
+    path, other = tmp_path / "v.npy.h5", tmp_path / target
+    os.mkfifo(other) if target == "pipe" else write_volume(other, IMAGE[None], LABEL[None], Geometry())
+
+    def refused(make: Callable[[h5py.File], object], expected: str) -> None:
+        volume_with(path, key, make)
+        with pytest.raises(ValueError, match=expected) as caught:
+            read_volume(path, 9)
+        assert str(caught.value).startswith(f"{path}: ")
+
+    refused(lambda file: file.__setitem__(key, h5py.ExternalLink(str(other), key)), f"'{key}' is a link")
+    refused(lambda file: file.__setitem__(key, h5py.SoftLink("/label")), f"'{key}' is a link")
+    refused(lambda file: file.__setitem__(key, h5py.SoftLink(f"/{key}")), f"'{key}' is a link")
+    if key == "image":
+        refused(lambda file: virtual(file, other), "'image' lies in another file")
+        refused(lambda file: virtual(file, Path(".")), "'image' lies in another file")
+        stored = [(str(other), 0, h5py.h5f.UNLIMITED)]
+        refused(lambda file: file.create_dataset(key, (1, 16, 16), "u1", external=stored), "lies in another file")
+
+
+H5_CLAIMS = {
+    "terabytes": ("image", {"shape": (10**4,) * 3, "dtype": "f4", "chunks": (1, 64, 64)}, "claims the shape"),
+    "nothing": ("label", {"shape": (1, 16, 16), "dtype": "u1"}, "claims the shape (1, 16, 16) and holds 0 bytes"),
+    "lists": ("image", {"shape": (1, 16, 16), "dtype": h5py.vlen_dtype(np.float32)}, "expected numbers"),
+    "geometry": ("spacing", {"shape": (10**12,), "dtype": "f8", "chunks": (99,)}, "'spacing' claims the shape"),
+    "empty": ("origin", {"shape": None, "dtype": "f8"}, "holds no 'origin'"),
+    "complex": ("direction", {"data": np.ones(9, complex)}, "'direction' has dtype complex128; expected numbers"),
+    "no text": ("axis_order", {"data": 3}, "'axis_order' is not a short text"),
+    "long text": ("axis_order", {"data": np.bytes_("z" * 99)}, "'axis_order' is not a short text"),
+}
+
+
+@pytest.mark.parametrize("kind", H5_CLAIMS)
+def test_a_volume_that_claims_what_it_does_not_hold(tmp_path: Path, kind: str) -> None:
+    key, options, expected = H5_CLAIMS[kind]
+    path = tmp_path / "v.npy.h5"
+    volume_with(path, key, lambda file: file.create_dataset(key, **options))
+    with pytest.raises(ValueError) as caught:
+        read_volume(path, 9)
+    assert str(caught.value).startswith(str(path)) and expected in str(caught.value)
+
+
+def test_axis_order_as_h5py_writes_text(tmp_path: Path) -> None:
+    volume_with(tmp_path / "v.npy.h5", "axis_order", lambda file: file.create_dataset("axis_order", data="zxy"))
+    assert read_volume(tmp_path / "v.npy.h5", 9).geometry.axis_order == "zxy"
+
+
+def test_a_list_without_end_or_with_endless_names(tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    for content, expected in (("a" * 10**6, "a name of 1000000 letters"), ("\0" * 10**6, "is not a plain name")):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=expected) as caught:
+            read_list(path)
+        assert len(str(caught.value)) < 500
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a hole, which takes no room on the disk
+    with pytest.raises(ValueError, match="more than 64 MiB"):
+        read_list(path)

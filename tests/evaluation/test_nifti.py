@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from datasets.base import Geometry
-from evaluation.nifti import orientation, read_header, read_image, scale_intensity, write_mask
+from evaluation import nifti
+from evaluation.nifti import NiftiVolumes, orientation, read_header, read_image, scale_intensity, write_mask
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -169,6 +172,11 @@ BAD_FILES = {
     "negative spacing": lambda path, good: patched(path, good, "f", 80, -1.0),
     "NaN position": lambda path, good: patched(path, good, "f", 280, float("nan")),
     "no data type": lambda path, good: patched(path, good, "h", 70, 0),
+    "zero spacing": lambda path, good: patched(path, good, "3f", 80, 0.0, 0.0, 0.0),
+    "32767 dimensions": lambda path, good: patched(path, good, "8h", 40, 32767, 5, 4, 3, 1, 1, 1, 1),
+    "more voxels than any scan": lambda path, good: patched(path, good, "8h", 40, 3, 32767, 32767, 32767, 1, 1, 1, 1),
+    "more voxels than fit": lambda path, good: patched(path, good, "8h", 40, 3, 1000, 1000, 900, 1, 1, 1, 1),
+    "voxels far off": lambda path, good: patched(path, good, "f", 108, 1e30),
     "skewed": lambda path, good: patched(path, patched(path, good, "h", 252, 0), "f", 284, 0.5),
 }
 
@@ -201,6 +209,52 @@ def test_a_gzip_file_with_a_flipped_bit_is_refused(tmp_path):
         read_image(whole)
 
 
+@pytest.mark.parametrize("promised", [False, True])
+def test_a_gzip_bomb_is_not_unpacked(tmp_path, promised):
+    """256 MB of zeros in 256 kB, behind the voxels or as the voxels; at most a fraction may be taken for it."""
+    content = bytearray(gzip.decompress(save(tmp_path / "a.nii.gz", np.zeros((3, 4, 5), np.int16)).read_bytes()))
+    if promised:
+        struct.pack_into("<8h", content, 40, 3, 32767, 32767, 32, 1, 1, 1, 1)
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(bytes(content)) + gzip.compress(bytes(2**24)) * 16)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"bomb\.nii\.gz: "):
+            read_image(tmp_path / "bomb.nii.gz")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_few_bytes_behind_the_voxels_are_no_fault(tmp_path, volume):
+    expected = read_image(volume)[0]
+    volume.write_bytes(volume.read_bytes() + bytes(999))
+    np.testing.assert_array_equal(read_image(volume)[0], expected)
+
+
+def test_blocks_are_put_together_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(nifti, "_BLOCK", 16)
+    voxels = np.random.default_rng(7).normal(size=(3, 5, 7)).astype(np.float64)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.nii.gz", voxels), "zyx")[0], voxels)
+    voxels[2, 4, 6] = voxels[0, 0, 3] = np.nan
+    with pytest.raises(ValueError, match="holds 2 NaN"):
+        read_image(save(tmp_path / "b.nii.gz", voxels))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "among others"])
+def test_an_image_of_another_format_is_refused_by_name(tmp_path, volume, kind):
+    folder = tmp_path / "png"
+    folder.mkdir()
+    (folder / "slice.PNG").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "notes.txt").write_text("these are passed over")
+    if kind == "among others":
+        volume.rename(folder / "volume.nii")
+    with pytest.raises(ValueError, match=r"slice\.PNG: is no NIfTI file"):
+        NiftiVolumes(folder / "slice.PNG" if kind == "file" else folder)
+    (folder / "slice.PNG").unlink()
+    if kind == "among others":
+        assert len(NiftiVolumes(folder)) == 1
+
+
 @pytest.mark.parametrize(("dtype", "value"), [(np.float32, np.nan), (np.float32, -np.inf), (np.float64, np.inf)])
 def test_voxels_that_are_no_numbers_are_refused_though_simpleitk_would_make_them_zero(tmp_path, dtype, value):
     voxels = np.ones((2, 3, 4), dtype=dtype)
@@ -221,6 +275,13 @@ def test_one_frame_in_four_dimensions_and_a_foreign_gzip_are_read(tmp_path, volu
     packed = tmp_path / "packed.nii.gz"
     packed.write_bytes(gzip.compress(volume.read_bytes()))
     np.testing.assert_array_equal(read_image(packed)[0], expected)
+
+
+def test_a_name_that_is_no_text_is_refused_though_simpleitk_would_end_the_process(tmp_path, volume):
+    path = volume.rename(tmp_path / os.fsdecode(b"\xff.nii"))
+    for call in (read_image, read_header, lambda path: write_mask(path, np.zeros((2, 3, 4), np.uint8), None)):
+        with pytest.raises(ValueError, match="its name is not UTF-8"):
+            call(path)
 
 
 def test_an_unknown_axis_order_is_refused(volume):

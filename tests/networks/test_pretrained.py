@@ -190,6 +190,35 @@ def test_nan_weights(tmp_path: Path) -> None:
     assert "swin_unet.norm.bias holds NaN" in refused(tmp_path / "w.pth")
 
 
+ODD_TENSORS = {
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "sparse rows": lambda tensor: tensor.to_sparse_csr(),
+    "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "nowhere": lambda tensor: tensor.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_tensors_that_are_not_plain(tmp_path: Path, kind: str) -> None:
+    state, network = swin().state_dict(), swin(seed=1)
+    key = "swin_unet.layers.0.blocks.0.attn.qkv.weight"
+    torch.save({**state, key: ODD_TENSORS[kind](state[key])}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=f"w.pth: {key} is sparse, quantised, complex or empty"):
+        load_weights(network, tmp_path / "w.pth")
+    assert same_weights(network, swin(seed=1))
+
+
+def test_a_view_of_more_numbers_than_memory_holds(tmp_path: Path) -> None:
+    """One stored number may stand for any number of them."""
+    state = swin().state_dict()
+    key = "swin_unet.layers.0.blocks.0.attn.qkv.weight"
+    torch.save({**state, key: torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="w.pth: is of another network"):
+        load_weights(swin(), tmp_path / "w.pth")
+
+
 def test_less_than_nine_tenths(tmp_path: Path) -> None:
     state = {k: v for k, v in swin(seed=1).state_dict().items() if "layers.3" not in k}
     torch.save(state, tmp_path / "w.pth")

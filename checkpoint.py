@@ -1,0 +1,152 @@
+"""Checkpoint files: written whole or not at all, with a checksum; read as plain data, in their place the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from utils import whole_or_absent
+
+_log = logging.getLogger(__name__)
+
+LAST, PREVIOUS = "last.pth", "previous.pth"  # all that resuming needs, and the save before it
+
+# torch.save writes a zip file, and a zip file ends with a record of 22 bytes, the last two of which are the length of a
+# comment, and the comment: there the checksum of all that is before them has its place, and other readers pass it over.
+_END_MARK, _END_BYTES = b"PK\5\6", 22
+_LENGTH = struct.Struct("<H")
+_CHECKSUM_BYTES = len("sha256=") + 64
+
+
+class Damaged(ValueError):
+    """A file is not what was written."""
+
+
+def save_checkpoint(content: dict[str, Any], path: Path, *, keep: Path | None = None) -> None:
+    """Write a checkpoint with a checksum at its end, whole or not at all; `keep` takes the file that it replaces.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+
+    def write(temporary: Path) -> None:
+        torch.save(content, temporary)
+        _append_checksum(temporary)
+
+    whole_or_absent(path, write, keep=keep)
+
+
+def save_last(content: dict[str, Any], folder: Path) -> None:
+    """Write a run's `last.pth`; the one before stays as `previous.pth`."""
+    save_checkpoint(content, folder / LAST, keep=folder / PREVIOUS)
+
+
+def read_last(folder: Path, *, trust: bool = False) -> dict[str, Any] | None:
+    """The newest sound save of a run, with a warning where it is not the newest; None where nothing was ever saved.
+
+    Raises:
+        ValueError: there are saves and none of them can be read.
+    """
+    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    for path in paths:
+        try:
+            content = read_checkpoint(path, trust=trust)
+        except (Damaged, OSError) as error:  # a disk may refuse to read what it has lost
+            _log.warning("%s", error)
+            continue
+        if path.name == PREVIOUS:
+            _log.warning("%s is damaged or missing: going on from the save before it, %s", folder / LAST, path)
+        return content
+    if paths:
+        raise ValueError(
+            f"{paths[0]}: is damaged, and so is any save before it; put back a copy of {LAST}, "
+            "or begin anew in another --output_dir"
+        )
+    return None
+
+
+def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
+    """Read a .pth or .safetensors file as plain data; nothing in it is executed, unless `trust` says so.
+
+    A file that carries a checksum is held against it. Released files carry none.
+
+    Args:
+        trust: unpickle whatever the file holds, code included; only for files of one's own.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: the file is not a checkpoint, or not what was written.
+        ValueError: the file is a pickle of more than plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; give the path of a .pth or .safetensors file")
+    _verify_checksum(path)
+    content = _load(path, trust)
+    if trust and isinstance(content, nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, Mapping):
+        raise Damaged(f"{path}: holds a {type(content).__name__}; expected named tensors")
+    return dict(content)
+
+
+def _load(path: Path, trust: bool) -> Any:
+    unreadable = f"{path}: is not a readable checkpoint; copy or download it again"
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what cannot be read is an error
+            return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path) or "Unsupported operand" not in str(error):  # which no pickle has
+            raise ValueError(
+                f"{path}: holds more than plain tensors, and code in a file is not run; save it again as "
+                "torch.save(network.state_dict(), FILE), or, if you made it yourself, give --trust_checkpoint"
+            ) from error
+        raise Damaged(unreadable) from error
+    except Exception as error:  # torch and safetensors report damage by a dozen types, none of them ours
+        raise Damaged(unreadable) from error
+
+
+def _append_checksum(path: Path) -> None:
+    with open(path, "r+b") as file:
+        comment = _checksum(file, os.path.getsize(path) - _LENGTH.size)
+        file.seek(-_LENGTH.size, os.SEEK_END)
+        file.write(_LENGTH.pack(len(comment)) + comment)
+
+
+def _verify_checksum(path: Path) -> None:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END_BYTES - _CHECKSUM_BYTES))
+        tail = file.read()
+        end = tail.rfind(_END_MARK)
+        if end < 0 or tail[end:].endswith(b"\0\0") and len(tail) - end == _END_BYTES:
+            return  # no zip file, or one without a comment
+        length, comment = tail[end + _END_BYTES - _LENGTH.size : end + _END_BYTES], tail[end + _END_BYTES :]
+        written = _checksum(file, size - len(comment) - _LENGTH.size)
+        if length + comment != _LENGTH.pack(len(written)) + written:
+            raise Damaged(f"{path}: is damaged: it does not match its checksum; copy it again, or use another save")
+
+
+def _checksum(file: BinaryIO, length: int) -> bytes:
+    """SHA-256 of the first `length` bytes, as it stands in the file."""
+    digest, left = hashlib.sha256(), length
+    file.seek(0)
+    while left > 0 and (block := file.read(min(left, 1 << 20))):
+        digest.update(block)
+        left -= len(block)
+    return b"sha256=" + digest.hexdigest().encode()

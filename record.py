@@ -1,0 +1,146 @@
+"""What can be seen of a run while it goes on: metrics.jsonl, TensorBoard, a bar on a terminal and lines in a pipe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import whole_or_absent
+
+_log = logging.getLogger(__name__)
+
+_LINE_SECONDS = 30.0  # at least this long from one line of progress to the next, where there is no bar
+
+
+class Record:
+    """The record of one run; of a process that is not to write, `folder` is None and nothing happens.
+
+    Args:
+        folder: of the run.
+        total_steps: until the run ends.
+        log_freq: steps between lines of metrics.jsonl.
+        image_freq: steps between TensorBoard panels.
+
+    `writer` is a TensorBoard writer, or None.
+    """
+
+    def __init__(self, folder: Path | None, total_steps: int, *, log_freq: int = 20, image_freq: int = 200) -> None:
+        self.folder, self.total_steps = folder, total_steps
+        self.log_freq, self.image_freq = log_freq, image_freq
+        self.writer: Any = None
+        self._bar = tqdm(disable=True)
+        self._first_step, self._begun = 0, time.monotonic()
+        self._line_at = self._begun
+
+    @property
+    def _metrics(self) -> Path | None:
+        return self.folder and self.folder / "metrics.jsonl"
+
+    def begin(self, step: int, size: int) -> None:
+        """Go on after step `step` with the first `size` bytes of metrics.jsonl: what a killed run wrote later, it will
+        write again, and of an older run nothing is kept."""
+        self._first_step, self._begun = step, time.monotonic()
+        self._line_at = self._begun
+        if self._metrics and self._metrics.is_file():
+            content = self._metrics.read_bytes()
+            kept = content[:size]
+            kept = kept[: kept.rfind(b"\n") + 1]
+            if kept != content:
+                whole_or_absent(self._metrics, lambda temporary: temporary.write_bytes(kept))
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds."""
+        if self.writer:
+            self.writer.close()
+
+    def size(self) -> int:
+        """Bytes of metrics.jsonl, which are on the disk when this returns."""
+        if not self._metrics or not self._metrics.is_file():
+            return 0
+        with open(self._metrics, "rb") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+
+    def step(self, step: int, epoch: int, lr: float, terms: Mapping[str, float]) -> None:
+        """Record a step that has just been taken, where it is time to."""
+        if step % self.log_freq == 0 or step in (1, self.total_steps):
+            self._write({"step": step, "epoch": epoch, "lr": lr, **terms}, "train", {"lr": lr, **terms})
+
+    def scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
+        """Record a validation after `epoch` epochs."""
+        named = {name.replace(" ", "_"): value for name, value in scores.items()}
+        row = {"step": step, "epoch": epoch, **{f"val_{name}": value for name, value in named.items()}}
+        self._write(row, "val", named)
+
+    def _write(self, row: dict[str, Any], group: str, scalars: Mapping[str, float]) -> None:
+        if self._metrics:
+            with open(self._metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        if self.writer:
+            for name, value in scalars.items():
+                self.writer.add_scalar(f"{group}/{name}", value, row["step"])
+
+    def panels(self, step: int, image: Tensor, label: Tensor, logits: Tensor) -> None:
+        """Show a slice of the batch with its prediction and truth in TensorBoard, where it is time to.
+
+        Shapes (B, C, H, W), (B, H, W) and (B, K, H, W).
+        """
+        if not self.writer or not (step % self.image_freq == 0 or step == 1):
+            return
+        classes = max(1, logits.shape[1] - 1)
+        # The slice with most classes; many hold nothing but background.
+        index = max(range(len(label)), key=lambda i: len(label[i].unique()))
+        shown = image[index, :1].float()
+        low, high = shown.min(), shown.max()
+        for name, panel in (
+            ("image", (shown - low) / (high - low).clamp_min(1e-6)),
+            ("prediction", logits[index].argmax(0, keepdim=True) / classes),
+            ("truth", label[index, None] / classes),
+        ):
+            self.writer.add_image(f"train/{name}", panel.cpu().numpy(), step)
+
+    def watch(self, items: Iterable[Any], what: str, done: int = 0, total: int | None = None) -> Iterator[Any]:
+        """The items, with a bar that says how far `what` is where a person looks on."""
+        watched = self.folder and sys.stderr.isatty()
+        self._bar = tqdm(items, desc=what, initial=done, total=total, leave=False, disable=not watched)
+        return iter(self._bar)
+
+    def progress(self, step: int, epoch: str, terms: Mapping[str, float]) -> None:
+        """Say where the run is: on the bar, or now and then in a line."""
+        if not self.folder:
+            return
+        if not self._bar.disable:
+            self._bar.set_postfix(left=self.time_left(step), **{name: f"{value:.3f}" for name, value in terms.items()})
+        elif time.monotonic() - self._line_at >= _LINE_SECONDS:
+            self._line_at = time.monotonic()
+            _log.info("%s  step %d/%d  %s", epoch, step, self.total_steps, self.described(step, terms))
+
+    def described(self, step: int, terms: Mapping[str, float]) -> str:
+        """Terms and time left, in words."""
+        values = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
+        return f"{values}  {self.time_left(step)} left" if step < self.total_steps else values
+
+    def time_left(self, step: int) -> str:
+        """How long the rest will take at the pace so far, validation and saves included."""
+        taken = step - self._first_step
+        if not taken:
+            return "?"
+        return in_words((time.monotonic() - self._begun) / taken * (self.total_steps - step))
+
+
+def in_words(seconds: float) -> str:
+    """A length of time, such as "2 h 05 min", "3 min 20 s" or "8 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

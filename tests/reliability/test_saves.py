@@ -1,0 +1,209 @@
+"""A save is whole or absent; a damaged one is noticed and the one before it used; a full disk costs no save."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import train as train_command
+from checkpoint import Damaged, read_checkpoint, save_checkpoint
+from tests.conftest import ROOT, make_synapse
+from tests.reliability import runs
+
+pytestmark = pytest.mark.reliability
+DAMAGES = ("truncated", "flipped", "empty")
+
+
+def damage(path: Path, kind: str, seed: int = 0) -> None:
+    content, rng = bytearray(path.read_bytes()), random.Random(seed)
+    if kind == "flipped":
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes({"truncated": content[: rng.randrange(1, len(content))], "empty": b""}.get(kind, content))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data folder and a finished run on it that saved after every batch."""
+    folder = tmp_path_factory.mktemp("saved")
+    root = make_synapse(folder / "data", train=2)
+    assert train_command.main(command(root, folder / "run")) == 0
+    return root, folder / "run"
+
+
+def command(root: Path, run: Path, *flags: str) -> list[str]:
+    common = ("--workers", "0", "--max_epochs", "4")
+    return runs.words(root, run, *common, *flags, opts=("TRAIN.SAVE_SECONDS", "0"))[1:]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_save_falls_back(
+    kind: str, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, whole = saved
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    damage(run / "last.pth", kind)
+    previous = torch.load(run / "previous.pth", weights_only=True)["step"]
+    assert train_command.main(command(root, run, "--resume", "auto")) == 0
+    out = capsys.readouterr().out
+    assert f"{run / 'last.pth'}: is" in out and "going on from the save before it" in out
+    assert f"step {previous}" in out and previous < runs.last(whole)["step"] + 1
+    runs.assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_no_sound_save_is_an_error_and_never_a_fresh_start(
+    both: bool, saved: tuple[Path, Path], tmp_path: Path, refused: Callable
+) -> None:
+    root, whole = saved
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    damage(run / "last.pth", "flipped")
+    damage(run / "previous.pth", "truncated") if both else (run / "previous.pth").unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    message = refused(train_command.main, command(root, run, "--resume"))
+    assert f"{run / 'last.pth'}: is damaged, and so is any save before it" in message
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_named_file_that_is_damaged_is_refused(saved: tuple[Path, Path], tmp_path: Path, refused: Callable) -> None:
+    """Who names a file wants that one; nor does a damaged best.pth give figures."""
+    import test as test_command
+
+    root, whole = saved
+    for name in ("last.pth", "best.pth"):
+        shutil.copy(whole / name, tmp_path / name)
+        damage(tmp_path / name, "flipped")
+    message = refused(train_command.main, command(root, tmp_path / "new", "--resume", str(tmp_path / "last.pth")))
+    assert "last.pth: is damaged: it does not match its checksum" in message
+    words = ["--checkpoint", tmp_path / "best.pth", "--cfg", whole / "config.yaml", "--output", tmp_path / "o"]
+    assert "best.pth: is damaged: it does not match its checksum" in refused(test_command.main, words)
+    assert not (tmp_path / "new").exists() and not (tmp_path / "o").exists()
+
+
+def test_every_flip_and_every_cut_is_noticed(tmp_path: Path, long: bool, record_property: Callable) -> None:
+    """Of any bit: in tensors, in the filling between them, in the zip's directory and in the checksum itself."""
+    path, bad = tmp_path / "a.pth", tmp_path / "b.pth"
+    content = {"model": {f"w{i}": torch.randn(3, i + 1) for i in range(9)}, "step": 7}
+    save_checkpoint(content, path)
+    whole, rng = path.read_bytes(), random.Random(0)
+    assert runs.same(read_checkpoint(path), content)
+    assert runs.same(torch.load(path, weights_only=True), content), "any reader of checkpoints reads it"
+    count = 4000 if long else 400
+    for number in range(count):
+        place = rng.randrange(len(whole))
+        if number % 2:
+            changed = whole[:place]
+        else:
+            changed = whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :]
+        bad.write_bytes(changed)
+        with pytest.raises(Damaged, match=re.escape(str(bad))):
+            read_checkpoint(bad)
+    record_property("counted", f"checkpoints flipped or cut: {count}, all noticed")
+
+
+def test_a_file_without_a_checksum_is_read(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "released.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "released.pth")["a"], torch.ones(2))
+
+
+def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
+    """The writer dies with the file half there: the one that was there is still there, and whole."""
+    path = tmp_path / "last.pth"
+    save_checkpoint({"step": 1}, path)
+    code = (
+        "import os, sys, torch, checkpoint\n"
+        "from pathlib import Path\n"
+        "real = torch.save\n"
+        "def half(content, file):\n"
+        "    real(content, file)\n"
+        "    os.truncate(file, os.path.getsize(file) // 2)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "torch.save = half\n"
+        "checkpoint.save_last({'step': 2, 'w': torch.ones(1000)}, Path(sys.argv[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -9 and (tmp_path / ".partial-last.pth").exists()
+    assert read_checkpoint(path) == {"step": 1} and not (tmp_path / "previous.pth").exists()
+
+
+LIMITED = (
+    "import resource, signal, sys, train; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.exit(train.main(sys.argv[1:]))"
+)
+
+
+def test_a_limit_on_file_sizes_costs_no_save(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """The run goes on, cannot save, and says so in one line; what was saved is as it was."""
+    root, whole = saved
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = {name: (run / name).read_bytes() for name in ("last.pth", "previous.pth", "best.pth")}
+    words = command(root, run, "--resume")
+    words[words.index("--max_epochs") + 1] = "6"
+    done = subprocess.run([sys.executable, "-c", LIMITED, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "pth" in done.stderr, done.stderr
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert not list(run.glob(".partial*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory that holds two saves of the small network and not a third beside them."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_no_save(small_disk: Path, saved: tuple[Path, Path]) -> None:
+    root, whole = saved
+    run = small_disk / "run"
+    _, error = runs.finish([*runs.PYTHON, "train.py", *command(root, run)], code=2)
+    assert error.count("\n") == 1 and "No space left" in error or "disk full" in error, error
+    assert 0 < runs.last(run)["step"] < runs.last(whole)["step"]
+    assert not list(run.glob(".*"))
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    runs.finish([*runs.PYTHON, "train.py", *command(root, run, "--resume")])
+    runs.assert_same_run(run, whole)
+
+
+def test_two_runs_do_not_share_a_folder(synapse: Path, tmp_path: Path) -> None:
+    """The second is refused while the first lives; what a killed one left is taken over at once."""
+    run = tmp_path / "run"
+    words = ["train.py", *command(synapse, run, "--resume", "auto")]
+    words[words.index("--max_epochs") + 1] = "400"
+    first = runs.start([*runs.PYTHON, *words])
+    runs.wait_for(lambda: runs.steps_of(run) > 2, first)
+    starts = runs.starts_of(run)
+    _, error = runs.finish([*runs.PYTHON, *words], code=2)
+    assert f"{run}: is in use by process {first.pid} on " in error and error.count("\n") == 1
+    assert first.poll() is None and runs.starts_of(run) == starts
+    first.kill()
+    first.communicate()
+    assert (run / ".lock").exists()
+    third = runs.start([*runs.PYTHON, *words])
+    runs.wait_for(lambda: runs.starts_of(run) > starts, third)
+    os.kill(third.pid, 15)
+    runs.end(third, 143)
+    assert not (run / ".lock").exists()
+
+
+def test_two_runs_that_start_at_once(synapse: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["train.py", *command(synapse, run)]
+    both = [runs.start([*runs.PYTHON, *words]) for _ in range(2)]
+    errors = [process.communicate(timeout=runs.PATIENCE)[1] for process in both]
+    # Either they overlap, or the second finds a finished run.
+    assert sorted(process.returncode for process in both) == [0, 2]
+    assert "is in use by" in "".join(errors) or "holds a run already" in "".join(errors)
