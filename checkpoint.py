@@ -11,10 +11,10 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils import whole_or_absent
 
@@ -24,6 +24,7 @@ LAST, PREVIOUS = "last.pth", "previous.pth"  # all that resuming needs, and the 
 
 # torch.save writes a zip file, and a zip file ends with a record of 22 bytes, the last two of which are the length of a
 # comment, and the comment: there the checksum of all that is before them has its place, and other readers pass it over.
+_ZIP_MARK = b"PK\3\4"  # by which torch tells it from its older format
 _END_MARK, _END_BYTES = b"PK\5\6", 22
 _LENGTH = struct.Struct("<H")
 _CHECKSUM_BYTES = len("sha256=") + 64
@@ -31,6 +32,13 @@ _CHECKSUM_BYTES = len("sha256=") + 64
 
 class Damaged(ValueError):
     """A file is not what was written."""
+
+
+class Saved(NamedTuple):
+    """A run's save that was read: the file, and what it holds."""
+
+    path: Path
+    state: dict[str, Any]
 
 
 def save_checkpoint(content: dict[str, Any], path: Path, *, keep: Path | None = None) -> None:
@@ -52,7 +60,7 @@ def save_last(content: dict[str, Any], folder: Path) -> None:
     save_checkpoint(content, folder / LAST, keep=folder / PREVIOUS)
 
 
-def read_last(folder: Path, *, trust: bool = False) -> dict[str, Any] | None:
+def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
     """The newest sound save of a run, with a warning where it is not the newest; None where nothing was ever saved.
 
     Raises:
@@ -61,13 +69,13 @@ def read_last(folder: Path, *, trust: bool = False) -> dict[str, Any] | None:
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     for path in paths:
         try:
-            content = read_checkpoint(path, trust=trust)
+            saved = Saved(path, read_checkpoint(path, trust=trust))
         except (Damaged, OSError) as error:  # a disk may refuse to read what it has lost
             _log.warning("%s", error)
             continue
         if path.name == PREVIOUS:
             _log.warning("%s is damaged or missing: going on from the save before it, %s", folder / LAST, path)
-        return content
+        return saved
     if paths:
         raise ValueError(
             f"{paths[0]}: is damaged, and so is any save before it; put back a copy of {LAST}, "
@@ -101,6 +109,12 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     return dict(content)
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor that was read is a plain one of real numbers, which a weight can be copied from as it is."""
+    elsewhere = tensor.is_meta or tensor.is_nested or tensor.is_quantized
+    return tensor.layout is torch.strided and not (elsewhere or tensor.is_complex())
+
+
 def _load(path: Path, trust: bool) -> Any:
     unreadable = f"{path}: is not a readable checkpoint; copy or download it again"
     try:
@@ -108,8 +122,11 @@ def _load(path: Path, trust: bool) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
+        _check_stored(path)
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what cannot be read is an error
             return torch.load(path, map_location="cpu", weights_only=not trust)
+    except Damaged:
+        raise
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or "Unsupported operand" not in str(error):  # which no pickle has
             raise ValueError(
@@ -119,6 +136,20 @@ def _load(path: Path, trust: bool) -> Any:
         raise Damaged(unreadable) from error
     except Exception as error:  # torch and safetensors report damage by a dozen types, none of them ours
         raise Damaged(unreadable) from error
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse a zip file with packed records: torch writes none, and a small one may unpack to more than the memory."""
+    with open(path, "rb") as file:
+        if file.read(len(_ZIP_MARK)) != _ZIP_MARK:
+            return
+    with zipfile.ZipFile(path) as archive:
+        packed = next((record for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED), None)
+    if packed:
+        raise Damaged(
+            f"{path}: its record {packed.filename[:80]!r} is compressed, expected records as torch.save writes them; "
+            "save it again with torch.save"
+        )
 
 
 def _append_checksum(path: Path) -> None:

@@ -101,9 +101,26 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     if not _started_by_torchrun():
         yield Ranks(device=device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
-    yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank(), device)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend, meeting = "nccl" if device.type == "cuda" else "gloo", _meeting_place()
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=_PATIENCE)
+    yield Ranks(rank, world, local_rank(), device)
     dist.destroy_process_group()  # not after an error: some wait for the others, which wait for this one
+
+
+def _meeting_place() -> dist.Store:
+    """Where the processes tell each other their addresses, apart for each time that torchrun starts them.
+
+    torchrun keeps one store over its restarts, in which a process that is started again may find the address of one
+    that is gone. On several machines restarts are not counted alike: there a store of its own for each start has to be
+    asked for, by TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/distributed.md).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    leads = not shared and os.environ["RANK"] == "0"
+    store = dist.TCPStore(address, port, is_master=leads, timeout=_PATIENCE, multi_tenant=not shared)
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0) if alone else 0}", store)
 
 
 def _started_by_torchrun() -> bool:

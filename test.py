@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, test_parser
-from configs.config import config_beside, data_keywords, get_config, network_keywords
+from configs.config import config_beside, data_keywords, get_config, naming, network_keywords
 
 _log = logging.getLogger("test.py")
 
@@ -26,12 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _test(args: argparse.Namespace) -> int:
     import distributed
     import utils
+    from networks import build_network, load_weights
     from networks.pretrained import find_weights
 
     named = args.checkpoint or args.output_dir
     if not named:
         raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
-    cfg = get_config(config_beside(named), args.cfg, opts=args.opts, overrides=_test_overrides(args))
+    cfg_files = (config_beside(named), args.cfg)
+    cfg = get_config(*cfg_files, opts=args.opts, overrides=_test_overrides(args))
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, cfg.TRAIN.EPOCHS)
     output_dir = _output_dir(args, weights)
@@ -40,7 +42,10 @@ def _test(args: argparse.Namespace) -> int:
         utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
         autocast = utils.select_precision(cfg.TEST.PRECISION, device)
         utils.keep_freed_memory()
-        network = _load_network(cfg, weights, args.trust_checkpoint, device)
+        with naming(*cfg_files):
+            network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
+        load_weights(network, weights, complete=True, trust=args.trust_checkpoint)
+        network.to(device).eval()
         volumes = _find_volumes(cfg, args.input, ranks)
         for folder in ("predictions", "overlays"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
@@ -83,14 +88,6 @@ def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
         raise ValueError("--output is not given; expected a folder for the results")
     utils.check_writable(Path(output_dir), "--output" if args.output else "--output_dir")
     return Path(output_dir)
-
-
-def _load_network(cfg: Any, weights: Path, trust: bool, device: Any) -> Any:
-    from networks import build_network, load_weights
-
-    network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
-    load_weights(network, weights, complete=True, trust=trust)
-    return network.to(device).eval()
 
 
 def _find_volumes(cfg: Any, nifti_input: str, ranks: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, train_parser
-from configs.config import check_continues, data_keywords, get_config, network_keywords, to_plain
+from configs.config import check_continues, data_keywords, get_config, naming, network_keywords, to_plain
 
 _log = logging.getLogger("train.py")
 
@@ -48,9 +48,9 @@ def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> in
     import utils
     from trainer import Diverged
 
-    state = _resume_state(args, output_dir)
+    saved = _saved_state(args, output_dir)
     utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC, ranks.rank)
-    trainer = _build(cfg, output_dir, args, state, ranks)
+    trainer = _build(cfg, output_dir, args, saved, ranks)
     if ranks.first:
         _open_record(trainer, output_dir)
     try:
@@ -60,12 +60,13 @@ def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> in
         return 3
     finally:
         trainer.record.close()
+        trainer.loader.close()
     best = output_dir / "best.pth"
     _log.info("done: weights in %s; evaluate with: python test.py --output_dir %s", best, output_dir)
     return 0
 
 
-def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, state: dict | None, ranks: Any) -> Any:
+def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, saved: Any, ranks: Any) -> Any:
     """All parts of a run, everything checked and nothing written."""
     import utils
     from losses import Criterion, KDloss
@@ -75,7 +76,7 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, state: dict | N
     autocast = utils.select_precision(cfg.PRECISION, device)
     if cfg.COMPILE:
         utils.check_compiler(device)
-    network = _network(cfg, args, state, device)
+    network = _network(cfg, args, saved, device)
     utils.keep_freed_memory()
     loader, validate = _build_data(cfg, ranks, autocast)
     cfg = _resolved(cfg)
@@ -89,20 +90,21 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, state: dict | N
         config=to_plain(cfg),
         ranks=ranks,
     )
-    if state is not None:
-        trainer.resume(state)
+    if saved:
+        trainer.resume(saved.state, saved.path)
     return trainer
 
 
-def _network(cfg: Any, args: argparse.Namespace, state: dict | None, device: Any) -> Any:
-    """The network on its device; one that goes on gets its weights with all the rest of `state`, later."""
+def _network(cfg: Any, args: argparse.Namespace, saved: Any, device: Any) -> Any:
+    """The network on its device; one that goes on gets its weights with all the rest that was saved, later."""
     from networks import build_network
 
-    network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
-    if state is None:
-        _start_weights(network, cfg.MODEL.PRETRAIN_CKPT, args)
+    with naming(args.cfg):
+        network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
+    if saved:
+        check_continues(cfg, saved.state.get("config", {}), saved.path)
     else:
-        check_continues(cfg, state.get("config", {}))
+        _start_weights(network, cfg.MODEL.PRETRAIN_CKPT, args)
     if cfg.TRAIN.SYNC_BN:
         from distributed import with_synchronised_batch_norm
 
@@ -155,8 +157,9 @@ def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[...,
 
     train_set, val_set = (build_dataset(cfg.DATA.DATASET, split, **data_keywords(cfg)) for split in ("train", "val"))
     if ranks.local_rank == 0:  # one process a machine; a cache is made by it, too
-        bar = partial(tqdm, desc="checking the data", leave=False, disable=not sys.stderr.isatty())
         for dataset in (train_set, val_set):
+            files = len(getattr(dataset, "slices", dataset))
+            bar = partial(tqdm, desc="checking the data", total=files, leave=False, disable=not sys.stderr.isatty())
             check_quick(dataset, bar)
     ranks.wait()
     size = (cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE)
@@ -208,21 +211,21 @@ def _options(cfg: Any, autocast: Any) -> Any:
     return Options(autocast=autocast, **{name: cfg.TRAIN[name.upper()] for name in names})
 
 
-def _resume_state(args: argparse.Namespace, output_dir: Path) -> dict | None:
-    """The content of the checkpoint to go on from; None starts afresh.
+def _saved_state(args: argparse.Namespace, output_dir: Path) -> Any:
+    """The `checkpoint.Saved` to go on from; None starts afresh.
 
     What torchrun starts again after a process was lost goes on without being told.
     """
-    from checkpoint import LAST, PREVIOUS, read_checkpoint, read_last
+    from checkpoint import LAST, PREVIOUS, Saved, read_checkpoint, read_last
     from distributed import is_restart
 
     if args.resume not in ("", "auto"):
-        return read_checkpoint(args.resume, trust=args.trust_checkpoint)
+        return Saved(Path(args.resume), read_checkpoint(args.resume, trust=args.trust_checkpoint))
     if args.resume or is_restart():
-        state = read_last(output_dir, trust=args.trust_checkpoint)
-        if state is None and (output_dir / "metrics.jsonl").exists():
+        saved = read_last(output_dir, trust=args.trust_checkpoint)
+        if saved is None and (output_dir / "metrics.jsonl").exists():
             _log.info("%s: the run was stopped before its first save and begins anew", output_dir)
-        return state
+        return saved
     if (output_dir / LAST).exists() or (output_dir / PREVIOUS).exists():
         raise ValueError(
             f"--output_dir: {output_dir} holds a run already; go on with it by --resume, or give another folder"

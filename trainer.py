@@ -20,6 +20,7 @@ from checkpoint import LAST, save_checkpoint, save_last
 from distributed import Ranks
 from record import Record
 from selfreg import Features, FeatureTap
+from state import check_state
 from utils import brief_of, generator_states, restore_generators
 
 _log = logging.getLogger(__name__)
@@ -138,6 +139,8 @@ class Trainer:
             SystemExit: 130 or 143 after Ctrl-C or SIGTERM, once last.pth is saved.
         """
         means: dict[str, float] = {}
+        if self.step:
+            _log.info("resumed at epoch %d, step %d", self.epoch, self.step)
         self.record.begin(self.step, self._metrics_size)
         with self._signals_wait():
             while not self._done():
@@ -176,7 +179,8 @@ class Trainer:
             self.record.progress(self.step, epoch, self._means())
             if self._to_stop:
                 self._stop()
-            if self._to_save and not self.bad_steps:  # what leads into a divergence is not a save to go back to
+            # What leads into a divergence is not a save to go back to.
+            if self._to_save and not self.bad_steps:
                 self._save_last()
             if self._out_of_steps():
                 break
@@ -281,7 +285,7 @@ class Trainer:
         self._sums, self._summed = {}, 0
         if self.ranks.any(bool(self._signal)):
             self._stop()
-        if self.ranks.any(last or self._is_time_to_save()):
+        if self.ranks.any((last or self._is_time_to_save()) and not self.bad_steps):
             self._save_last()
         return means
 
@@ -341,8 +345,8 @@ class Trainer:
             "config": self.config,
         }
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Go on from what `last.pth` holds.
+    def resume(self, state: dict[str, Any], source: Path) -> None:
+        """Go on from `state`, which is what the `last.pth` in `source` holds.
 
         Raises:
             ValueError: it is of another network, optimiser, training set or number of processes, or is no such file.
@@ -352,11 +356,10 @@ class Trainer:
         except _OF_ANOTHER_RUN as error:
             why = f"it holds no {error}" if isinstance(error, KeyError) else brief_of(error)
             raise ValueError(
-                f"--resume: the checkpoint does not belong to this run ({why}); "
-                "expected a last.pth made with the same configuration"
+                f"{source}: the checkpoint does not belong to this run ({why}); "
+                "expected a last.pth made with the same configuration (--resume)"
             ) from error
         self._set_lr(self.schedule.lr_after(self.step - 1))
-        _log.info("resumed at epoch %d, step %d", self.epoch, self.step)
 
     def _restore(self, state: dict[str, Any]) -> None:
         slices, processes = state["slices"], len(state["generators"])
@@ -364,18 +367,16 @@ class Trainer:
             raise ValueError(f"it trained on {slices} slices, here are {self.loader.sampler.length}")
         if processes != self.ranks.world:
             raise ValueError(f"{processes} processes trained it, here are {self.ranks.world}")
+        check_state(state, self.network, self.optimizer, self.loader.sampler.per_epoch)
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, kept in self.optimizer.state.items():
-            shapes = {tuple(value.shape) for value in kept.values() if isinstance(value, Tensor) and value.ndim}
-            if shapes - {tuple(parameter.shape)}:
-                raise ValueError(f"its optimiser holds the shape {shapes} for a weight of {tuple(parameter.shape)}")
+        groups = self.optimizer.state_dict()["param_groups"]  # a file's own would be taken as they are
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(self.device)
-        self.epoch, self.batch_in_epoch, self.step = (int(state[k]) for k in ("epoch", "batch_in_epoch", "step"))
-        self.best, self.bad_steps = float(state["best"]), int(state["bad_steps"])
-        self._sums, self._summed = dict(state["sums"]), int(state["summed"])
-        self._metrics_size = int(state["metrics_size"])
+        self.epoch, self.batch_in_epoch, self.step = (state[k] for k in ("epoch", "batch_in_epoch", "step"))
+        self.best, self.bad_steps = state["best"], state["bad_steps"]
+        self._sums, self._summed = dict(state["sums"]), state["summed"]
+        self._metrics_size = state["metrics_size"]
         restore_generators(state["generators"][self.ranks.rank], self.device)
 
     @contextmanager

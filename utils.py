@@ -211,8 +211,9 @@ def _lock(path: Path) -> int:
         try:
             _lock_whole(descriptor)
             # Its last owner may have removed the file after we opened it: then we hold a lock that nobody sees.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
         except (BlockingIOError, PermissionError):
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
             os.close(descriptor)

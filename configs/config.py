@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def _settle(cfg: CfgNode, source: str = "") -> None:
         network_keywords(cfg)
     except ValueError as error:
         raise ValueError(f"{source}{error}") from None
+
+
+@contextmanager
+def naming(*cfg_files: str | Path) -> Iterator[None]:
+    """Let a ValueError about what the configuration asks for begin with the yamls that it was read from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(": ".join([*map(str, filter(None, cfg_files)), str(error)])) from error
 
 
 def config_beside(path: str | Path) -> str:

@@ -150,6 +150,11 @@ class TrainingLoader:
     def __len__(self) -> int:
         return len(self.reader)
 
+    def close(self) -> None:
+        """End the workers, which else outlive an error: at exit Python ends them by SIGTERM, and they ignore it."""
+        if self.reader._iterator is not None:
+            self.reader._iterator._shutdown_workers()
+
     def __iter__(self) -> Iterator[Batch]:
         return map(self._transformed, self.reader)
 

@@ -45,7 +45,7 @@ _ORDER_BYTES = 16  # more than the three letters of an axis order take
 
 
 # The libraries report damage in as many ways as a file can be damaged.
-_DAMAGE = (
+DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, OSError, AttributeError, TypeError),
     *(ValueError, NotImplementedError, MemoryError, SyntaxError, RuntimeError, struct.error),
 )
@@ -99,7 +99,7 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
         yield
     except BadFile:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise BadFile(f"{path}: is not a readable {kind} file ({brief(error)}); make or copy it again") from error
 
 
@@ -183,7 +183,7 @@ def read_volume(path: Path, num_classes: int) -> Volume:
         if "axis_order" in list(file):
             stored["axis_order"] = _read_text(file, "axis_order", path)
     image, label = check_pair(image, label, num_classes, 3, path)
-    return Volume(path.name.removesuffix(_VOLUME_SUFFIX), image, label, _geometry_from(stored, path))
+    return Volume(path.name.removesuffix(_VOLUME_SUFFIX), image, label, geometry_from(stored, path))
 
 
 def own_dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
@@ -220,7 +220,7 @@ def _read_text(file: h5py.File, key: str, path: Path) -> np.ndarray:
     return np.asarray(dataset[()])
 
 
-def _geometry_from(stored: dict[str, np.ndarray], path: Path) -> Geometry | None:
+def geometry_from(stored: dict[str, np.ndarray], path: Path) -> Geometry | None:
     if not all(key in stored for key in _GEOMETRY_KEYS):
         return None
     try:

@@ -29,11 +29,11 @@ from datasets.base import (
 )
 from datasets.cache import CachedSlices
 from datasets.synapse import (
-    _DAMAGE,
+    DAMAGE,
     StackedSlices,
     SynapseSlices,
-    _geometry_from,
     case_of,
+    geometry_from,
     own_dataset,
     read_npy_header,
     read_slice,
@@ -101,7 +101,7 @@ def read_header(path: Path) -> Header | None:
     describe, ndim = (_h5_arrays, 3) if path.suffix == ".h5" else (_npz_arrays, 2)
     try:
         (shape, image), (label_shape, label) = describe(path)
-    except _DAMAGE:
+    except DAMAGE:
         return None
     usable = shape == label_shape and len(shape) == ndim and min(shape) > 0
     return Header(shape, str(image), str(label)) if usable else None
@@ -186,7 +186,7 @@ def _label_defect(path: Path, num_classes: int) -> Defect | None:
     try:
         with h5py.File(path, "r") if path.suffix == ".h5" else np.load(path, allow_pickle=False) as file:
             label = np.asarray(file["label"][()])
-    except _DAMAGE:
+    except DAMAGE:
         return None
     try:
         check_label(label, num_classes, path)
@@ -202,8 +202,8 @@ def _geometry(path: Path) -> tuple[Geometry | None, list[Defect]]:
     """Where the file lies in the patient, if it says so, and what is wrong with that."""
     try:
         stored = _stored_geometry(path)
-        geometry = _geometry_from(stored, path)
-    except _DAMAGE as error:
+        geometry = geometry_from(stored, path)
+    except DAMAGE as error:
         if str(error).startswith(f"{path}: "):
             return None, [_defect(path, error)]
         return None, [Defect(path, f"its geometry cannot be read ({brief(error)}); make or copy it again")]

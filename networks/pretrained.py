@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from checkpoint import LAST, PREVIOUS, read_checkpoint
+from checkpoint import LAST, PREVIOUS, is_dense, read_checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -58,18 +58,12 @@ def state_dict_of(content: Mapping, path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: holds no tensors by name; expected a state_dict, bare or under 'model' or 'state_dict'"
         )
-    strange = next((name for name, value in state.items() if not _is_dense(value)), None)
+    strange = next((name for name, value in state.items() if not is_dense(value)), None)
     if strange is not None:
         raise ValueError(
             f"{path}: {strange} is sparse, quantised, complex or empty; expected plain tensors, save it as such"
         )
     return state
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether a weight can be copied from it as it is."""
-    elsewhere = tensor.is_meta or tensor.is_nested or tensor.is_quantized
-    return tensor.layout is torch.strided and not (elsewhere or tensor.is_complex())
 
 
 def load_weights(

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = ("selfreg", "configs", "datasets", "networks", "losses", "evaluation", "analysis", "scripts")
-SINGLE = ("train", "test", "trainer", "record", "checkpoint", "distributed", "utils")
+SINGLE = ("train", "test", "trainer", "record", "state", "checkpoint", "distributed", "utils")
 OURS = {*ROOMS, *SINGLE}
 
 # Which of our own rooms each may import (DESIGN's table), and what else beside the standard library.
@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "distributed": (set(), {"torch"}),
     "checkpoint": ({"utils"}, {"torch", "safetensors"}),
     "record": ({"utils"}, {"torch", "tqdm"}),
-    "trainer": ({"selfreg", "utils", "record", "checkpoint", "distributed"}, {"torch"}),
+    "state": ({"checkpoint"}, {"torch"}),
+    "trainer": ({"selfreg", "utils", "record", "state", "checkpoint", "distributed"}, {"torch"}),
     "scripts": (
         OURS - {"scripts", "train", "test"},
         # tests: the naive versions that the benchmark measures against

@@ -53,7 +53,7 @@ def test_flags_and_files_exist() -> None:
     parsers = (arguments.train_parser(), arguments.test_parser())
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     # Abbreviations of the published commands, and flags of prepare_synapse.py.
-    known |= {"--is_saveni", "--max_epoch", "--labels", "--test_cases", "--jobs", "--layout"}
+    known |= {"--is_saveni", "--max_epoch", "--labels", "--test_cases", "--jobs", "--layout", "--nproc_per_node"}
     assert set(re.findall(r"--[a-z][a-z_0-9-]*", README)) <= known
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

@@ -7,9 +7,11 @@ import math
 import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -190,7 +192,8 @@ def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, stop_at: int, a
     with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 99, "loss": 0.0}) + "\n")
     second = build(tmp_path / "cut", options=options, seed=99)
-    second.resume(torch.load(tmp_path / "cut" / "last.pth", weights_only=True))
+    path = tmp_path / "cut" / "last.pth"
+    second.resume(torch.load(path, weights_only=True), path)
     second.fit()
     assert same(weights(whole), weights(second))
     best = torch.load(tmp_path / "cut" / "best.pth", weights_only=True)
@@ -201,8 +204,8 @@ def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, stop_at: int, a
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     trainer = build(tmp_path)
     for state in ({"model": {}}, {"model": {"a": torch.zeros(1)}, "optimizer": {}}):
-        with pytest.raises(ValueError, match="--resume: the checkpoint does not belong to this run"):
-            trainer.resume(state)
+        with pytest.raises(ValueError, match="^last.pth: the checkpoint does not belong to this run"):
+            trainer.resume(state, Path("last.pth"))
 
 
 def test_a_bad_step_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -313,3 +316,64 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     with pytest.raises(Diverged):
         trainer.fit()
     assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize("max_steps", [0, 8])
+def test_a_validation_that_is_interrupted_is_made_again(tmp_path: Path, max_steps: int) -> None:
+    """SIGTERM in the middle of the last validation, after a whole epoch and after a part of one."""
+
+    def build_validating(folder: Path, interrupted: bool) -> Trainer:
+        trainer = build(folder, options=Options(log_freq=1, val_freq=9), max_steps=max_steps)
+
+        def validate(network: nn.Module, progress: Callable) -> dict[str, float]:
+            for case in progress(range(3)):
+                if interrupted and case == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                assert case < 2 or not interrupted, "the case at hand is the last"
+            return {"dice": weights(trainer)[0].sum().item()}
+
+        trainer.validate = validate
+        return trainer
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    build_validating(whole, False).fit()
+    with pytest.raises(SystemExit) as stop:
+        build_validating(cut, True).fit()
+    assert stop.value.code == 143 and not (cut / "best.pth").exists()
+    second = build_validating(cut, False)
+    second.resume(torch.load(cut / "last.pth", weights_only=True), cut / "last.pth")
+    second.fit()
+    assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
+    best = [torch.load(folder / "best.pth", weights_only=True) for folder in (whole, cut)]
+    assert same(*(list(state.values()) for state in best))
+
+
+def test_a_loader_that_fails_costs_no_step(tmp_path: Path) -> None:
+    def fail(image: Tensor) -> Tensor:
+        raise ValueError("case.npz: is damaged")
+
+    trainer = build(tmp_path, options=Options(save_seconds=1e9), spoil={(1, 1): fail})
+    with pytest.raises(ValueError, match="case.npz: is damaged"):
+        trainer.fit()
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert (state["epoch"], state["batch_in_epoch"], state["step"]) == (1, 1, 4)
+
+
+def test_no_save_leads_into_a_divergence(tmp_path: Path) -> None:
+    """Saves come after every batch, but not after one that was left out."""
+    spoil = {(0, b): lambda image: image * float("nan") for b in (1, 2)} | {(1, 0): lambda image: image * float("nan")}
+    with pytest.raises(Diverged):
+        build(tmp_path, spoil=spoil).fit()
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert (state["batch_in_epoch"], state["step"], state["bad_steps"]) == (1, 1, 0)
+
+
+def test_every_generator_goes_on(tmp_path: Path) -> None:
+    """Python's, NumPy's and torch's: what they draw next after a save is what they draw next after resuming."""
+    trainer = build(tmp_path, epochs=1)
+    trainer.fit()
+    drawn = random.random(), np.random.random(), torch.rand(1).item()
+    second = build(tmp_path, epochs=1, seed=5)
+    np.random.seed(5)
+    second.resume(torch.load(tmp_path / "last.pth", weights_only=True), tmp_path / "last.pth")
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == drawn

@@ -721,7 +721,7 @@ RESUME: dict[str, Write] = {
     "momentum a text": _momentum(lambda m: "hello"),
     "momentum NaN": _momentum(lambda m: m * float("nan")),
     "momentum complex": _momentum(lambda m: m.to(torch.complex64)),
-    "no momentum": _optimizer(lambda optimizer: optimizer["state"].pop(0)),
+    "other moments": _optimizer(lambda optimizer: optimizer["state"].update({0: {"exp_avg": torch.zeros(3)}})),
     "no groups": _optimizer(lambda optimizer: optimizer.update(param_groups=[])),
     "groups of texts": _optimizer(lambda optimizer: optimizer.update(param_groups=["a"])),
     "a group's rate a text": _optimizer(lambda optimizer: optimizer["param_groups"][0].update(momentum="much")),

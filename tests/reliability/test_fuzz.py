@@ -66,8 +66,8 @@ class Target:
 
 _MISSING = ("is named in the list but is not there", "no such list", "leaves none to train on")
 _TO_STEP_TWO = ("--max_epochs", 2, "--max_iterations", 2)
-# What a configuration says can be wrong with the network or the data, which know no files.
-_BY_WHAT_IT_SAYS = ("swin_unet: ", "unet: ", "no such data folder", "no such folder of lists", "--dataset is")
+# What a configuration says can be wrong with the data, which know no files.
+_BY_WHAT_IT_SAYS = ("no such data folder", "no such folder of lists", "--dataset is")
 
 # Files of another kind under this name.
 _FOREIGN = (

@@ -47,7 +47,7 @@ def test_killed_at_random_moments(workers: int, tmp_path: Path, long: bool, reco
         assert process.returncode == -signal.SIGKILL, "the run was over too soon for so many kills"
         in_a_save += (run / ".partial-last.pth").exists()
         saved = read_last(run) if run.exists() else None
-        where.append(saved["step"] if saved else 0)
+        where.append(saved.state["step"] if saved else 0)
         assert runs.steps_of(run) >= where[-1], "each step is in the file as soon as it is taken"
     runs.finish(command)
     runs.assert_same_run(run, whole)

@@ -207,3 +207,21 @@ def test_two_runs_that_start_at_once(synapse: Path, tmp_path: Path) -> None:
     # Either they overlap, or the second finds a finished run.
     assert sorted(process.returncode for process in both) == [0, 2]
     assert "is in use by" in "".join(errors) or "holds a run already" in "".join(errors)
+
+
+def test_a_file_that_breaks_in_mid_run_costs_no_step(synapse: Path, tmp_path: Path) -> None:
+    """A worker meets a damaged slice: a save, one line that names it; once it is mended the run goes on from there."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    words = ["--workers", 1, "--max_epochs", 60]
+    slice_file = synapse / "train_npz/case0000_slice001.npz"
+    sound = slice_file.read_bytes()
+    process = runs.start([*runs.PYTHON, *runs.words(synapse, run, *words)])
+    runs.wait_for(lambda: runs.steps_of(run) > 5, process)
+    slice_file.write_bytes(sound[:99])
+    _, error = runs.end(process, 2)
+    assert error.count("\n") == 1 and f"{slice_file}: is not a readable npz file" in error
+    assert runs.last(run)["step"] == runs.steps_of(run) > 5
+    slice_file.write_bytes(sound)
+    runs.finish([*runs.PYTHON, *runs.words(synapse, run, *words, "--resume")])
+    runs.finish([*runs.PYTHON, *runs.words(synapse, whole, *words)])
+    runs.assert_same_run(run, whole)
