@@ -59,6 +59,18 @@ def test_a_damaged_save_falls_back(
     runs.assert_same_run(run, whole)
 
 
+def test_a_damaged_save_never_takes_the_place_of_a_sound_one(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """Were a kill to fall between the two renames of the next save, there would be none left."""
+    root, whole = saved
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    damage(run / "last.pth", "flipped")
+    sound = (run / "previous.pth").read_bytes()
+    once = runs.words(root, run, "--workers", 0, "--max_epochs", 4, "--resume", opts=("TRAIN.SAVE_SECONDS", "1e9"))
+    assert train_command.main(once[1:]) == 0
+    assert (run / "previous.pth").read_bytes() == sound
+    runs.assert_same_run(run, whole)
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_no_sound_save_is_an_error_and_never_a_fresh_start(
     both: bool, saved: tuple[Path, Path], tmp_path: Path, refused: Callable
