@@ -325,6 +325,7 @@ class Trainer:
         generators = self.ranks.gather(generator_states(self.device))
         if self.ranks.first:
             save_last(self._state(generators), self.output_dir)
+        self.ranks.wait()  # whoever ends first has the others killed, and the save is the first's
         self._saved_at = time.monotonic()
 
     def _state(self, generators: list[dict[str, Any]]) -> dict[str, Any]:
