@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -118,6 +119,11 @@ def test_a_killed_process_costs_the_run_nothing(tmp_path: Path, long: bool, reco
     record_property("counted", f"ranks killed under torchrun: {len(victims)}; final state bit for bit")
 
 
+def exit_codes(error: str) -> set[int]:
+    """Those that torchrun reports; -15 is of a process that had saved and was at its end when torchrun ended it."""
+    return {int(code) for code in re.findall(r"exitcode +: (-?\d+)", error)}
+
+
 def test_an_interruption_stops_all_at_one_step(synapse: Path, tmp_path: Path) -> None:
     """SIGTERM to one rank alone: both save and leave, and the run goes on from that step."""
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -127,7 +133,7 @@ def test_an_interruption_stops_all_at_one_step(synapse: Path, tmp_path: Path) ->
     runs.wait_for(lambda: runs.steps_of(run) > 3, process)
     os.kill(ranks_of(process.pid)[1], signal.SIGTERM)
     out, error = process.communicate(timeout=runs.PATIENCE)
-    assert process.returncode != 0 and error.count("exitcode  : 143") == 2, error
+    assert process.returncode != 0 and exit_codes(error) <= {143, -15} and 143 in exit_codes(error), error
     assert "stopped by signal 15" in out and 'train.py", line' not in error, "the tracebacks are torchrun's own"
     assert runs.last(run)["step"] == runs.steps_of(run)
     runs.finish(command)
@@ -149,7 +155,7 @@ def test_what_diverges_ends_in_all(synapse: Path, tmp_path: Path) -> None:
     words = runs.words(synapse, tmp_path / "run", *STEPS, "--base_lr", "9e5", "--max_epochs", 30)
     process = runs.start([*runs.TORCHRUN, *words])
     out, error = process.communicate(timeout=runs.PATIENCE)
-    assert error.count("exitcode  : 3 ") == 2 and error.count("3 times in a row") >= 1, error
+    assert exit_codes(error) <= {3, -15} and 3 in exit_codes(error) and "3 times in a row" in error, error
     log = (tmp_path / "run/log.txt").read_text()
     left_out = [line for line in log.splitlines() if "left out" in line]
     assert left_out and all(line.count("_slice") >= 2 for line in left_out), "the slices of both are named"
