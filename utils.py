@@ -187,18 +187,19 @@ def locked(folder: Path) -> Iterator[None]:
         ValueError: another process holds it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _LOCK
-    descriptor = _lock(path)
+    path, descriptor = folder / _LOCK, None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path)
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
         for partial in folder.glob(f"{_PARTIAL}*"):  # of a run that was killed while it wrote
             partial.unlink()
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
         with suppress(OSError):  # only empty folders let themselves be removed
             for empty in made:
                 empty.rmdir()

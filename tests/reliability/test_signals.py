@@ -39,7 +39,8 @@ def test_a_signal_before_the_first_step_leaves_nothing(number: int, code: int, s
     """While networks and data are made ready there is nothing to save: the folder that was made is gone again."""
     run = tmp_path / "new/run"
     process = runs.start([*runs.PYTHON, *runs.words(synapse, run)])
-    runs.wait_for((run / ".lock").exists, process, pause=0.001)
+    lock = run / ".lock"
+    runs.wait_for(lambda: lock.exists() and lock.read_text(), process, pause=0.001)
     process.send_signal(number)
     _, error = runs.end(process, code)
     assert error == "" and not (tmp_path / "new").exists()
