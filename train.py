@@ -223,14 +223,15 @@ def _saved_state(args: argparse.Namespace, output_dir: Path) -> Any:
     from checkpoint import LAST, PREVIOUS, Saved, read_checkpoint, read_last
     from distributed import is_restart
 
-    if args.resume not in ("", "auto"):
+    holds_a_run = (output_dir / LAST).exists() or (output_dir / PREVIOUS).exists()
+    if args.resume not in ("", "auto") and not (is_restart() and holds_a_run):
         return Saved(Path(args.resume), read_checkpoint(args.resume, trust=args.trust_checkpoint))
     if args.resume or is_restart():
         saved = read_last(output_dir, trust=args.trust_checkpoint)
         if saved is None and (output_dir / "metrics.jsonl").exists():
             _log.info("%s: the run was stopped before its first save and begins anew", output_dir)
         return saved
-    if (output_dir / LAST).exists() or (output_dir / PREVIOUS).exists():
+    if holds_a_run:
         raise ValueError(
             f"--output_dir: {output_dir} holds a run already; go on with it by --resume, or give another folder"
         )
