@@ -35,10 +35,11 @@ class Damaged(ValueError):
 
 
 class Saved(NamedTuple):
-    """A run's save that was read: the file, and what it holds."""
+    """A run's save that was read: the file, what it holds, and the newer one that it stands in for, if any."""
 
     path: Path
     state: dict[str, Any]
+    instead_of: Path | None = None
 
 
 def save_checkpoint(content: dict[str, Any], path: Path, *, keep: Path | None = None) -> None:
@@ -75,6 +76,7 @@ def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
             continue
         if path.name == PREVIOUS:
             _log.warning("%s is damaged or missing: going on from the save before it, %s", folder / LAST, path)
+            return saved._replace(instead_of=folder / LAST)
         return saved
     if paths:
         raise ValueError(

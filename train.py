@@ -46,16 +46,15 @@ def _train(args: argparse.Namespace) -> int:
 
 def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> int:
     import utils
-    from checkpoint import LAST, PREVIOUS
     from trainer import Diverged
 
     saved = _saved_state(args, output_dir)
     utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC, ranks.rank)
     trainer = _build(cfg, output_dir, args, saved, ranks)
     if ranks.first:
-        if saved and saved.path == output_dir / PREVIOUS and args.resume != str(saved.path):
+        if saved and saved.instead_of:
             # It is damaged, and would take the place of the sound save at the next one.
-            (output_dir / LAST).unlink(missing_ok=True)
+            saved.instead_of.unlink(missing_ok=True)
         _open_record(trainer, output_dir)
     try:
         trainer.fit()

@@ -71,6 +71,20 @@ def test_a_damaged_save_never_takes_the_place_of_a_sound_one(saved: tuple[Path, 
     runs.assert_same_run(run, whole)
 
 
+def test_going_back_by_name_keeps_the_newer_save(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """Who names previous.pth has a sound last.pth beside it, which the next save does not lose."""
+    root, whole = saved
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    newer = (run / "last.pth").read_bytes()
+    named = f"{tmp_path}/./run/previous.pth"
+    once = runs.words(
+        root, run, "--workers", 0, "--max_epochs", 4, "--resume", named, opts=("TRAIN.SAVE_SECONDS", "1e9")
+    )
+    assert train_command.main(once[1:]) == 0
+    assert (run / "previous.pth").read_bytes() == newer
+    runs.assert_same_run(run, whole)
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_no_sound_save_is_an_error_and_never_a_fresh_start(
     both: bool, saved: tuple[Path, Path], tmp_path: Path, refused: Callable
