@@ -17,7 +17,19 @@ _log = logging.getLogger(__name__)
 _WRAPPERS = ("model", "state_dict")
 # Published checkpoints carry these; they follow from the architecture and are rebuilt with it.
 _DERIVED_BUFFERS = ("attn_mask", "relative_position_index")
+_COUNTERS = ("num_batches_tracked",)  # of batch norm; old files lack them
 _ENOUGH = 0.9
+
+
+@dataclass(frozen=True)
+class ImageNetStart:
+    """What a network makes of an ImageNet classifier (`from_imagenet`): `tensors` under the network's own names.
+
+    Parameters whose names begin with one of `whole` must all be there and fit; of the others, what fits is taken.
+    """
+
+    tensors: Mapping[str, Tensor]
+    whole: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -96,17 +108,20 @@ def load_weights(
     own = network.state_dict()
     head = getattr(network, "head_prefix", ())  # no key starts with one of no prefixes
     start = getattr(network, "from_imagenet", lambda state: None)(state)
+    fit = getattr(network, "fit_positions", lambda state: state)
     if start is None:
         wanted = {k: v for k, v in _with_own_prefix(state, own).items() if k in own}
+        wanted = fit(wanted)
         if ignore_head:
             wanted = {k: v for k, v in wanted.items() if not k.startswith(head)}
         _check_shapes(wanted, own, head, path)
         _check_coverage(wanted, own, least, path)
     else:
-        # The decoder takes what fits of a copy of the encoder; the encoder itself must fit as a whole.
-        wanted = {k: v for k, v in start.items() if k in own and (network.is_encoder(k) or v.shape == own[k].shape)}
+        fitted = fit(start.tensors)
+        must = [k for k in own if k.startswith(start.whole)]
+        wanted = {k: v for k, v in fitted.items() if k in must or (k in own and v.shape == own[k].shape)}
         _check_shapes(wanted, own, head, path)
-        absent = [k for k in own if network.is_encoder(k) and k not in wanted]
+        absent = [k for k in must if k not in wanted and not k.endswith(_COUNTERS)]
         if absent:
             raise ValueError(
                 f"{path}: is of another network: it lacks {absent[0]} and {len(absent) - 1} more of the encoder; "

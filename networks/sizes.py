@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch.nn.functional as F
+from torch import Tensor
+
 
 def as_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     """A side or (H, W) as (H, W) in pixels.
@@ -40,3 +43,14 @@ def size_error(network: str, size: tuple[int, int], why: str, nearest: tuple[int
         f"{network}: img_size {text(size)} does not fit {why}; "
         f"the nearest that does is {text(nearest)} (--img_size {text(nearest)})"
     )
+
+
+def round_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The smallest (H, W) of whole multiples that holds `size`."""
+    return tuple(-(-side // multiple) * multiple for side in size)
+
+
+def pad_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) with zeros below and to the right up to `size`; the very same tensor where it has that size."""
+    rows, columns = size[0] - x.shape[2], size[1] - x.shape[3]
+    return F.pad(x, (0, columns, 0, rows)) if rows or columns else x

@@ -10,8 +10,9 @@ from einops import rearrange
 from timm.layers import trunc_normal_
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from networks.pretrained import ImageNetStart
+from networks.recompute import run
 from networks.sizes import as_size, nearest_size, size_error
 from selfreg import TapSpec
 
@@ -74,8 +75,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            recompute = self.use_checkpoint and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = run(block, x, recompute=self.use_checkpoint)
         rescale = self.downsample or self.upsample
         return x if rescale is None else rescale(x)
 
@@ -276,12 +276,7 @@ class SwinUnet(nn.Module):
         )
 
     @staticmethod
-    def is_encoder(key: str) -> bool:
-        """Whether a parameter belongs to the encoder, which an ImageNet file fills as a whole."""
-        return key.startswith(("swin_unet.patch_embed.", "swin_unet.layers."))
-
-    @staticmethod
-    def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def from_imagenet(state: Mapping[str, Tensor]) -> ImageNetStart | None:
         """Our names for the tensors of a Swin classifier, or None where `state` is no such file.
 
         The encoder is taken as it is, and `layers.i` is copied to the decoder's `layers_up.(3-i)` (SPEC section 3).
@@ -295,7 +290,7 @@ class SwinUnet(nn.Module):
             if re.match(r"layers\.\d+\.", key):
                 _, i, rest = key.split(".", 2)
                 start[f"swin_unet.layers_up.{last - int(i)}.{rest}"] = value
-        return start
+        return ImageNetStart(start, whole=("swin_unet.patch_embed.", "swin_unet.layers."))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3) or tuple(x.shape[2:]) != self.img_size:

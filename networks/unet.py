@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from networks.recompute import run
 from networks.sizes import as_size, size_error
 from selfreg import TapSpec
 
@@ -139,35 +138,14 @@ class UNet(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The maps of the five resolutions, fine to coarse."""
-        maps = [self._run(self.inc, x)]
+        maps = [run(self.inc, x, recompute=self.use_checkpoint)]
         for down in (self.down1, self.down2, self.down3, self.down4):
-            maps.append(self._run(down, maps[-1]))
+            maps.append(run(down, maps[-1], recompute=self.use_checkpoint))
         return maps
 
     def decode(self, maps: list[Tensor]) -> Tensor:
         """Back from the coarsest map to the final one, (B, width, H, W)."""
         x = maps[-1]
         for up, skip in zip((self.up1, self.up2, self.up3, self.up4), maps[-2::-1], strict=True):
-            x = self._run(up, x, skip)
+            x = run(up, x, skip, recompute=self.use_checkpoint)
         return x
-
-    def _run(self, module: nn.Module, *maps: Tensor) -> Tensor:
-        if not (self.use_checkpoint and torch.is_grad_enabled()):
-            return module(*maps)
-        contexts = nullcontext(), _statistics_untouched(module)
-        return checkpoint(module, *maps, use_reentrant=False, context_fn=lambda: contexts)
-
-
-@contextmanager
-def _statistics_untouched(module: nn.Module) -> Iterator[None]:
-    """Batch norm normalises as before but counts nothing: a pass that is run again must not be counted twice."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)

@@ -1,0 +1,38 @@
+"""Gradient checkpointing: recompute a part in the backward pass instead of keeping what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
+    """Call a module; with `recompute`, and where a gradient is wanted, keep its inputs only and run it again later.
+
+    Batch norm counts the first pass alone, so its statistics are those of a network that recomputes nothing.
+    """
+    if not (recompute and torch.is_grad_enabled()):
+        return module(*inputs)
+    contexts = nullcontext(), _statistics_untouched(module)
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
+
+
+@contextmanager
+def _statistics_untouched(module: nn.Module) -> Iterator[None]:
+    """Batch norm normalises as before but counts nothing: a pass that is run again must not be counted twice."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
