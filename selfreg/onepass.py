@@ -1,20 +1,23 @@
 """Value and gradient of both terms of the regulariser in one pass over each feature map.
 
-Each term is a mean squared distance between channels, so its gradient is the distance itself times a number: it is kept
-when the value is made, and no graph, no normalised copy and no pooled copy of a map lives until the backward pass.
-`tests/reference/` states the same arithmetic plainly, and the tests hold the two together.
+Each published term is a mean squared distance between channels, so its gradient is the distance itself times a number:
+it is kept when the value is made, and no graph, no normalised copy and no pooled copy of a map lives until the backward
+pass. The other distances leave their gradient to torch, map by map. `tests/reference/` states the same arithmetic
+plainly, and the tests hold the two together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from selfreg.distances import Distance, mse
 
 _HALVES = (torch.float16, torch.bfloat16)
 _POOL = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
@@ -36,32 +39,44 @@ class Pull(NamedTuple):
 
 
 def measure(
-    pulls: Sequence[Pull], final: Tensor | None = None, *, lambda_1: float = 1.0, lambda_2: float = 1.0
+    pulls: Sequence[Pull],
+    final: Tensor | None = None,
+    *,
+    lambda_1: float = 1.0,
+    lambda_2: float = 1.0,
+    distance: Distance = mse,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lambda_1 * SCR + lambda_2 * IFD`, which carries the gradient, then SCR and IFD themselves, which carry none.
 
-    `final` is the teacher; SCR needs it, and it receives no gradient.
+    `final` is the teacher; SCR needs it, and it receives no gradient. `distance` is one of `selfreg.distances`.
     """
     teacher = None if final is None else _Teacher(final.detach(), [p.feature.shape for p in pulls if p.scr])
     features = [pull.feature if torch.is_grad_enabled() else pull.feature.detach() for pull in pulls]
-    return _OnePass.apply(pulls, teacher, lambda_1, lambda_2, *features)
+    return _OnePass.apply(pulls, teacher, lambda_1, lambda_2, distance, *features)
 
 
 class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, pulls: Sequence[Pull], teacher: _Teacher | None, lambda_1: float, lambda_2: float, *features: Tensor
+        ctx,
+        pulls: Sequence[Pull],
+        teacher: _Teacher | None,
+        lambda_1: float,
+        lambda_2: float,
+        distance: Distance,
+        *features: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         scr = ifd = _in_full_precision(features[0][:0]).sum()
         gradients = []
         channels = _on_device(pulls, features[0].device)
-        for pull, feature, drawn, wanted in zip(pulls, features, channels, ctx.needs_input_grad[4:], strict=True):
+        for pull, feature, drawn, wanted in zip(pulls, features, channels, ctx.needs_input_grad[5:], strict=True):
             rows = _Rows.of(_in_full_precision(feature))
             gradient = torch.zeros_like(rows.values) if wanted else None
             if pull.ifd:
-                ifd = ifd + _intra(rows, _share(lambda_2, pull.ifd, rows), gradient) / pull.ifd
+                ifd = ifd + _intra(rows, _share(lambda_2, pull.ifd, rows), gradient, distance) / pull.ifd
             if pull.scr:
-                scr = scr + _inter(rows, teacher, drawn, _share(lambda_1, pull.scr, rows), gradient) / pull.scr
+                share = _share(lambda_1, pull.scr, rows)
+                scr = scr + _inter(rows, teacher, drawn, share, gradient, distance) / pull.scr
             gradients.append(rows.restore(gradient).to(feature.dtype) if wanted else None)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(scr, ifd)
@@ -70,7 +85,14 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, of_loss: Tensor, *of_terms: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *(None if g is None else g * of_loss.to(g.dtype) for g in ctx.saved_tensors)
+        return (
+            None,
+            None,
+            None,
+            None,
+            None,
+            *(None if g is None else g * of_loss.to(g.dtype) for g in ctx.saved_tensors),
+        )
 
 
 class _Rows(NamedTuple):
@@ -106,13 +128,15 @@ def _share(weight: float, maps: int, rows: _Rows) -> float:
     return (torch.tensor(weight, dtype=rows.values.dtype) / maps).item()
 
 
-def _intra(rows: _Rows, weight: float, gradient: Tensor | None) -> Tensor:
-    """Mean squared distance of the weaker half of the channels to the stronger, adding its gradient to `gradient`."""
+def _intra(rows: _Rows, weight: float, gradient: Tensor | None, distance: Distance) -> Tensor:
+    """Distance of the weaker half of the channels to the stronger, adding its gradient to `gradient`."""
     f, space = rows.values, 3 - rows.axis
     # The published arithmetic to the bit, since near ties are paired by its rounding. Dead channels tie outright: not a
     # stable sort, for the published one is torch's default.
     score = F.normalize(f, dim=space).mean(dim=(0, space))
     strong, weak = score.argsort(descending=True).chunk(2)
+    if distance is not mse:
+        return _by_torch(lambda f: distance(f[:, strong], f[:, weak]), rows, weight, gradient)
     partner = torch.empty_like(strong.repeat(2))
     partner[strong], partner[weak] = weak, strong
     # From each channel to its partner: every pair stands here twice, once from either end.
@@ -123,13 +147,19 @@ def _intra(rows: _Rows, weight: float, gradient: Tensor | None) -> Tensor:
 
 
 def _inter(
-    rows: _Rows, teacher: _Teacher, channels: tuple[Tensor, Tensor], weight: float, gradient: Tensor | None
+    rows: _Rows,
+    teacher: _Teacher,
+    channels: tuple[Tensor, Tensor],
+    weight: float,
+    gradient: Tensor | None,
+    distance: Distance,
 ) -> Tensor:
-    """Mean squared distance of the drawn channels to the teacher's, adding its gradient to `gradient`."""
+    """Distance of the drawn channels to the teacher's, adding its gradient to `gradient`."""
     size = teacher.common_size(rows.shape)
-    if size != tuple(rows.shape[2:]):
-        return _inter_of_pooled(rows, teacher, size, channels, weight, gradient)
     of_student, of_teacher = channels
+    if size != tuple(rows.shape[2:]) or distance is not mse:  # the gradient of the pooling is best left to torch
+        goal = teacher.pooled[size][:, of_teacher]
+        return _by_torch(lambda f: distance(_pool(f[:, of_student], size), goal), rows, weight, gradient)
     goal = teacher.at(size, rows.axis)
     every = len(of_student) == rows.shape[1]
     if every:  # sort the teacher's draws by the student's instead of gathering both
@@ -148,20 +178,11 @@ def _slope(way: Tensor, count: int, weight: float) -> Tensor:
     return (way * (-2 / count)).mul_(weight)
 
 
-def _inter_of_pooled(
-    rows: _Rows,
-    teacher: _Teacher,
-    size: tuple[int, ...],
-    channels: tuple[Tensor, Tensor],
-    weight: float,
-    gradient: Tensor | None,
-) -> Tensor:
-    """The same where the student has to be pooled, whose gradient is best left to torch."""
-    of_student, of_teacher = channels
+def _by_torch(of_map: Callable[[Tensor], Tensor], rows: _Rows, weight: float, gradient: Tensor | None) -> Tensor:
+    """A function of the map, (B, C, *space) to a scalar, adding its gradient, by torch's autograd, to `gradient`."""
     with torch.set_grad_enabled(gradient is not None):
         values = rows.values.detach().requires_grad_(gradient is not None)
-        student = _pool(rows.restore(values)[:, of_student], size)
-        value = F.mse_loss(student, teacher.pooled[size][:, of_teacher])
+        value = of_map(rows.restore(values))
         if gradient is not None:
             gradient += torch.autograd.grad(weight * value, values)[0]
     return value.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 
@@ -32,7 +33,34 @@ def naive_cross_entropy(x: np.ndarray, y: np.ndarray) -> float:
     return total / y.size
 
 
-def naive_intra(f: np.ndarray) -> float:
+def naive_mse(a: np.ndarray, b: np.ndarray) -> float:
+    """a, b (B, n, *space), compared channel by channel."""
+    return sum((v - w) ** 2 for v, w in zip(a.flat, b.flat, strict=True)) / a.size
+
+
+def naive_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """One minus the cosine of each channel with its partner; a dead channel's cosine is 0."""
+    found = []
+    for place in np.ndindex(a.shape[:2]):
+        v, w = a[place].ravel(), b[place].ravel()
+        lengths = math.sqrt(sum(v * v)) * math.sqrt(sum(w * w))
+        found.append(1 - (sum(v * w) / lengths if lengths else 0.0))
+    return sum(found) / len(found)
+
+
+def naive_normalized_mse(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared distance over the energy of both."""
+    distance = energy = 0.0
+    for v, w in zip(a.flat, b.flat, strict=True):
+        distance += (v - w) ** 2
+        energy += v**2 + w**2
+    return distance / energy if energy else 0.0
+
+
+Distance = Callable[[np.ndarray, np.ndarray], float]
+
+
+def naive_intra(f: np.ndarray, distance: Distance = naive_mse) -> float:
     """f (B, C, H, W)."""
     batch, channels = f.shape[:2]
     scores = []
@@ -44,7 +72,7 @@ def naive_intra(f: np.ndarray) -> float:
         scores.append(sum(values) / len(values))
     order = sorted(range(channels), key=lambda c: -scores[c])
     strong, weak = order[: channels // 2], order[channels // 2 :]
-    return float(np.mean([(f[b, s] - f[b, w]) ** 2 for b in range(batch) for s, w in zip(strong, weak, strict=True)]))
+    return float(distance(f[:, strong], f[:, weak]))
 
 
 def naive_pool(f: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -61,13 +89,13 @@ def naive_pool(f: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return out
 
 
-def naive_inter(s: np.ndarray, t: np.ndarray) -> float:
+def naive_inter(s: np.ndarray, t: np.ndarray, distance: Distance = naive_mse) -> float:
     """s (B, C_s, *space), t (B, C_t, *space); draws from Python's `random`."""
     n = min(s.shape[1], t.shape[1])
     of_s, of_t = random.sample(range(s.shape[1]), n), random.sample(range(t.shape[1]), n)
     size = tuple(min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True))
     s, t = naive_pool(s, size), naive_pool(t, size)
-    return float(np.mean([(s[:, i] - t[:, j]) ** 2 for i, j in zip(of_s, of_t, strict=True)]))
+    return float(distance(s[:, of_s], t[:, of_t]))
 
 
 def naive_kdloss(encoder: list, decoder: list, final: np.ndarray, lambda_1: float, lambda_2: float) -> float:
