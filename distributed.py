@@ -36,9 +36,14 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def together(self, module: nn.Module) -> nn.Module:
-        """The module with the first process's weights everywhere; its gradients are the mean over all processes."""
-        return DistributedDataParallel(module) if self.world > 1 else module
+    def together(self, module: nn.Module, *, some_unused: bool = False) -> nn.Module:
+        """The module with the first process's weights everywhere; its gradients are the mean over all processes.
+
+        `some_unused`: it has parameters that no output depends on, which have to be looked for in every pass.
+        """
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

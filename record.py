@@ -75,6 +75,10 @@ class Record:
         if step % self.log_freq == 0 or step in (1, self.total_steps):
             self._write({"step": step, "epoch": epoch, "lr": lr, **terms}, "train", {"lr": lr, **terms})
 
+    def gradients(self, step: int, epoch: int, norms: Mapping[str, float]) -> None:
+        """Record what each part of the loss adds to the gradient of a step that is about to be taken."""
+        self._write({"step": step, "epoch": epoch, **{f"grad_{k}": v for k, v in norms.items()}}, "gradient", norms)
+
     def scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
         """Record a validation after `epoch` epochs."""
         named = {name.replace(" ", "_"): value for name, value in scores.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, test_parser
-from configs.config import config_beside, data_keywords, get_config, naming, network_keywords
+from configs.config import config_beside, data_keywords, get_config, naming, network_keywords, size_of
 
 _log = logging.getLogger("test.py")
 
@@ -60,6 +60,7 @@ def _test(args: argparse.Namespace) -> int:
                 "dataset": cfg.DATA.DATASET,
                 "network": cfg.MODEL.TYPE,
                 "img_size": cfg.DATA.IMG_SIZE,
+                "inference": cfg.TEST.INFERENCE,
                 "precision": cfg.TEST.PRECISION,
                 "metrics": cfg.TEST.METRICS,
             }
@@ -123,7 +124,13 @@ def _predict(
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     device = ranks.device
-    how = {"img_size": cfg.DATA.IMG_SIZE, "batch_size": cfg.TEST.BATCH_SIZE, "device": device, "autocast": autocast}
+    how = {
+        "img_size": size_of(cfg),
+        "batch_size": cfg.TEST.BATCH_SIZE,
+        "device": device,
+        "autocast": autocast,
+        "overlap": cfg.TEST.OVERLAP if cfg.TEST.INFERENCE == "slide" else None,
+    }
     measured = {"method": cfg.TEST.METRICS, "assd": cfg.TEST.ASSD}
     places, begun = ranks.share(len(volumes)), time.monotonic()
     for done, place in enumerate(places):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, train_parser
-from configs.config import check_continues, data_keywords, get_config, naming, network_keywords, to_plain
+from configs.config import check_continues, data_keywords, get_config, naming, network_keywords, size_of, to_plain
 
 _log = logging.getLogger("train.py")
 
@@ -72,7 +72,6 @@ def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> in
 def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, saved: Any, ranks: Any) -> Any:
     """All parts of a run, everything checked and nothing written."""
     import utils
-    from losses import Criterion, KDloss
     from trainer import Trainer
 
     device = ranks.device
@@ -83,8 +82,7 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, saved: Any, ran
     utils.keep_freed_memory()
     loader, validate = _build_data(cfg, ranks, autocast)
     cfg = _resolved(cfg)
-    kd = KDloss(lambda_1=cfg.LOSS.LAMBDA_1, lambda_2=cfg.LOSS.LAMBDA_2)
-    criterion = Criterion(cfg.MODEL.NUM_CLASSES, ce_weight=cfg.LOSS.CE_WEIGHT, dice_weight=cfg.LOSS.DICE_WEIGHT, kd=kd)
+    criterion = _criterion(cfg.LOSS, cfg.MODEL.NUM_CLASSES)
     optimizer, schedule = _optimizer(network, cfg.TRAIN), _schedule(cfg, len(loader))
     trainer = Trainer(
         *(network, criterion, optimizer, loader, schedule, output_dir, device),
@@ -165,7 +163,7 @@ def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[...,
             bar = partial(tqdm, desc="checking the data", total=files, leave=False, disable=not sys.stderr.isatty())
             check_quick(dataset, bar)
     ranks.wait()
-    size = (cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE)
+    size = size_of(cfg)
     loader = build_loader(
         train_set,
         size=size,
@@ -192,6 +190,15 @@ def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[...,
     return loader, scores
 
 
+def _criterion(loss: Any, num_classes: int) -> Any:
+    from losses import Criterion, KDloss
+
+    kd = KDloss(
+        lambda_1=loss.LAMBDA_1, lambda_2=loss.LAMBDA_2, distance=loss.DISTANCE, warmup_epochs=loss.WARMUP_EPOCHS
+    )
+    return Criterion(num_classes, ce_weight=loss.CE_WEIGHT, dice_weight=loss.DICE_WEIGHT, kd=kd)
+
+
 def _schedule(cfg: Any, batches: int) -> Any:
     from trainer import Schedule
 
@@ -210,8 +217,10 @@ def _options(cfg: Any, autocast: Any) -> Any:
 
     from trainer import Options
 
-    names = {field.name for field in fields(Options)} - {"autocast"}
-    return Options(autocast=autocast, **{name: cfg.TRAIN[name.upper()] for name in names})
+    names = {field.name for field in fields(Options)} - {"autocast", "gradient_factor"}
+    # A compiled graph frees what its first backward pass has used, and each term takes one.
+    factor = 0.0 if cfg.COMPILE else cfg.LOSS.GRADIENT_FACTOR
+    return Options(autocast=autocast, gradient_factor=factor, **{name: cfg.TRAIN[name.upper()] for name in names})
 
 
 def _saved_state(args: argparse.Namespace, output_dir: Path) -> Any:
@@ -237,19 +246,20 @@ def _saved_state(args: argparse.Namespace, output_dir: Path) -> Any:
     return None
 
 
-def _start_weights(network: Any, path: str, args: argparse.Namespace) -> None:
-    """Fill the network from the file that the configuration names, where it is there."""
+def _start_weights(network: Any, paths: str | Sequence[str], args: argparse.Namespace) -> None:
+    """Fill the network from the files that the configuration names, where they are there."""
     from networks import load_weights
 
     asked_for = "MODEL.PRETRAIN_CKPT" in args.opts
-    if path and (Path(path).exists() or asked_for):
-        load_weights(network, path, ignore_head=args.ignore_head, trust=args.trust_checkpoint)
-    elif path:
-        _log.info(
-            "no ImageNet start: %s is not there, so training starts from random weights; "
-            "put Swin-T's public checkpoint there, or name a file by --opts MODEL.PRETRAIN_CKPT FILE",
-            path,
-        )
+    for path in filter(None, [paths] if isinstance(paths, str) else paths):
+        if Path(path).exists() or asked_for:
+            load_weights(network, path, ignore_head=args.ignore_head, trust=args.trust_checkpoint)
+        else:
+            _log.info(
+                "no ImageNet start: %s is not there, so training starts from random weights; "
+                "put the public checkpoint there (see the yaml), or name a file by --opts MODEL.PRETRAIN_CKPT FILE",
+                path,
+            )
 
 
 def _base_lr(cfg: Any) -> float:

@@ -21,7 +21,7 @@ from distributed import Ranks
 from record import Record
 from selfreg import Features, FeatureTap
 from state import check_state
-from utils import brief_of, generator_states, restore_generators
+from utils import brief_of, generator_states, restore_generators, summed_heads
 
 _log = logging.getLogger(__name__)
 
@@ -75,15 +75,17 @@ class Options:
     save_seconds: float = 60.0
     log_freq: int = 20
     image_freq: int = 200
+    gradient_factor: float = 0.0
 
 
 class Trainer:
     """Train a network and keep the record of the run in `output_dir`.
 
     Args:
-        network: on its device already; maps images to logits.
-        criterion: called as (logits, label, features or None) -> terms by name, `loss` among them; its
-            `needs_features` says whether the network is read by a `FeatureTap`.
+        network: on its device already; maps images to logits, or to a tuple of several heads'.
+        criterion: called as (logits, label, features or None, epochs trained) -> terms by name, `loss` among them; its
+            `needs_features` says whether the network is read by a `FeatureTap`, and its `gradient_norms` what each
+            part adds to the gradient, `segmentation` among them.
         optimizer: over the network's parameters.
         loader: batches with `image`, `label` on the device, and `names`; its sampler takes `epoch` and `start`, and
             knows its `length` and how many batches there are `per_epoch`.
@@ -119,7 +121,10 @@ class Trainer:
             log_freq=self.options.log_freq,
             image_freq=self.options.image_freq,
         )
-        self._forward_pass = self.ranks.together(_ForwardPass(network, criterion.needs_features))
+        self._forward_pass = self.ranks.together(
+            _ForwardPass(network, criterion.needs_features),
+            some_unused=getattr(network, "has_unused_parameters", False),
+        )
         self.epoch, self.batch_in_epoch, self.step = 0, 0, 0
         self.best = -math.inf
         self.bad_steps = 0
@@ -196,7 +201,11 @@ class Trainer:
 
     def _train_batch(self, batch: Any) -> dict[str, float] | None:
         """One batch, and the optimiser's step where it completes one; returns its terms, or None if not finite."""
-        logits, terms = self._forward(batch.image, batch.label)
+        logits, features = self._forward(batch.image)
+        epoch = self.epoch + self.batch_in_epoch / self.loader.sampler.per_epoch
+        terms = self.criterion(logits, batch.label, features, epoch)
+        if self.options.gradient_factor and features and not self.batch_in_epoch:
+            self._weigh(logits, batch.label, features, epoch)
         (terms["loss"] / self.options.accumulation_steps).backward()
         values = self._agree(terms)
         self.batch_in_epoch += 1
@@ -209,15 +218,28 @@ class Trainer:
                 self._skip(batch.names, "gradient is")
                 return None
             self.record.step(self.step, self.epoch, self.optimizer.param_groups[0]["lr"], values)
-            self.record.panels(self.step, batch.image, batch.label, logits.detach())
+            self.record.panels(self.step, batch.image, batch.label, summed_heads(logits).detach())
             self._set_lr(self.schedule.lr_after(self.step - 1))
         return values
 
-    def _forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, image: Tensor) -> tuple[Any, Features | None]:
         dtype = self.options.autocast
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            logits, features = self._forward_pass(image)
-        return logits, self.criterion(logits, label, features)
+            return self._forward_pass(image)
+
+    def _weigh(self, logits: Any, label: Tensor, features: Features, epoch: float) -> None:
+        """Record what each part of the loss adds to the gradient, and warn where one drowns the segmentation."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        norms = self.criterion.gradient_norms(logits, label, features, parameters, epoch)
+        self.record.gradients(self.step + 1, self.epoch, norms)
+        most = self.options.gradient_factor * norms["segmentation"]
+        for name, norm in norms.items():
+            if name != "segmentation" and norm > most > 0:
+                _log.warning(
+                    "step %d: the gradient of %s is %.1f times the segmentation loss's; expected %g times at most "
+                    "(LOSS.GRADIENT_FACTOR): lower its weight, or try --distance normalized_mse or --warmup_epochs",
+                    *(self.step + 1, name, norm / norms["segmentation"], self.options.gradient_factor),
+                )
 
     def _agree(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """The terms of the whole batch; and let all processes know whether one is to stop, and whether to save.

@@ -11,7 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -239,6 +239,13 @@ def _lock_whole(descriptor: int) -> None:
         import fcntl
 
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def summed_heads(logits: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """The logits (B, K, H, W) that a network predicts by: of several heads the sum, in float32 at least."""
+    if isinstance(logits, torch.Tensor):
+        return logits
+    return torch.stack([head if head.dtype == torch.float64 else head.float() for head in logits]).sum(dim=0)
 
 
 def brief_of(error: Exception) -> str:

@@ -29,6 +29,8 @@ FLAGS = {
     "seed": "SEED",
     "lambda_1": "LOSS.LAMBDA_1",
     "lambda_2": "LOSS.LAMBDA_2",
+    "distance": "LOSS.DISTANCE",
+    "warmup_epochs": "LOSS.WARMUP_EPOCHS",
     "use_checkpoint": "TRAIN.USE_CHECKPOINT",
     "accumulation_steps": "TRAIN.ACCUMULATION_STEPS",
     "precision": "PRECISION",
@@ -38,8 +40,11 @@ FLAGS = {
     "cache": "DATA.CACHE",
     "val_cases": "DATA.VAL_CASES",
     "metrics": "TEST.METRICS",
+    "inference": "TEST.INFERENCE",
+    "overlap": "TEST.OVERLAP",
 }
 
+DISTANCES = ("mse", "cosine", "normalized_mse")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 _LONGEST_MESSAGE = 1500  # letters; longer than any path with all that is said of it
@@ -66,6 +71,8 @@ def train_parser() -> argparse.ArgumentParser:
     )
     add("--ignore_head", action="store_true", help="take PRETRAIN_CKPT without its last layer: another class count")
     add("--val_cases", type=int, help="training cases held out to choose best.pth by (0: none, as published)")
+    add("--distance", metavar="|".join(DISTANCES), help="between channels (default: mse, as published)")
+    add("--warmup_epochs", type=float, help="epochs over which the regulariser's weights rise from 0")
     add("--workers", type=int, help="processes that load data")
     add("--cache", metavar="DIR", help="keep a memory-mapped copy of the training slices there and read that")
     add("--amp", dest="precision", action="store_const", const="bfloat16", help="the same as --precision bfloat16")
@@ -82,6 +89,8 @@ def test_parser() -> argparse.ArgumentParser:
     add("--input", default="", metavar="FILE_OR_FOLDER", help="predict these NIfTI images instead; no labels needed")
     add("--output", default="", metavar="DIR", help="where results go (default: --output_dir)")
     add("--metrics", choices=("fast", "medpy"), help="how distances are computed; the same numbers")
+    add("--inference", choices=("zoom", "slide"), help="resize slices (the default), or slide a window over them")
+    add("--overlap", type=float, help="of neighbouring windows, from 0 to below 1 (default: 0.5)")
     add("--is_savenii", action="store_true", help="accepted for the published command; predictions are always written")
     return parser
 
@@ -105,7 +114,7 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--max_iterations", type=int, help="steps to train at most")
     add("--batch_size", type=int, help="slices a step")
     add("--base_lr", type=float, help="learning rate before the schedule")
-    add("--img_size", type=int, help="side of the network's input in pixels")
+    add("--img_size", type=int, nargs="+", metavar="SIDE", help="side of the network's input in pixels, or H W")
     add("--n_gpu", type=int, help="1, or 0 for the CPU")
     add("--gpu_id", type=int, help="which GPU, where there are any")
     add(

@@ -15,9 +15,24 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.arguments import FLAGS, PRECISIONS
+from configs.checks import check_values, value_at
 from configs.defaults import default_config
 
+# Keys that take a list too, with an example of what is in it.
+_ONE_OR_MORE = {"DATA.IMG_SIZE": 224, "MODEL.PRETRAIN_CKPT": "weights.pth"}
+# The section of MODEL with a network's options, by their names.
+_SECTIONS = {
+    "hiformer_b": "HIFORMER",
+    "hiformer_l": "HIFORMER",
+    "hiformer_s": "HIFORMER",
+    "pvt_cascade": "PVT_CASCADE",
+    "swin_unet": "SWIN",
+    "trans_cascade": "TRANS_CASCADE",
+    "transunet": "TRANSUNET",
+    "uctransnet": "UCTRANSNET",
+    "unet": "UNET",
+}
+_READ_BY_NOTHING = ("IN_CHANS", "DECODER_DEPTHS", "FINAL_UPSAMPLE")  # published keys of Swin-UNet's section
 _TYPE_ALIASES = {"swin": "swin_unet"}  # the name that the published yaml gives
 
 
@@ -47,7 +62,7 @@ def _settle(cfg: CfgNode, source: str = "") -> None:
     """Check the values as they stand; a message begins with `source`, the last that set any."""
     cfg.MODEL.TYPE = _TYPE_ALIASES.get(cfg.MODEL.TYPE, cfg.MODEL.TYPE)
     try:
-        _check_values(cfg)
+        check_values(cfg)
         network_keywords(cfg)
     except ValueError as error:
         raise ValueError(f"{source}{error}") from None
@@ -74,29 +89,28 @@ def network_keywords(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ValueError: MODEL.TYPE is a network that has no keys in the configuration.
     """
-    swin, unet = cfg.MODEL.SWIN, cfg.MODEL.UNET
+    name = cfg.MODEL.TYPE
+    if name not in _SECTIONS:
+        raise ValueError(f"MODEL.TYPE: unknown network {name!r}; expected one of {', '.join(_SECTIONS)}")
     options = {
-        "swin_unet": {
-            "embed_dim": swin.EMBED_DIM,
-            "depths": tuple(swin.DEPTHS),
-            "num_heads": tuple(swin.NUM_HEADS),
-            "window_size": swin.WINDOW_SIZE,
-            "patch_size": swin.PATCH_SIZE,
-            "mlp_ratio": swin.MLP_RATIO,
-            "qkv_bias": swin.QKV_BIAS,
-            "drop_rate": cfg.MODEL.DROP_RATE,
-            "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
-        },
-        "unet": {"bilinear": unet.BILINEAR, "width": unet.WIDTH},
+        key.lower(): tuple(value) if isinstance(value, list) else value
+        for key, value in cfg.MODEL[_SECTIONS[name]].items()
+        if key not in _READ_BY_NOTHING
     }
-    if cfg.MODEL.TYPE not in options:
-        raise ValueError(f"MODEL.TYPE: unknown network {cfg.MODEL.TYPE!r}; expected one of {', '.join(options)}")
+    if name == "swin_unet":
+        options |= {"drop_rate": cfg.MODEL.DROP_RATE, "drop_path_rate": cfg.MODEL.DROP_PATH_RATE}
     return {
         "num_classes": cfg.MODEL.NUM_CLASSES,
-        "img_size": cfg.DATA.IMG_SIZE,
+        "img_size": size_of(cfg),
         "use_checkpoint": cfg.TRAIN.USE_CHECKPOINT,
-        **options[cfg.MODEL.TYPE],
+        **options,
     }
+
+
+def size_of(cfg: CfgNode) -> tuple[int, int]:
+    """(H, W) of the network's input in pixels."""
+    size = cfg.DATA.IMG_SIZE
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
@@ -212,7 +226,8 @@ _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError, 
 def _parse(cfg: CfgNode, dotted: str, text: str) -> Any:
     """The value that a word of the command line stands for; where text is expected, the word itself."""
     try:
-        if isinstance(_get(cfg, dotted), str):
+        is_list = dotted in _ONE_OR_MORE and text.startswith("[")
+        if isinstance(value_at(cfg, dotted), str) and not is_list:
             return text
     except (KeyError, TypeError):
         pass  # an unknown key is refused by name later on
@@ -250,11 +265,14 @@ def _set(cfg: CfgNode, dotted: str, value: Any, source: str) -> None:
     if isinstance(node[last], CfgNode) and isinstance(value, Mapping) and dotted != "ENVIRONMENT":
         _merge(cfg, value, source, f"{dotted}.")
         return
-    node[last] = _as_type(value, node[last], dotted, source)
+    node[last] = _as_type(value, _ONE_OR_MORE.get(dotted, node[last]), dotted, source)
 
 
 def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
     """The value in the type of the key's default, where that loses nothing."""
+    if dotted in _ONE_OR_MORE and isinstance(value, (list, tuple)) and value:
+        items = [_as_type(item, default, dotted, source) for item in value]
+        return items if len(items) > 1 else items[0]
     if isinstance(default, CfgNode):
         if isinstance(value, Mapping):  # versions, which nothing reads
             return CfgNode({str(name): str(version) for name, version in value.items()})
@@ -278,90 +296,3 @@ def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
             f"expected {type(default).__name__}, such as {default!r}"
         )
     return value
-
-
-_FROM_0 = (
-    *("DATA.NUM_WORKERS", "DATA.VAL_CASES", "GPU_ID", "SEED", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ"),
-    *("TRAIN.WARMUP_STEPS", "TRAIN.CLIP_GRAD", "TRAIN.WEIGHT_DECAY", "TRAIN.MOMENTUM", "TRAIN.SAVE_SECONDS"),
-    *("TRAIN.LR_POWER", "LOSS.LAMBDA_1", "LOSS.LAMBDA_2", "LOSS.CE_WEIGHT", "LOSS.DICE_WEIGHT"),
-    *("AUG.ROT_FLIP", "AUG.ROTATE"),
-)
-_FROM_1 = (
-    *("DATA.IMG_SIZE", "DATA.BATCH_SIZE", "TRAIN.EPOCHS", "TRAIN.ACCUMULATION_STEPS", "TRAIN.LOG_FREQ"),
-    *("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TEST.BATCH_SIZE", "MODEL.UNET.WIDTH"),
-    *(f"MODEL.SWIN.{key}" for key in ("EMBED_DIM", "PATCH_SIZE", "WINDOW_SIZE", "DEPTHS", "NUM_HEADS")),
-)
-_LOWEST = dict.fromkeys(_FROM_0, 0) | dict.fromkeys(_FROM_1, 1) | {"MODEL.NUM_CLASSES": 2, "MODEL.SWIN.MLP_RATIO": 0}
-
-# Far above anything in use; a slip beyond them would take all memory, processes or time before anything is said of it.
-_HIGHEST = {
-    "DATA.NUM_WORKERS": 256,
-    "DATA.IMG_SIZE": 4096,
-    "DATA.BATCH_SIZE": 65536,
-    "TEST.BATCH_SIZE": 65536,
-    "MODEL.NUM_CLASSES": 256,
-    "MODEL.UNET.WIDTH": 1024,
-    "MODEL.SWIN.EMBED_DIM": 1024,
-    "MODEL.SWIN.PATCH_SIZE": 256,
-    "MODEL.SWIN.WINDOW_SIZE": 256,
-    "MODEL.SWIN.DEPTHS": 128,
-    "MODEL.SWIN.NUM_HEADS": 1024,
-    "MODEL.SWIN.MLP_RATIO": 64,
-    "SEED": 2**32 - 1,
-}
-_HIGHEST_ELSE = 2**31 - 1
-
-
-def _check_range(cfg: CfgNode, dotted: str) -> None:
-    lowest, highest = _LOWEST[dotted], _HIGHEST.get(dotted, _HIGHEST_ELSE)
-    value = _get(cfg, dotted)
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(lowest <= number < math.inf for number in values):
-        raise ValueError(f"{dotted} is {value}; expected a finite number of at least {lowest}{_flag_hint(dotted)}")
-    if max(values) > highest:
-        raise ValueError(f"{dotted} is {value}; expected {highest} at most{_flag_hint(dotted)}")
-
-
-def _check_values(cfg: CfgNode) -> None:
-    for dotted in _LOWEST:
-        _check_range(cfg, dotted)
-    if not 0 < cfg.TRAIN.BASE_LR < 1e6:
-        raise ValueError(f"TRAIN.BASE_LR is {cfg.TRAIN.BASE_LR}; expected a number above 0 and below 1e6 (--base_lr)")
-    for dotted, choices in (
-        ("TRAIN.OPTIMIZER", ("sgd", "adamw")),
-        ("TRAIN.LR_SCHEDULE", ("poly", "constant")),
-        ("PRECISION", PRECISIONS),
-        ("TEST.PRECISION", PRECISIONS),
-        ("TEST.METRICS", ("fast", "medpy")),
-        ("TEST.ASSD", ("pooled", "directed")),
-        ("DATA.AXIS_ORDER", ("zxy", "zyx")),
-        ("DATA.START_METHOD", ("", "fork", "spawn", "forkserver")),
-    ):
-        if _get(cfg, dotted) not in choices:
-            raise ValueError(
-                f"{dotted} is {_get(cfg, dotted)!r}; expected one of {', '.join(choices)}{_flag_hint(dotted)}"
-            )
-    for dotted in ("AUG.ROT_FLIP", "AUG.ROTATE", "MODEL.DROP_RATE", "MODEL.DROP_PATH_RATE"):
-        if not 0 <= _get(cfg, dotted) <= 1:
-            raise ValueError(f"{dotted} is {_get(cfg, dotted)}; expected a number from 0 to 1")
-    low, high = (cfg.DATA.WINDOW + [None, None])[:2]
-    if len(cfg.DATA.WINDOW) != 2 or not -math.inf < low < high < math.inf:
-        raise ValueError(f"DATA.WINDOW is {cfg.DATA.WINDOW}; expected [low, high], finite, with low below high")
-    if cfg.MODEL.SWIN.FINAL_UPSAMPLE != "expand_first":
-        raise ValueError(f"MODEL.SWIN.FINAL_UPSAMPLE is {cfg.MODEL.SWIN.FINAL_UPSAMPLE!r}; expected 'expand_first'")
-    if cfg.N_GPU not in (0, 1):
-        raise ValueError(
-            f"N_GPU is {cfg.N_GPU}; expected 0 or 1: a process drives one device, torchrun starts several (--n_gpu)"
-        )
-
-
-def _get(cfg: CfgNode, dotted: str) -> Any:
-    node = cfg
-    for part in dotted.split("."):
-        node = node[part]
-    return node
-
-
-def _flag_hint(dotted: str) -> str:
-    flags = [flag for flag, key in FLAGS.items() if key == dotted]
-    return f" (--{flags[0]})" if flags else ""

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+_R50_VIT = {
+    "HIDDEN_SIZE": 768,
+    "NUM_HEADS": 12,
+    "NUM_LAYERS": 12,
+    "MLP_DIM": 3072,
+    "CNN_WIDTH": 64,
+    "CNN_UNITS": [3, 4, 9],
+    "NORM_GROUPS": 32,
+    "DROPOUT_RATE": 0.1,
+    "ATTENTION_DROPOUT_RATE": 0.0,
+}
+
 
 def default_config() -> CfgNode:
     """A fresh configuration, not frozen."""
@@ -21,7 +33,7 @@ def default_config() -> CfgNode:
                 "ROOT_PATH": "",  # default: data/<dataset>
                 "VOLUME_PATH": "",  # test volumes; default: the root path
                 "LIST_DIR": "",  # default: lists/lists_<dataset>, the root's own lists, the shipped split
-                "IMG_SIZE": 224,
+                "IMG_SIZE": 224,  # side of the network's input in pixels, or [H, W]
                 "BATCH_SIZE": 24,  # of all processes together
                 "NUM_WORKERS": 2,
                 "START_METHOD": "",  # of the workers: fork, spawn, forkserver; none: the system's own
@@ -40,8 +52,8 @@ def default_config() -> CfgNode:
                 "TYPE": "swin_unet",
                 "NAME": "",  # a label; published yamls carry it
                 "NUM_CLASSES": 9,
-                "PRETRAIN_CKPT": "",
-                "DROP_RATE": 0.0,
+                "PRETRAIN_CKPT": "",  # weights to start from: a file, or a list of files
+                "DROP_RATE": 0.0,  # this and the next are Swin-UNet's; published keys
                 "DROP_PATH_RATE": 0.2,
                 "SWIN": {
                     "PATCH_SIZE": 4,
@@ -56,12 +68,55 @@ def default_config() -> CfgNode:
                     "FINAL_UPSAMPLE": "expand_first",  # published key; the one form there is
                 },
                 "UNET": {"BILINEAR": True, "WIDTH": 64},
+                "UCTRANSNET": {
+                    "BASE_CHANNEL": 64,
+                    "NUM_LAYERS": 4,
+                    "NUM_HEADS": 4,
+                    "EXPAND_RATIO": 4,
+                    "EMBEDDINGS_DROPOUT_RATE": 0.1,
+                    "ATTENTION_DROPOUT_RATE": 0.1,
+                    "DROPOUT_RATE": 0.0,
+                },
+                "HIFORMER": {
+                    "USE_FUSION": False,  # the published code computes its cross-scale fusion and throws it away
+                    "EMBED_DIM": 96,
+                    "SWIN_DEPTHS": [2, 2, 6],
+                    "NUM_HEADS": [3, 6, 12],
+                    "WINDOW_SIZE": 7,
+                    "CNN_WIDTH": 64,
+                    "CNN_DEPTHS": [3, 4, 6],
+                    "FUSION_HEADS": [6, 12],
+                    "DECODER_WIDTH": 128,
+                    "DROP_RATE": 0.0,
+                    "DROP_PATH_RATE": 0.1,
+                },
+                "TRANSUNET": {
+                    **_R50_VIT,
+                    "HEAD_CHANNELS": 512,
+                    "DECODER_CHANNELS": [256, 128, 64, 16],
+                },
+                "TRANS_CASCADE": {
+                    **_R50_VIT,
+                    "RECREATE_EMBEDDINGS": False,  # published fault: fresh random embeddings at every forward
+                },
+                "PVT_CASCADE": {
+                    "EMBED_DIMS": [64, 128, 320, 512],
+                    "DEPTHS": [3, 4, 6, 3],
+                    "NUM_HEADS": [1, 2, 5, 8],
+                    "MLP_RATIOS": [8.0, 8.0, 4.0, 4.0],
+                    "DROP_RATE": 0.0,
+                    "ATTN_DROP_RATE": 0.0,
+                    "DROP_PATH_RATE": 0.1,
+                },
             },
             "LOSS": {
                 "CE_WEIGHT": 0.4,
                 "DICE_WEIGHT": 0.6,
                 "LAMBDA_1": 0.015,  # semantic consistency (SCR)
                 "LAMBDA_2": 0.015,  # internal feature distillation (IFD)
+                "DISTANCE": "mse",  # between channels: mse as published, cosine, normalized_mse (no scale moves them)
+                "WARMUP_EPOCHS": 0.0,  # both weights rise linearly over so many epochs; 0 as published
+                "GRADIENT_FACTOR": 10.0,  # warn where a term's gradient exceeds the segmentation's so many times; 0: no
             },
             "TRAIN": {
                 "EPOCHS": 150,
@@ -87,6 +142,8 @@ def default_config() -> CfgNode:
             "TEST": {
                 "BATCH_SIZE": 24,
                 "PRECISION": "float32",  # of the prediction, as PRECISION
+                "INFERENCE": "zoom",  # zoom: slices resized to the network's size, as published; slide: windows of it
+                "OVERLAP": 0.5,  # of neighbouring windows, from 0 to below 1
                 "METRICS": "fast",
                 "ASSD": "pooled",  # mean over all surface distances, as MedPy from 0.5 on; directed: as up to 0.4
             },

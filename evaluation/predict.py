@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from datasets.base import Volume
 from datasets.transforms import resize_image, resize_label
 from distributed import Ranks
+from evaluation.sliding import check_overlap, sliding_scores
 
 # A CPU gains nothing from larger passes, and their maps leave its caches: 24 slices take a fifth longer than 6 x 4.
 _MOST_ON_A_CPU = 4
@@ -25,24 +27,29 @@ def predict_volume(
     batch_size: int = 24,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
+    overlap: float | None = None,
 ) -> np.ndarray:
     """Label a volume slice by slice: cubic zoom to the network's size, argmax, nearest zoom back.
 
-    One batch at a time goes to the device and comes back as labels of the volume's own size.
+    With `overlap`, nothing is zoomed: a window of the network's size slides over each slice at its own resolution, and
+    the logits of the windows are blended before the argmax (`evaluation.sliding`). That suits a network that was
+    trained on crops, or on images of about this resolution. One batch of slices at a time goes to the device and comes
+    back as labels of the volume's own size.
 
     Args:
         network: (B, 1, H, W) to logits (B, K, H, W), or to a tuple of heads, which are summed; it is run in eval mode.
         volume: (D, H, W) numbers, intensities as in training.
         img_size: side or (H, W) of the network's input.
-        batch_size: slices a pass at most; on a CPU never more than 4.
+        batch_size: slices, or windows of them, a pass at most; on a CPU never more than 4.
         device: where the network is.
         autocast: run the network in this type, such as torch.bfloat16, where that is safe; None in its own.
+        overlap: None zooms, as published; the share in [0, 1) by which neighbouring windows overlap slides.
 
     Returns:
         (D, H, W) uint8.
 
     Raises:
-        ValueError: the volume is not three-dimensional or is empty, or batch_size is below 1.
+        ValueError: the volume is not three-dimensional or is empty, batch_size is below 1, or overlap is no such share.
     """
     volume = volume.detach() if isinstance(volume, Tensor) else np.asarray(volume)
     if volume.ndim != 3 or 0 in volume.shape:
@@ -51,6 +58,7 @@ def predict_volume(
         )
     if batch_size < 1:
         raise ValueError(f"predict_volume: batch_size is {batch_size}; expected at least 1")
+    check_overlap(overlap)
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if torch.device(device).type == "cpu":
         batch_size = min(batch_size, _MOST_ON_A_CPU)
@@ -63,22 +71,41 @@ def predict_volume(
             # A batch is copied, as torch takes neither every kind of array nor, without a warning, a read-only one.
             images = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
             images = images.to(device, torch.float32)
-            prediction[first : first + batch_size] = _predict_batch(network, images, size, autocast)
+            prediction[first : first + batch_size] = _predict_batch(
+                network, images, size, autocast, overlap, batch_size
+            )
     finally:
         network.train(was_training)
     return prediction.numpy()
 
 
 @torch.inference_mode()
-def _predict_batch(network: nn.Module, images: Tensor, size: tuple[int, int], autocast: torch.dtype | None) -> Tensor:
+def _predict_batch(
+    network: nn.Module,
+    images: Tensor,
+    size: tuple[int, int],
+    autocast: torch.dtype | None,
+    overlap: float | None,
+    batch_size: int,
+) -> Tensor:
     """Slices (B, H, W) float32 to labels (B, H, W) uint8, on their device."""
-    batch = resize_image(images, size).unsqueeze(1)
+
+    logits_of = partial(_logits, network, autocast)
+    if overlap is None:
+        logits = logits_of(resize_image(images, size).unsqueeze(1))
+    else:
+        logits = sliding_scores(logits_of, images.unsqueeze(1), window=size, overlap=overlap, batch_size=batch_size)
+    labels = logits.max(dim=1).indices  # the same as argmax, which takes four times as long on a CPU
+    return resize_label(labels.to(torch.uint8), tuple(images.shape[1:]))
+
+
+def _logits(network: nn.Module, autocast: torch.dtype | None, batch: Tensor) -> Tensor:
+    """(B, 1, H, W) to logits (B, K, H, W), those of several heads summed."""
     with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
         logits = network(batch)
     if isinstance(logits, (tuple, list)):
         logits = torch.stack([head.float() for head in logits]).sum(dim=0)
-    labels = logits.max(dim=1).indices  # the same as argmax, which takes four times as long on a CPU
-    return resize_label(labels.to(torch.uint8), tuple(images.shape[1:]))
+    return logits
 
 
 def validate(
@@ -90,17 +117,18 @@ def validate(
     batch_size: int = 24,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
+    overlap: float | None = None,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Mean Dice of each class over labelled volumes and, as `dice`, the mean of these means.
 
     The strict convention: a class absent from truth and prediction of a case says nothing about it and is left out.
-    Size, device and types as in `predict_volume`; `progress` wraps the iterator over the cases. Of several `ranks` each
-    takes its share of the cases, and all return the same scores.
+    Size, device, types and windows as in `predict_volume`; `progress` wraps the iterator over the cases. Of several
+    `ranks` each takes its share of the cases, and all return the same scores.
     """
     ranks = ranks or Ranks()
-    how = {"img_size": img_size, "batch_size": batch_size, "device": device, "autocast": autocast}
+    how = {"img_size": img_size, "batch_size": batch_size, "device": device, "autocast": autocast, "overlap": overlap}
     rows = {}
     for index in progress(ranks.share(len(volumes))):
         volume = volumes[index]

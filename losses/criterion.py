@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import random
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,9 +13,14 @@ from torch import Tensor, nn
 from losses.dice import DiceLoss
 from selfreg import Features, KDloss
 
+_HALVES = (torch.float16, torch.bfloat16)
+
 
 class Criterion(nn.Module):
     """`ce_weight * CE + dice_weight * Dice + KDloss`.
+
+    Under deep supervision a network has several heads: cross-entropy and Dice are then the sums over all of them, as
+    published with CASCADE.
 
     Args:
         num_classes: K, background included.
@@ -32,26 +41,66 @@ class Criterion(nn.Module):
         """Whether `forward` wants the features of the pass."""
         return self.kd is not None
 
-    def forward(self, logits: Tensor, label: Tensor, features: Features | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        label: Tensor,
+        features: Features | None = None,
+        epoch: float | None = None,
+    ) -> dict[str, Tensor]:
         """All terms of one batch, scalars: `loss` is their weighted sum, the others stand before their weights.
 
         Args:
-            logits: (B, K, H, W).
+            logits: (B, K, H, W), or as much of every head.
             label: (B, H, W), whole numbers 0..K-1.
             features: of the same pass, where `needs_features`.
+            epoch: epochs trained so far, for a regulariser that warms up.
 
         Raises:
-            ValueError: the regulariser is on and the features are missing.
+            ValueError: the regulariser is on and the features are missing, or it warms up and the epoch is.
         """
-        # Half-precision logits of an autocast pass are summed in float32.
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        terms = {"ce": F.cross_entropy(logits, label.long()), "dice": self.dice(logits, label, softmax=True)}
-        loss = self.ce_weight * terms["ce"] + self.dice_weight * terms["dice"]
+        terms = self._segmentation(logits, label)
         if self.kd is not None:
             if features is None:
                 raise ValueError(
                     "Criterion: the regulariser is on but no features were given; call the network by FeatureTap"
                 )
-            regulariser, terms["scr"], terms["ifd"] = self.kd.terms(*features)
-            loss = loss + regulariser
-        return {"loss": loss, **terms}
+            regulariser, terms["scr"], terms["ifd"] = self.kd.terms(*features, epoch)
+            terms["loss"] = terms["loss"] + regulariser
+        return terms
+
+    def _segmentation(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> dict[str, Tensor]:
+        heads = [logits] if isinstance(logits, Tensor) else logits
+        # Half-precision logits of an autocast pass are summed in float32.
+        heads = [head.float() if head.dtype in _HALVES else head for head in heads]
+        ce = sum(F.cross_entropy(head, label.long()) for head in heads)
+        dice = sum(self.dice(head, label, softmax=True) for head in heads)
+        return {"loss": self.ce_weight * ce + self.dice_weight * dice, "ce": ce, "dice": dice}
+
+    def gradient_norms(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        label: Tensor,
+        features: Features,
+        parameters: Sequence[nn.Parameter],
+        epoch: float | None = None,
+    ) -> dict[str, float]:
+        """L2 norms of what `segmentation` (CE and Dice), `scr` and `ifd` each add, weights included, to the gradient.
+
+        Costs a backward pass a term; the graph stays for the backward pass to come, and Python's generator as it was.
+        """
+        draws = random.getstate()
+        losses = {"segmentation": self._segmentation(logits, label)["loss"]}
+        for name, other in (("scr", "lambda_2"), ("ifd", "lambda_1")):
+            alone = copy.copy(self.kd)
+            setattr(alone, other, 0.0)
+            losses[name] = alone.terms(*features, epoch).loss
+        random.setstate(draws)
+        return {name: _gradient_norm(loss, parameters) for name, loss in losses.items()}
+
+
+def _gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
+    if not loss.requires_grad:  # of a term whose weight is 0
+        return 0.0
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return nn.utils.get_total_norm([g for g in gradients if g is not None]).item()

@@ -1,4 +1,13 @@
-"""The networks by name: `build_network("swin_unet", num_classes=9)`."""
+"""The networks by name: `build_network("swin_unet", num_classes=9)`.
+
+A network is a module with `forward`, (B, C, H, W) to logits (B, K, H, W) or to a tuple of several heads', and
+
+- `tap_spec`: which of its modules carry its features (`selfreg.TapSpec`);
+- `head_prefix`: how the names of the parameters that make the classes begin;
+- `has_unused_parameters`, True where some may get no gradient, which several processes have to know;
+- where it has positions: `fit_positions(state)`, the tensors of a file with those of another size interpolated;
+- where it may start from a public classifier: `from_imagenet(state)`, its own names for such a file's tensors, or None.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +18,28 @@ from typing import Any
 
 from torch import nn
 
+from networks.cascade import PVTCascade, TransCascade
+from networks.hiformer import hiformer_b, hiformer_l, hiformer_s
 from networks.pretrained import load_weights
 from networks.swin_unet import SwinUnet
+from networks.transunet import TransUNet
+from networks.uctransnet import UCTransNet
 from networks.unet import UNet
 
 __all__ = ["build_network", "list_networks", "load_weights"]
 
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {"swin_unet": SwinUnet, "unet": UNet}
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "hiformer_b": hiformer_b,
+    "hiformer_l": hiformer_l,
+    "hiformer_s": hiformer_s,
+    "pvt_cascade": PVTCascade,
+    "swin_unet": SwinUnet,
+    "trans_cascade": TransCascade,
+    "transunet": TransUNet,
+    "uctransnet": UCTransNet,
+    "unet": UNet,
+}
+_NOT_OPTIONS = ("num_classes", "img_size", "in_channels", "variant")
 
 
 def list_networks() -> list[str]:
@@ -27,6 +51,8 @@ def build_network(
     name: str, *, num_classes: int, img_size: int | Sequence[int] = 224, in_channels: int = 1, **options: Any
 ) -> nn.Module:
     """Build a network with fresh weights: (B, C, H, W) to logits (B, num_classes, H, W) in train and eval mode.
+
+    One under deep supervision gives a tuple of several heads' logits; their sum predicts.
 
     Args:
         name: one of `list_networks()`.
@@ -42,9 +68,7 @@ def build_network(
         raise ValueError(f"unknown network {name!r}; expected one of {', '.join(list_networks())}")
     if not 2 <= num_classes <= 256:  # masks are written as bytes
         raise ValueError(f"{name}: num_classes is {num_classes}; expected 2 to 256, the background included")
-    known = [
-        p for p in inspect.signature(_NETWORKS[name]).parameters if p not in ("num_classes", "img_size", "in_channels")
-    ]
+    known = [p for p in inspect.signature(_NETWORKS[name]).parameters if p not in _NOT_OPTIONS]
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)

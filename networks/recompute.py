@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,18 +15,23 @@ from torch.utils.checkpoint import checkpoint
 def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
     """Call a module; with `recompute`, and where a gradient is wanted, keep its inputs only and run it again later.
 
-    Batch norm counts the first pass alone, so its statistics are those of a network that recomputes nothing.
+    Batch norm counts the first pass alone, so its statistics are those of a network that recomputes nothing. A graph
+    that torch.compile makes cannot be told so, and keeps what parts with batch norm made.
     """
     if not (recompute and torch.is_grad_enabled()):
         return module(*inputs)
-    contexts = nullcontext(), _statistics_untouched(module)
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return checkpoint(module, *inputs, use_reentrant=False)
+    if torch.compiler.is_compiling():
+        return module(*inputs)
+    contexts = nullcontext(), _statistics_untouched(norms)
     return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextmanager
-def _statistics_untouched(module: nn.Module) -> Iterator[None]:
+def _statistics_untouched(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """Batch norm normalises as before but counts nothing: a pass that is run again must not be counted twice."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import trunc_normal_
-from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition
 from torch import Tensor, nn
 
 from networks.pretrained import ImageNetStart
 from networks.recompute import run
-from networks.sizes import as_size, nearest_size, size_error
+from networks.sizes import as_size, pad_to, resize_bias_table, round_up, size_error
 from selfreg import TapSpec
 
 
@@ -54,6 +56,49 @@ class PatchExpand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(self.expand(x), "b h w (p q c) -> b (h p) (w q) c", p=self.scale, q=self.scale)
         return self.norm(x)
+
+
+class Block(SwinTransformerBlock):
+    """timm's block on a map (B, H, W, C) that windows need not tile: those at the border are smaller.
+
+    A side that is no longer than the window is not shifted. With `always_partition` the window keeps its size on a
+    smaller map, and so does the table of its relative positions; without, it shrinks to the map.
+    """
+
+    def __init__(
+        self, dim: int, resolution: tuple[int, int], num_heads: int, *, window_size: int, shifted: bool, **options: Any
+    ) -> None:
+        shift = tuple(window_size // 2 if shifted and side > window_size else 0 for side in resolution)
+        super().__init__(dim, resolution, num_heads, window_size=window_size, shift_size=shift, **options)
+
+    def _attn(self, x: Tensor) -> Tensor:
+        # timm would pad after the shift, out of step with its mask, and attend to the padding.
+        (height, width), (rows, columns) = self.input_resolution, self._padding()
+        x = F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
+        return super()._attn(x)[:, :height, :width]
+
+    def _padding(self) -> tuple[int, int]:
+        """Rows and columns that the last windows lack."""
+        return tuple(-side % window for side, window in zip(self.input_resolution, self.window_size, strict=True))
+
+    def get_attn_mask(
+        self, x: Tensor | None = None, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor | None:
+        """-100 between tokens of two windows, or of a window and the padding, (windows, cells, cells); None without."""
+        if not any(self.shift_size) and not any(self._padding()):
+            return None
+        sides = zip(self.input_resolution, self.window_size, self.shift_size, strict=True)
+        rows, columns = (_window_of_each(*side, device=device) for side in sides)
+        numbers = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+        cells = window_partition(numbers[None], self.window_size).flatten(1, 2)
+        apart = (cells[:, :, None] != cells[:, None]).any(dim=-1)
+        return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, -100.0)
+
+
+def _window_of_each(length: int, window: int, shift: int, device: torch.device | None) -> Tensor:
+    """The number of the window of every place along a side that is padded to whole windows, then shifted."""
+    place = torch.arange(length + -length % window, device=device).roll(-shift)
+    return torch.where(place < length, (place - shift) // window, length)
 
 
 class Stage(nn.Module):
@@ -102,17 +147,19 @@ class SwinTransformerSys(nn.Module):
         super().__init__()
         stages = len(depths)
         dims = [embed_dim * 2**i for i in range(stages)]
+        resolutions = [tuple(side // (patch_size * 2**i) for side in img_size) for i in range(stages)]
+        tiled = all(side <= window_size or side % window_size == 0 for sides in resolutions for side in sides)
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
 
         def blocks(i: int) -> list[nn.Module]:
-            resolution = tuple(side // (patch_size * 2**i) for side in img_size)
             return [
-                SwinTransformerBlock(
+                Block(
                     dims[i],
-                    resolution,
+                    resolutions[i],
                     num_heads[i],
                     window_size=window_size,
-                    shift_size=0 if j % 2 == 0 else window_size // 2,
+                    shifted=j % 2 == 1,
+                    always_partition=not tiled,
                     mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
                     proj_drop=drop_rate,
@@ -179,14 +226,15 @@ class SwinUnet(nn.Module):
 
     Args:
         num_classes: K, background included.
-        img_size: side or (H, W); the windows must fit at every stage, see `fits`.
+        img_size: side or (H, W), one token at the coarsest stage (32 pixels) or more; filled up to whole ones by zeros
+            below and to the right. Where windows do not tile a stage (at 224 they do), those at its border are smaller.
         in_channels: 1 or 3; the stem takes either.
         embed_dim, depths, num_heads, window_size, patch_size, mlp_ratio, qkv_bias: as in Swin-T by default.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the encoder's blocks.
         use_checkpoint: recompute blocks in the backward pass, which saves memory and costs time.
 
     Raises:
-        ValueError: a size that the windows do not fit (the nearest that does is named), or options that disagree.
+        ValueError: a size that is too small (the nearest that is not is named), or options that disagree.
     """
 
     def __init__(
@@ -225,18 +273,15 @@ class SwinUnet(nn.Module):
                 f"num_heads {tuple(num_heads)}; change embed_dim or num_heads"
             )
         self.img_size = as_size(img_size)
-
-        def fits(side: int) -> bool:
-            return self.fits(side, stages=len(depths), window_size=window_size, patch_size=patch_size)
-
-        if not all(fits(side) for side in self.img_size):
-            nearest = tuple(nearest_size(side, fits) for side in self.img_size)
-            raise size_error(
-                "swin_unet", self.img_size, f"patches of {patch_size} and windows of {window_size}", nearest
-            )
+        merges = len(depths) - 1
+        coarsest = patch_size * 2**merges
+        if min(self.img_size) < coarsest:
+            nearest = tuple(max(side, coarsest) for side in self.img_size)
+            raise size_error("swin_unet", self.img_size, f"patches of {patch_size} merged {merges} times", nearest)
+        self.padded_size = round_up(self.img_size, coarsest)
         self.swin_unet = SwinTransformerSys(
             num_classes=num_classes,
-            img_size=self.img_size,
+            img_size=self.padded_size,
             patch_size=patch_size,
             embed_dim=embed_dim,
             depths=depths,
@@ -248,14 +293,6 @@ class SwinUnet(nn.Module):
             drop_path_rate=drop_path_rate,
             use_checkpoint=use_checkpoint,
         )
-
-    @staticmethod
-    def fits(side: int, *, stages: int, window_size: int, patch_size: int) -> bool:
-        """Whether every stage halves evenly and is tiled by whole windows, or is smaller than one."""
-        if side < 1 or side % (patch_size * 2 ** (stages - 1)):
-            return False
-        resolutions = [side // (patch_size * 2**i) for i in range(stages)]
-        return all(r <= window_size or r % window_size == 0 for r in resolutions)
 
     head_prefix = "swin_unet.output."  # of the parameters that make the classes
 
@@ -292,10 +329,21 @@ class SwinUnet(nn.Module):
                 start[f"swin_unet.layers_up.{last - int(i)}.{rest}"] = value
         return ImageNetStart(start, whole=("swin_unet.patch_embed.", "swin_unet.layers."))
 
+    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tables of relative positions of another window, bicubically at ours as in Swin; the rest as it is."""
+        fitted = dict(state)
+        for name, module in self.named_modules():
+            key = f"{name}.relative_position_bias_table"
+            if isinstance(module, WindowAttention) and key in state:
+                fitted[key] = resize_bias_table(state[key], module.window_size)
+        return fitted
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or tuple(x.shape[2:]) != self.img_size:
+        height, width = self.img_size
+        if x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2:] != self.img_size:
             raise ValueError(
-                f"swin_unet: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {self.img_size[0]}, "
-                f"{self.img_size[1]}): resize it, or build the network with its img_size"
+                f"swin_unet: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {height}, {width}): "
+                "resize it, or build the network with its img_size"
             )
-        return self.swin_unet(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
+        x = pad_to(x, self.padded_size).expand(-1, 3, -1, -1)
+        return self.swin_unet(x)[:, :, :height, :width]

@@ -23,13 +23,15 @@ def published_state(network: nn.Module) -> dict[str, Tensor]:
     return network.state_dict()
 
 
-def largest_difference(one: nn.Module, other: nn.Module, size: int, channels: int = 1) -> float:
+def largest_difference(one: nn.Module, other: nn.Module, size: tuple[int, int], channels: int = 1) -> float:
     """The largest difference between the outputs of two networks on one random batch, in eval mode."""
     import torch
 
-    image = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    from utils import summed_heads
+
+    image = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return (one.eval()(image) - other.eval()(image)).abs().max().item()
+        return (summed_heads(one.eval()(image)) - summed_heads(other.eval()(image))).abs().max().item()
 
 
 def export(args: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def export(args: argparse.Namespace) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from configs.config import config_beside, get_config, network_keywords
+    from configs.config import config_beside, get_config, network_keywords, size_of
     from networks import build_network, load_weights
     from networks.pretrained import find_weights
     from utils import check_writable, whole_or_absent
@@ -50,13 +52,14 @@ def export(args: argparse.Namespace) -> int:
     network, again = (build_network(cfg.MODEL.TYPE, **network_keywords(cfg)) for _ in range(2))
     load_weights(network, weights, complete=True)
     state = published_state(network) if args.layout == "published" else network.state_dict()
-    state = {key: value.contiguous() for key, value in state.items()}
+    # Copies: safetensors takes no tensor twice, and a network may have one under two names.
+    state = {key: value.contiguous().clone() for key, value in state.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     whole_or_absent(
         args.out, lambda path: (save_file if args.out.suffix == ".safetensors" else torch.save)(state, path)
     )
     load_weights(again, args.out)
-    difference = largest_difference(network, again, cfg.DATA.IMG_SIZE)
+    difference = largest_difference(network, again, size_of(cfg))
     print(f"{args.out}: {len(state)} tensors of {weights}; largest output difference after reloading: {difference:g}")
     return 0
 

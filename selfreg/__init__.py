@@ -2,5 +2,6 @@
 
 from selfreg.features import Features, FeatureTap, TapSpec
 from selfreg.kdloss import KDloss, KDTerms, inter_fd, intra_fd
+from selfreg.suggest import suggest_spec
 
-__all__ = ["FeatureTap", "Features", "KDTerms", "KDloss", "TapSpec", "inter_fd", "intra_fd"]
+__all__ = ["FeatureTap", "Features", "KDTerms", "KDloss", "TapSpec", "inter_fd", "intra_fd", "suggest_spec"]

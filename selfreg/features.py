@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from selfreg.onepass import RANKS
 
 
 class Features(NamedTuple):
@@ -31,6 +34,12 @@ class TapSpec:
     one module name or several, its blocks in order, and a block's feature is its output. `final` names the module
     whose output is the final feature map, or whose first input is, with `final_side="input"`. With `channels_last`
     the blocks hand out (B, *space, C); the final map is channels-first all the same.
+
+    Printed, it is a table of what is regularised: a row `encoder[1][0]` is `spec.encoder[1][0]`, and what the errors
+    of `KDloss` call by that name. `shapes` are those that `suggest_spec` saw; they say nothing to `FeatureTap`.
+
+    Raises:
+        ValueError: a stage without a name, a name that is no text, or another `final_side`.
     """
 
     encoder: Sequence[str | Sequence[str]]
@@ -38,17 +47,52 @@ class TapSpec:
     final: str
     final_side: Literal["input", "output"] = "output"
     channels_last: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.final_side not in ("input", "output"):
             raise ValueError(f"TapSpec: final_side is {self.final_side!r}; expected 'input' or 'output'")
+        if not isinstance(self.final, str):
+            raise ValueError(
+                f"TapSpec: final is {self.final!r}; expected a module name: the teacher is what that module gives, or "
+                "reads with final_side='input'"
+            )
         for part in ("encoder", "decoder"):
-            stages = tuple((stage,) if isinstance(stage, str) else tuple(stage) for stage in getattr(self, part))
-            if not stages or not all(stages):
-                raise ValueError(
-                    f"TapSpec: {part} is {getattr(self, part)!r}; expected at least one module name a stage"
-                )
-            object.__setattr__(self, part, stages)
+            object.__setattr__(self, part, _as_stages(part, getattr(self, part)))
+
+    def students(self) -> list[str]:
+        """Names of the modules whose outputs are regularised, encoder before decoder."""
+        return [name for part in (self.encoder, self.decoder) for stage in part for name in stage]
+
+    def __str__(self) -> str:
+        rows = [
+            (f"{part}[{k}][{b}]", name, self.shapes.get(name))
+            for part in ("encoder", "decoder")
+            for k, stage in enumerate(getattr(self, part))
+            for b, name in enumerate(stage)
+        ]
+        teacher = self.final if self.final_side == "output" else f"input of {self.final}"
+        rows.append(("final", teacher, self.shapes.get(teacher)))
+        width = max(len(name) for _, name, _ in rows)
+        return "\n".join(f"{at:<15}{name:<{width}}  {shape or ''}".rstrip() for at, name, shape in rows)
+
+
+def _as_stages(part: str, stages: Any) -> tuple[tuple[str, ...], ...]:
+    """Every stage as the tuple of its blocks' names."""
+    listed = isinstance(stages, Sequence) and not isinstance(stages, str)
+    named = [(stage,) if isinstance(stage, str) else stage for stage in stages] if listed else []
+    if not named or not all(
+        isinstance(stage, Sequence) and stage and all(isinstance(name, str) for name in stage) for stage in named
+    ):
+        raise ValueError(
+            f"TapSpec: {part} is {stages!r}; expected a list of stages with at least one module name a stage"
+        )
+    return tuple(tuple(stage) for stage in named)
+
+
+class _Seen(NamedTuple):
+    value: Any
+    with_grad: bool  # whether autograd was recording while the module ran
 
 
 class FeatureTap:
@@ -59,13 +103,16 @@ class FeatureTap:
     too, as one graph; since torch does not look at hooks when it chooses a graph, tap it in train mode and call it
     plainly in eval mode, or the other way round, but not both ways in one mode.
 
+    A layer that works in place on a tapped output changes the feature with it; name that layer instead.
+
     Args:
         network: any module; ours bring their own `tap_spec`.
-        spec: where the features are, needed for a network that is not ours.
+        spec: where the features are, needed for a network that is not ours; `suggest_spec` proposes one.
 
     Raises:
-        ValueError: the spec is missing, names a module that the network does not have, or (when called) a module
-            that did not run or did not return a tensor.
+        ValueError: the spec is missing or names a module that the network does not have; or, when called, a module
+            that did not run, ran more than once, did not return one map (B, C, H, W) or (B, C, D, H, W), or, in
+            training, ran where autograd does not record although its parameters are trained.
     """
 
     def __init__(self, network: nn.Module, spec: TapSpec | None = None) -> None:
@@ -73,60 +120,102 @@ class FeatureTap:
         if not isinstance(spec, TapSpec):
             raise ValueError(
                 f"FeatureTap: {type(network).__name__} declares no tap_spec; "
-                "give one: FeatureTap(network, TapSpec(...))"
+                "give one: FeatureTap(network, TapSpec(...)), or let suggest_spec(network, image) propose it"
             )
         self.network, self.spec = network, spec
         modules = dict(network.named_modules())
-        for name in self._names():
+        for name in [*spec.students(), spec.final]:
             if name not in modules:
                 close = difflib.get_close_matches(name, modules, n=3)
                 raise ValueError(
                     f"FeatureTap: {type(network).__name__} has no module {name!r}; "
                     f"close names: {', '.join(close) or 'none, see network.named_modules()'}"
                 )
-        self._modules = {name: modules[name] for name in self._names()}
-
-    def _names(self) -> list[str]:
-        return [name for part in (self.spec.encoder, self.spec.decoder) for stage in part for name in stage] + [
-            self.spec.final
-        ]
+        self._students = {name: modules[name] for name in spec.students()}
+        self._final = modules[spec.final]
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Features]:
         """Run the network once; returns what it returns, and the features of this pass."""
-        seen: dict[str, Any] = {}
-
-        def keep(name: str):
-            def hook(module: nn.Module, inputs: tuple, output: Any = None) -> None:
-                seen[name] = inputs[0] if output is None else output
-
-            return hook
-
+        seen: dict[str, list[_Seen]] = {name: [] for name in self._students}
+        final: list[_Seen] = []
         with ExitStack() as hooks:
-            for name, module in self._modules.items():
-                if name == self.spec.final and self.spec.final_side == "input":
-                    hooks.enter_context(module.register_forward_pre_hook(keep(name)))
-                else:
-                    hooks.enter_context(module.register_forward_hook(keep(name)))
+            for name, module in self._students.items():
+                hooks.enter_context(module.register_forward_hook(_keep_output(seen[name])))
+            if self.spec.final_side == "input":
+                hooks.enter_context(self._final.register_forward_pre_hook(_keep_input(final), with_kwargs=True))
+            else:
+                hooks.enter_context(self._final.register_forward_hook(_keep_output(final)))
             logits = self.network(*args, **kwargs)
-        for name in self._names():
-            self._check(name, seen)
+        students = {name: self._student(name, calls) for name, calls in seen.items()}
         return logits, Features(
-            [[self._channels_first(seen[name]) for name in stage] for stage in self.spec.encoder],
-            [[self._channels_first(seen[name]) for name in stage] for stage in self.spec.decoder],
-            seen[self.spec.final],
+            [[students[name] for name in stage] for stage in self.spec.encoder],
+            [[students[name] for name in stage] for stage in self.spec.decoder],
+            _one_map(self.spec.final, final, "gave" if self.spec.final_side == "output" else "read"),
         )
 
-    def _check(self, name: str, seen: dict[str, Any]) -> None:
-        if name not in seen:
+    def _student(self, name: str, calls: list[_Seen]) -> Tensor:
+        feature = _one_map(name, calls, "gave")
+        training = self.network.training and torch.is_grad_enabled()
+        if training and not (feature.requires_grad or calls[0].with_grad) and self._is_trained(name):
             raise ValueError(
-                f"FeatureTap: module {name!r} did not run in this forward pass; name one that does (or, of a compiled "
-                "network, tap it in a mode in which it is not called plainly)"
+                f"FeatureTap: module {name!r} ran where autograd does not record, although its parameters are trained, "
+                "so the regulariser would teach it nothing; if it is checkpointed, say use_reentrant=False to "
+                "torch.utils.checkpoint.checkpoint; if it is frozen, set its parameters' requires_grad to False"
             )
-        if not isinstance(seen[name], Tensor):
-            raise ValueError(
-                f"FeatureTap: module {name!r} gave a {type(seen[name]).__name__}; "
-                "expected one tensor, name another module"
-            )
-
-    def _channels_first(self, feature: Tensor) -> Tensor:
         return feature.movedim(-1, 1) if self.spec.channels_last else feature
+
+    def _is_trained(self, name: str) -> bool:
+        """Whether a module, or where it has no parameters the nearest one around it that has, holds a trained one."""
+        modules = dict(self.network.named_modules())
+        while name and next(modules[name].parameters(), None) is None:
+            name = name.rpartition(".")[0]
+        return any(p.requires_grad for p in modules[name].parameters()) if name else False
+
+
+def _keep_output(calls: list[_Seen]) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls.append(_Seen(output, torch.is_grad_enabled()))
+
+    return hook
+
+
+def _keep_input(calls: list[_Seen]) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls.append(_Seen(next(iter((*inputs, *named.values())), None), torch.is_grad_enabled()))
+
+    return hook
+
+
+def _one_map(name: str, calls: list[_Seen], verb: str) -> Tensor:
+    """The one map that a module gave or read in this pass; anything else is refused by name."""
+    if not calls:
+        raise ValueError(
+            f"FeatureTap: module {name!r} did not run in this forward pass; name one that does (or, of a compiled "
+            "network, tap it in a mode in which it is not called plainly)"
+        )
+    if len(calls) > 1:
+        raise ValueError(
+            f"FeatureTap: module {name!r} ran {len(calls)} times in this forward pass, and its feature would be any of "
+            "them; name the modules around it, each of which runs once"
+        )
+    value = calls[0].value
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"FeatureTap: module {name!r} {verb} a {type(value).__name__}{_contents(value)}; "
+            "expected one tensor, name another module (those inside it that give its parts)"
+        )
+    if value.ndim not in RANKS:
+        raise ValueError(
+            f"FeatureTap: module {name!r} {verb} a tensor of shape {tuple(value.shape)}; expected a map (B, C, H, W) "
+            "or (B, C, D, H, W), with channels_last=True (B, *space, C): name a module whose tokens are a map already"
+        )
+    return value
+
+
+def _contents(value: Any) -> str:
+    """What a container holds, for the error message."""
+    if isinstance(value, Mapping):
+        return f" with keys {', '.join(map(repr, value))}"
+    if isinstance(value, list | tuple):
+        return f" of {len(value)}"
+    return ""

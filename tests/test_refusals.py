@@ -27,7 +27,7 @@ TRAIN_ERRORS = {
     "no lists": (["--list_dir", "absent"], "absent: no such folder of lists"),
     "size": (
         ["--img_size", "30"],
-        "img_size 30 does not fit patches of 4 and windows of 4; the nearest that does is 32",
+        "img_size 30 does not fit patches of 4 merged 3 times; the nearest that does is 32",
     ),
     "dataset": (["--dataset", "Synapsy"], "--dataset is 'Synapsy'; expected one of Phantom, Synapse"),
     "config": (["--cfg", "absent.yaml"], "absent.yaml: no such configuration"),

@@ -56,7 +56,7 @@ class Criterion(nn.Module):
 
     needs_features = False
 
-    def forward(self, logits: Tensor, label: Tensor, features: None) -> dict[str, Tensor]:
+    def forward(self, logits: Tensor, label: Tensor, features: None, epoch: float) -> dict[str, Tensor]:
         ce = nn.functional.cross_entropy(logits, label.long())
         return {"loss": ce * (0.5 + random.random()), "ce": ce}
 
@@ -145,7 +145,7 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     class Mean(nn.Module):
         needs_features = False
 
-        def forward(self, logits: Tensor, label: Tensor, features: None) -> dict[str, Tensor]:
+        def forward(self, logits: Tensor, label: Tensor, features: None, epoch: float) -> dict[str, Tensor]:
             return {"loss": nn.functional.cross_entropy(logits, label.long())}
 
     class Same(Loader):

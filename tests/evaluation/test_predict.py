@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datasets.base import Volume
 from evaluation.predict import predict_volume, validate
+from evaluation.sliding import sliding_scores
 from tests.reference import transforms as reference
 
 
@@ -126,6 +127,80 @@ def test_impossible_volumes() -> None:
             predict_volume(Bands(), bad, img_size=4)
     with pytest.raises(ValueError, match="batch_size is 0"):
         predict_volume(Bands(), np.zeros((1, 4, 4)), img_size=4, batch_size=0)
+
+
+class Leaning(nn.Module):
+    """Two heads of which each pixel's score leans to one side of the window that it is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.shapes.append(tuple(x.shape))
+        logits = self.conv(x)
+        return logits, logits * torch.linspace(-2, 2, x.shape[-1])
+
+
+@pytest.mark.parametrize("overlap", [0, 0.5, 0.75])
+@pytest.mark.parametrize("shape", [(5, 40, 40), (3, 17, 45), (2, 16, 24), (6, 9, 30), (1, 7, 11)])
+def test_slides_over_slices_of_any_size(shape: tuple[int, int, int], overlap: float) -> None:
+    """Each slice alone at its own resolution, its heads summed; nothing larger than a window reaches the network."""
+    network, volume = Leaning(), smooth_volume(shape)
+    got = predict_volume(network, volume, img_size=(16, 24), batch_size=3, overlap=overlap)
+    assert got.shape == shape and got.dtype == np.uint8
+    assert all(passed[1:] == (1, 16, 24) and passed[0] <= 3 for passed in network.shapes)
+    for image, label in zip(volume, got, strict=True):
+        with torch.no_grad():
+            scores = sliding_scores(
+                lambda x: sum(network(x)),
+                torch.from_numpy(image)[None, None],
+                window=(16, 24),
+                overlap=overlap,
+                batch_size=1,
+            )
+        np.testing.assert_array_equal(label, scores[0].argmax(0).numpy())
+
+
+@pytest.mark.parametrize("overlap", [0, 0.5])
+@pytest.mark.parametrize("network", [Bands(), Heads(), Leaning()])
+def test_a_window_of_the_slice_is_the_plain_argmax(network: nn.Module, overlap: float) -> None:
+    volume = smooth_volume((3, 16, 24))
+    expected = predict_volume(network, volume, img_size=(16, 24))
+    np.testing.assert_array_equal(predict_volume(network, volume, img_size=(16, 24), overlap=overlap), expected)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(volume)[:, None])
+    logits = sum(logits) if isinstance(logits, tuple) else logits
+    np.testing.assert_array_equal(expected, logits.argmax(1).numpy())
+
+
+@pytest.mark.parametrize("network", [Bands(), Heads()])
+def test_brightness_alone_is_the_same_in_windows(network: nn.Module) -> None:
+    """A network without a border labels a slice as if it saw it whole."""
+    volume = smooth_volume((2, 33, 50))
+    whole = predict_volume(network, volume, img_size=(33, 50))
+    np.testing.assert_array_equal(predict_volume(network, volume, img_size=16, overlap=0.5), whole)
+
+
+@pytest.mark.parametrize("overlap", [1.0, -0.25, float("nan"), "0.5"])
+def test_impossible_overlaps(overlap: object) -> None:
+    volume = np.zeros((1, 4, 4), np.float32)
+    with pytest.raises(ValueError, match="overlap is .*; expected a number from 0 to below 1"):
+        predict_volume(Bands(), volume, img_size=4, overlap=overlap)
+    with pytest.raises(ValueError, match="overlap is .*; expected a number from 0 to below 1"):
+        validate(Bands(), [Volume("a", volume, volume)], class_names=["one"], img_size=4, overlap=overlap)
+
+
+def test_validate_slides() -> None:
+    """The scores are those of the predictions in windows, which differ from those of zoomed slices."""
+    network = Leaning()
+    volumes = [Volume(str(i), smooth_volume((2, 30, 41)) + i / 4, np.zeros((2, 30, 41), np.uint8)) for i in range(2)]
+    how = {"img_size": 16, "overlap": 0.5}
+    labelled = [Volume(v.name, v.image, predict_volume(network, v.image, **how)) for v in volumes]
+    assert any((v.label != predict_volume(network, v.image, img_size=16)).any() for v in labelled)
+    assert validate(network, labelled, class_names=["one", "two"], **how)["dice"] == 1
+    assert validate(network, labelled, class_names=["one", "two"], img_size=16)["dice"] < 1
 
 
 def test_validate_by_pencil() -> None:

@@ -62,7 +62,7 @@ def block_labels(seed: int, batch: int, classes: int) -> Tensor:
 def fill(key: str, shape: tuple[int, ...], draw: str = "") -> np.ndarray:
     """The value that the rule gives a parameter, float32; `draw` names another key to seed by."""
     value = normal(zlib.crc32((draw or key).encode()), shape)
-    if key.endswith("relative_position_bias_table"):
+    if key.endswith("relative_position_bias_table") or "pos_embed" in key or "position_embed" in key:
         return np.float32(0.02) * value
     if key.endswith("running_mean"):
         return np.float32(0.1) * value
@@ -76,12 +76,11 @@ def fill(key: str, shape: tuple[int, ...], draw: str = "") -> np.ndarray:
 
 
 def fill_network(network: nn.Module) -> nn.Module:
-    """Give a network the weights of the rule, in its own dtype."""
-    state = network.state_dict()
-    for key, value in state.items():
-        if value.is_floating_point() and not key.endswith(_LEFT_AS_BUILT):
-            state[key] = torch.from_numpy(fill(key, tuple(value.shape))).to(value.dtype)
-    network.load_state_dict(state)
+    """Give a network the weights of the rule, in its own dtype; of tied ones the last in sorted order wins."""
+    with torch.no_grad():
+        for key, value in sorted(network.state_dict().items()):
+            if value.is_floating_point() and not key.endswith(_LEFT_AS_BUILT):
+                value.copy_(torch.from_numpy(fill(key, tuple(value.shape))))
     return network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -292,3 +293,48 @@ class SwinUnet(nn.Module):
             x = x.repeat(1, 3, 1, 1)
         logits, encoder, decoder, final = self.swin_unet(x)
         return (logits, encoder, decoder, final) if self.training else logits
+
+
+def bands(side: int, window: int, shift: int) -> list[slice]:
+    """Cut a side into windows of which the second begins at `shift`; the first and the last may be smaller."""
+    borders = [0, *range(shift or window, side, window), side]
+    return [slice(*pair) for pair in itertools.pairwise(borders)]
+
+
+class PartialWindowBlock(nn.Module):
+    """A block on maps (B, H, W, C) of any size: attention in one window after the other, nothing padded or rolled.
+
+    The windows are cut from the corner, or half a window from it, and end at the map's border. A side within one window
+    is not shifted. Parameters carry the names of `Block`, the table those of a whole window; no dropped paths.
+    """
+
+    def __init__(self, dim: int, heads: int, window: int, shift: int, ratio: float) -> None:
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (bands(side, self.window, self.shift if side > self.window else 0) for side in x.shape[1:3])
+        normed, attended = self.norm1(x), torch.empty_like(x)
+        for band in rows:
+            for column in columns:
+                attended[:, band, column] = self._attend(normed[:, band, column])
+        x = x + attended
+        return x + self.mlp(self.norm2(x))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Attention among all cells of (B, h, w, C)."""
+        batch, height, width, dim = x.shape
+        cells = [(i, j) for i in range(height) for j in range(width)]
+        row = [[(i - k + self.window - 1, j - m + self.window - 1) for k, m in cells] for i, j in cells]
+        apart = torch.tensor([[down * (2 * self.window - 1) + right for down, right in one] for one in row])
+        q, k, v = self.attn.qkv(x).view(batch, len(cells), 3, self.heads, dim // self.heads).unbind(2)
+        heads = []
+        for head in range(self.heads):
+            score = q[:, :, head] @ k[:, :, head].mT * self.attn.scale
+            score = score + self.attn.relative_position_bias_table[apart, head]
+            heads.append(score.softmax(dim=-1) @ v[:, :, head])
+        return self.attn.proj(torch.cat(heads, dim=-1)).view(batch, height, width, dim)

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from selfreg import FeatureTap, TapSpec
 
@@ -98,8 +99,167 @@ def test_a_network_without_a_spec() -> None:
         FeatureTap(Foreign())
 
 
+class Yields(nn.Module):
+    """Gives what it is told to, whatever it reads."""
+
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> object:
+        return self.output
+
+
+class Around(Foreign):
+    """Foreign, with one more module whose output goes nowhere."""
+
+    def __init__(self, extra: nn.Module) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.extra(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ([torch.zeros(1), torch.zeros(1)], "a list of 2;"),
+        ({"out": torch.zeros(1), "aux": 0}, "a dict with keys 'out', 'aux';"),
+        (None, "a NoneType;"),
+        (torch.zeros(2, 49, 8), r"a tensor of shape \(2, 49, 8\); expected a map"),
+        (torch.zeros(2, 8), r"a tensor of shape \(2, 8\); expected a map"),
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("part", ["encoder", "decoder", "final"])
+def test_what_is_no_map(output: object, message: str, channels_last: bool, part: str) -> None:
+    names = {"encoder": ["down.0"], "decoder": ["up"], "final": "up"}
+    spec = TapSpec(**{**names, part: "extra" if part == "final" else ["extra"]}, channels_last=channels_last)
+    with pytest.raises(ValueError, match=f"module 'extra' gave {message}"):
+        FeatureTap(Around(Yields(output)), spec)(torch.randn(1, 1, 8, 8))
+
+
+def test_a_head_that_reads_no_map() -> None:
+    class Flat(Foreign):
+        def forward(self, x: Tensor) -> Tensor:
+            super().forward(x)
+            return self.last(x.flatten(1))
+
+    network = Flat()
+    network.last = nn.Linear(64, 2)
+    spec = TapSpec(encoder=["down.1"], decoder=["up"], final="last", final_side="input")
+    with pytest.raises(ValueError, match=r"'last' read a tensor of shape \(1, 64\)"):
+        FeatureTap(network, spec)(torch.randn(1, 1, 8, 8))
+
+
+def test_a_teacher_that_did_not_run() -> None:
+    for side in ("input", "output"):
+        spec = TapSpec(encoder=["down.1"], decoder=["up"], final="unused", final_side=side)
+        with pytest.raises(ValueError, match="'unused' did not run"):
+            FeatureTap(Foreign(), spec)(torch.randn(1, 1, 8, 8))
+
+
+def test_a_head_that_is_called_by_keyword() -> None:
+    class Keyword(Foreign):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(input=self.up(self.down(x)))
+
+    _, features = FeatureTap(Keyword(), SPEC)(torch.randn(1, 1, 8, 8))
+    assert torch.equal(features.final, features.decoder[0][0])
+
+
+def test_the_head_may_be_a_student_as_well() -> None:
+    spec = TapSpec(encoder=["down.1"], decoder=["head"], final="head", final_side="input")
+    logits, features = FeatureTap(Foreign(), spec)(torch.randn(1, 1, 8, 8))
+    assert torch.equal(features.decoder[0][0], logits) and features.final.shape[1] == 4
+
+
+def test_a_module_that_runs_more_than_once() -> None:
+    class Shared(Foreign):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + super().forward(-x)
+
+    with pytest.raises(ValueError, match=r"'down\.0' ran 2 times.*around it"):
+        FeatureTap(Shared(), SPEC)(torch.randn(1, 1, 8, 8))
+
+
+class Checkpointed(Foreign):
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+        self.down.insert(1, nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.down, x.requires_grad_(), use_reentrant=self.use_reentrant)
+        return self.head(self.up(x))
+
+
+@pytest.mark.parametrize("name", ["down.0", "down.1"])  # the second has no parameters: those around it count
+def test_reentrant_checkpointing_is_refused_where_it_would_train_nothing(name: str) -> None:
+    spec = TapSpec(encoder=[name], decoder=["up"], final="head", final_side="input")
+    network, x = Checkpointed(use_reentrant=True), torch.randn(1, 1, 8, 8)
+    tap = FeatureTap(network, spec)
+    with pytest.raises(ValueError, match=rf"'{name}' ran where autograd does not record.*use_reentrant=False"):
+        tap(x)
+    with torch.no_grad():
+        tap(x.clone())
+    network.eval()
+    tap(x.clone())
+    network.train().down.requires_grad_(False)
+    tap(x.clone())
+
+
+@pytest.mark.parametrize(
+    "use_reentrant, names",
+    [(False, ["down.0", "down.2"]), (True, ["down"])],  # what a re-entrant checkpoint returns carries its gradient
+)
+def test_other_checkpointing_gives_the_same_gradients(use_reentrant: bool, names: list[str]) -> None:
+    x, gradients = torch.randn(1, 1, 8, 8), []
+    network = Checkpointed(use_reentrant)
+    tap = FeatureTap(network, TapSpec(encoder=names, decoder=["up"], final="head", final_side="input"))
+    for call in (network.forward, super(Checkpointed, network).forward):
+        network.forward = call
+        network.zero_grad()
+        sum(stage[0].square().sum() for stage in tap(x.clone())[1].encoder).backward()
+        gradients.append(network.down[0].weight.grad.clone())
+    assert torch.equal(*gradients) and gradients[0].any()
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_a_frozen_encoder_is_accepted(no_grad: bool) -> None:
+    class Frozen(Foreign):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(not no_grad):
+                x = self.down(x)
+            return self.head(self.up(x))
+
+    network = Frozen()
+    network.down.requires_grad_(False)
+    _, features = FeatureTap(network, SPEC)(torch.randn(1, 1, 8, 8))
+    assert not features.encoder[0][0].requires_grad and features.decoder[0][0].requires_grad
+
+
 def test_impossible_specs() -> None:
-    with pytest.raises(ValueError, match="decoder"):
-        TapSpec(encoder=["a"], decoder=[], final="b")
     with pytest.raises(ValueError, match="final_side"):
         TapSpec(encoder=["a"], decoder=["b"], final="c", final_side="middle")
+    with pytest.raises(ValueError, match="final is None; expected a module name"):
+        TapSpec(encoder=["a"], decoder=["b"], final=None)
+
+
+@pytest.mark.parametrize("stages", [[], "layer1", [[]], [["a"], []], None, [None], [["a", 3]]])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_impossible_stages(part: str, stages: object) -> None:
+    with pytest.raises(ValueError, match=f"TapSpec: {part} is .*expected a list of stages"):
+        TapSpec(**{"encoder": ["a"], "decoder": ["b"], "final": "c", part: stages})
+
+
+def test_a_spec_prints_as_the_table_of_its_stages() -> None:
+    lines = str(SPEC).splitlines()
+    assert [line.split() for line in lines] == [
+        ["encoder[0][0]", "down.0"],
+        ["encoder[1][0]", "down.1"],
+        ["decoder[0][0]", "up"],
+        ["final", "input", "of", "head"],
+    ]

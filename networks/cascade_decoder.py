@@ -1,0 +1,137 @@
+"""CASCADE's decoder (Rahman & Marculescu, WACV 2023): attention gates, channel and spatial attention, convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.recompute import run
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, batch norm, ReLU, twice."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class UpConv(nn.Module):
+    """Double the resolution by nearest neighbour, then 3x3 convolution, batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x)
+
+
+class AttentionGate(nn.Module):
+    """Weigh a skip connection, place by place, by how it agrees with the decoder's map (Oktay et al., 2018)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.W_g = nn.Sequential(nn.Conv2d(channels, width, kernel_size=1), nn.BatchNorm2d(width))
+        self.W_x = nn.Sequential(nn.Conv2d(channels, width, kernel_size=1), nn.BatchNorm2d(width))
+        self.psi = nn.Sequential(nn.Conv2d(width, 1, kernel_size=1), nn.BatchNorm2d(1), nn.Sigmoid())
+
+    def forward(self, gate: Tensor, skip: Tensor) -> Tensor:
+        return skip * self.psi(F.relu(self.W_g(gate) + self.W_x(skip)))
+
+
+class ChannelAttention(nn.Module):
+    """Weigh channels by their means and maxima (Woo et al., 2018)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1, bias=False)
+        self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = x.flatten(2)
+        mean, largest = places.mean(dim=2), places.max(dim=2).values  # max, not amax: one place gets the gradient
+        return x * torch.sigmoid(self._score(mean) + self._score(largest))
+
+    def _score(self, channels: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(channels[:, :, None, None])))
+
+
+class SpatialAttention(nn.Module):
+    """Weigh places by the mean and the maximum of their channels (Woo et al., 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, largest = x.mean(dim=1, keepdim=True), x.max(dim=1, keepdim=True).values
+        return x * torch.sigmoid(self.conv1(torch.cat([mean, largest], dim=1)))
+
+
+class CascadeDecoder(nn.Module):
+    """Attention gates on the skips, then channel and spatial attention and convolutions (CAM) at four resolutions.
+
+    Args:
+        channels: of the encoder's maps, coarse to fine; those of the decoder's maps are the same.
+        use_checkpoint: recompute each part in the backward pass.
+    """
+
+    def __init__(self, channels: Sequence[int], *, use_checkpoint: bool) -> None:
+        super().__init__()
+        c4, c3, c2, c1 = channels
+        self.use_checkpoint = use_checkpoint
+        self.Conv_1x1 = nn.Conv2d(c4, c4, kernel_size=1)
+        self.ConvBlock4 = ConvBlock(c4, c4)
+        self.Up3 = UpConv(c4, c3)
+        self.AG3 = AttentionGate(c3, c2)
+        self.ConvBlock3 = ConvBlock(2 * c3, c3)
+        self.Up2 = UpConv(c3, c2)
+        self.AG2 = AttentionGate(c2, c1)
+        self.ConvBlock2 = ConvBlock(2 * c2, c2)
+        self.Up1 = UpConv(c2, c1)
+        self.AG1 = AttentionGate(c1, c1 // 2)
+        self.ConvBlock1 = ConvBlock(2 * c1, c1)
+        self.CA4 = ChannelAttention(c4)
+        self.CA3 = ChannelAttention(2 * c3)
+        self.CA2 = ChannelAttention(2 * c2)
+        self.CA1 = ChannelAttention(2 * c1)
+        self.SA = SpatialAttention()  # one for all resolutions
+
+    def forward(self, x: Tensor, skips: Sequence[Tensor]) -> list[Tensor]:
+        """The coarsest map and the skips, coarse to fine, to four maps, coarse to fine."""
+        maps = [self._attend(self.Conv_1x1(x), self.CA4, self.ConvBlock4)]
+        levels = (
+            (self.Up3, self.AG3, self.CA3, self.ConvBlock3),
+            (self.Up2, self.AG2, self.CA2, self.ConvBlock2),
+            (self.Up1, self.AG1, self.CA1, self.ConvBlock1),
+        )
+        for (up, gate, attention, block), skip in zip(levels, skips, strict=True):
+            x = run(up, maps[-1], recompute=self.use_checkpoint)
+            skip = run(gate, x, skip, recompute=self.use_checkpoint)
+            maps.append(self._attend(torch.cat([skip, x], dim=1), attention, block))
+        return maps
+
+    def _attend(self, x: Tensor, channel_attention: nn.Module, block: nn.Module) -> Tensor:
+        for part in (channel_attention, self.SA, block):
+            x = run(part, x, recompute=self.use_checkpoint)
+        return x

@@ -1,0 +1,263 @@
+"""The parts of HiFormer: its CNN and Swin pyramid, its double-level fusion and its upsampling branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from timm.layers import trunc_normal_
+from timm.models.crossvit import MultiScaleBlock
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from networks.recompute import run
+from networks.swin_unet import Block, PatchMerging
+
+STRIDES = (4, 8, 16)  # of the three levels
+GROUPS = 32  # of the decoder's group norms
+_SWIN_T_BLOCKS = 12  # stochastic depth rises over all of Swin-T, whose last two blocks are not used here
+
+
+class Level(nn.Module):
+    """The CNN's map plus the transformer's tokens, both (B, H, W, C), as the map (B, C, H, W)."""
+
+    def forward(self, cnn: Tensor, swin: Tensor) -> Tensor:
+        return rearrange(cnn + swin, "b h w c -> b c h w")
+
+
+class Sum(nn.Module):
+    """The sum of two maps of one size."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class SwinStage(nn.Module):
+    """The blocks of one Swin stage on tokens (B, H, W, C), without the patch merging."""
+
+    def __init__(self, blocks: Sequence[nn.Module], use_checkpoint: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = run(block, x, recompute=self.use_checkpoint)
+        return x
+
+
+class SwinStages(nn.Module):
+    """The first three stages of Swin-T, called one by one: the CNN stands for its patch embedding."""
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        window_size: int,
+        drop_rate: float,
+        drop_path_rate: float,
+        use_checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        rates = torch.linspace(0, drop_path_rate, max(_SWIN_T_BLOCKS, sum(depths)))[: sum(depths)]
+
+        def stage(i: int, rates: Tensor) -> SwinStage:
+            blocks = [
+                Block(
+                    dims[i],
+                    tuple(side // STRIDES[i] for side in size),
+                    num_heads[i],
+                    window_size=window_size,
+                    shifted=j % 2 == 1,
+                    always_partition=True,  # the tables of relative positions fit at any image size
+                    proj_drop=drop_rate,
+                    drop_path=rate.item(),
+                )
+                for j, rate in enumerate(rates)
+            ]
+            return SwinStage(blocks, use_checkpoint)
+
+        self.layers = nn.ModuleList(stage(i, part) for i, part in enumerate(rates.split(list(depths))))
+
+
+def resnet_stage(
+    block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, depth: int, stride: int
+) -> nn.Sequential:
+    """A stage of torchvision's ResNet; its first block changes resolution and width."""
+    out_channels = width * block.expansion
+    shortcut = None
+    if stride != 1 or in_channels != out_channels:
+        shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+    first = block(in_channels, width, stride, shortcut)
+    return nn.Sequential(first, *(block(out_channels, width) for _ in range(depth - 1)))
+
+
+class Pyramid(nn.Module):
+    """A ResNet and Swin stages side by side: (B, 3, H, W) to the maps of the first and the last level.
+
+    At each of the strides 4, 8 and 16 the CNN's map, brought to the transformer's width, is added to the tokens. The
+    transformer starts on the CNN's first map and goes on with each level's sum, merged 2x2.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: type[BasicBlock] | type[Bottleneck],
+        cnn_width: int,
+        cnn_depths: Sequence[int],
+        dims: Sequence[int],
+        use_checkpoint: bool,
+        **swin: object,
+    ) -> None:
+        super().__init__()
+        self.use_checkpoint = use_checkpoint
+        widths = [cnn_width * 2**i for i in range(3)]
+        channels = [cnn_width] + [width * block.expansion for width in widths]
+        self.swin_transformer = SwinStages(dims=dims, use_checkpoint=use_checkpoint, **swin)
+        self.resnet_layers = nn.Sequential(
+            nn.Conv2d(3, cnn_width, kernel_size=7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(cnn_width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+            *(resnet_stage(block, channels[i], widths[i], cnn_depths[i], stride=1 if i == 0 else 2) for i in range(3)),
+        )
+        self.p1_ch = nn.Conv2d(channels[1], dims[0], kernel_size=1)
+        self.p1_pm = PatchMerging(dims[0])
+        self.norm_1 = nn.LayerNorm(dims[0])
+        # The published state_dict holds the last two ResNet stages under two names each.
+        self.p2 = self.resnet_layers[5]
+        self.p2_ch = nn.Conv2d(channels[2], dims[1], kernel_size=1)
+        self.p2_pm = PatchMerging(dims[1])
+        self.p3 = self.resnet_layers[6]
+        self.p3_ch = nn.Conv2d(channels[3], dims[2], kernel_size=1)
+        self.norm_2 = nn.LayerNorm(dims[2])
+        self.level_1, self.level_2, self.level_3 = Level(), Level(), Level()
+        _init_resnet(self.resnet_layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        stages = self.swin_transformer.layers
+        x = run(self.resnet_layers[:3], x, recompute=self.use_checkpoint)
+        x = run(self.resnet_layers[3:5], x, recompute=self.use_checkpoint)
+        cnn = as_tokens(self.p1_ch(x))
+        fine = self.level_1(cnn, stages[0](cnn))
+        x = run(self.p2, x, recompute=self.use_checkpoint)
+        middle = self.level_2(as_tokens(self.p2_ch(x)), stages[1](self.p1_pm(as_tokens(fine))))
+        x = run(self.p3, x, recompute=self.use_checkpoint)
+        coarse = self.level_3(as_tokens(self.p3_ch(x)), stages[2](self.p2_pm(as_tokens(middle))))
+        return fine, coarse
+
+
+class All2Cross(nn.Module):
+    """The pyramid and the double-level fusion (DLF): (B, 3, H, W) to the maps of stride 4 and of stride 16.
+
+    Position embeddings are added to each level and it is normalised; with `use_fusion` both levels go through DLF
+    between the two. See `HiFormer` for what that means.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        dims: Sequence[int],
+        fusion_depths: Sequence[int],
+        fusion_heads: Sequence[int],
+        fusion_mlp_ratio: float,
+        drop_rate: float,
+        use_fusion: bool,
+        use_checkpoint: bool,
+        **pyramid: object,
+    ) -> None:
+        super().__init__()
+        self.use_fusion, self.use_checkpoint = use_fusion, use_checkpoint
+        self.grids = [tuple(side // stride for side in size) for stride in (STRIDES[0], STRIDES[-1])]
+        ends = (dims[0], dims[-1])
+        self.pyramid = Pyramid(size=size, dims=dims, drop_rate=drop_rate, use_checkpoint=use_checkpoint, **pyramid)
+        self.pos_embed = nn.ParameterList(
+            trunc_normal_(torch.empty(1, 1 + rows * columns, dim), std=0.02)
+            for (rows, columns), dim in zip(self.grids, ends, strict=True)
+        )
+        fusion = MultiScaleBlock(
+            dim=ends,
+            patches=tuple(rows * columns for rows, columns in self.grids),
+            depth=(*fusion_depths, 0),  # a single cross attention
+            num_heads=fusion_heads,
+            mlp_ratio=(fusion_mlp_ratio, fusion_mlp_ratio),
+            qkv_bias=True,
+            proj_drop=drop_rate,
+            drop_path=[0.0] * max(fusion_depths),
+        )
+        self.blocks = nn.ModuleList([fusion])
+        self.norm = nn.ModuleList(nn.LayerNorm(dim) for dim in ends)
+        self.apply(_init_linear)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        levels = [rearrange(level, "b c h w -> b (h w) c") for level in self.pyramid(x)]
+        if self.use_fusion:
+            levels = self.fuse(levels)
+        else:
+            levels = [level + position[:, 1:] for level, position in zip(levels, self.pos_embed, strict=True)]
+        return [
+            rearrange(norm(level), "b (h w) c -> b c h w", h=grid[0])
+            for norm, level, grid in zip(self.norm, levels, self.grids, strict=True)
+        ]
+
+    def fuse(self, levels: list[Tensor]) -> list[Tensor]:
+        """Double-level fusion of the patches (B, N, C) of both levels; the class tokens end in their patches."""
+        norms = (self.pyramid.norm_1, self.pyramid.norm_2)
+        summaries = [norm(level).mean(dim=1, keepdim=True) for norm, level in zip(norms, levels, strict=True)]
+        tokens = [
+            torch.cat([summary, level], dim=1) + position
+            for summary, level, position in zip(summaries, levels, self.pos_embed, strict=True)
+        ]
+        for block in self.blocks:
+            tokens = run(block, tokens, recompute=self.use_checkpoint)
+        return [level[:, 1:] + level[:, :1] for level in tokens]
+
+
+class ConvUpsample(nn.Module):
+    """(B, C, H, W) to (B, width, 2^n H, 2^n W): n times a 3x3 convolution, group norm, ReLU and bilinear x2.
+
+    With n = 0 the convolution stands alone.
+    """
+
+    def __init__(self, in_channels: int, width: int, doublings: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(max(doublings, 1)):
+            layers += [
+                nn.Conv2d(width if i else in_channels, width, kernel_size=3, padding=1, bias=False),
+                nn.GroupNorm(GROUPS, width),
+                nn.ReLU(inplace=True),
+            ]
+            if doublings:
+                layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+        self.conv_tower = nn.Sequential(*layers)
+        self.convs_level = self.conv_tower  # the published state_dict holds the tower under two names
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_tower(x)
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H, W, C)."""
+    return rearrange(x, "b c h w -> b h w c")
+
+
+def _init_resnet(layers: nn.Module) -> None:
+    for module in layers.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

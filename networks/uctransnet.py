@@ -1,0 +1,349 @@
+"""UCTransNet (Wang et al., AAAI 2022, arXiv:2109.04335) under the parameter names of the published weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from networks.recompute import run
+from networks.sizes import as_size, pad_to, round_up, size_error
+from selfreg import TapSpec
+
+_STRIDE = 16  # of the four poolings, and the patch size on the finest skip map
+_SCALES = (1, 2, 3, 4)  # of the skip maps, fine to coarse, as the published names count them
+_SMALLEST = _STRIDE + 1  # padded to 32, four poolings leave 2 x 2: batch norm needs more than one value a channel
+_LARGEST_GRID = 256  # of a checkpoint's positions: an expanded view may claim any number of them
+_LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def _add_scales(module: nn.Module, name: str, parts: Iterable[nn.Module]) -> None:
+    """Give a module one part a scale, under the published numbered names."""
+    for i, part in zip(_SCALES, parts, strict=True):
+        module.add_module(f"{name}{i}", part)
+
+
+def _scales(module: nn.Module, name: str) -> list[nn.Module]:
+    """Those parts, fine to coarse."""
+    return [getattr(module, f"{name}{i}") for i in _SCALES]
+
+
+class ConvBatchNorm(nn.Module):
+    """3x3 convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)), inplace=True)
+
+
+def _two_convs(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(ConvBatchNorm(in_channels, out_channels), ConvBatchNorm(out_channels, out_channels))
+
+
+class DownBlock(nn.Module):
+    """Halve the resolution by max pooling, then two convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.nConvs = _two_convs(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.nConvs(F.max_pool2d(x, 2))
+
+
+class ChannelEmbedding(nn.Module):
+    """Cut a skip map (B, C, H, W) into patches and embed each with its position: (B, N, C)."""
+
+    def __init__(self, channels: int, patch_size: int, positions: int, drop_rate: float) -> None:
+        super().__init__()
+        self.position_embeddings = nn.Parameter(torch.zeros(1, positions, channels))
+        self.patch_embeddings = nn.Conv2d(channels, channels, kernel_size=patch_size, stride=patch_size)
+        self.dropout = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(rearrange(self.patch_embeddings(x), "b c h w -> b (h w) c") + self.position_embeddings)
+
+
+class Heads(nn.ModuleList):
+    """A linear layer a head, each of the full width: (B, N, C) to (B, heads, N, C)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__(nn.Linear(width, width, bias=False) for _ in range(num_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([head(x) for head in self], dim=1)
+
+
+class ChannelAttention(nn.Module):
+    """The channels of each scale attend to the channels of all scales: four (B, N, C_i) to four of the same shapes."""
+
+    def __init__(self, widths: Sequence[int], num_heads: int, drop_rate: float) -> None:
+        super().__init__()
+        total = sum(widths)
+        _add_scales(self, "query", (Heads(width, num_heads) for width in widths))
+        self.key = Heads(total, num_heads)
+        self.value = Heads(total, num_heads)
+        _add_scales(self, "out", (nn.Linear(width, width, bias=False) for width in widths))
+        self.psi = nn.InstanceNorm2d(num_heads)
+        self.dropout = nn.Dropout(drop_rate)
+        self.scale = total**-0.5
+
+    def forward(self, tokens: Sequence[Tensor], everything: Tensor) -> list[Tensor]:
+        key, value = self.key(everything), self.value(everything)  # (B, heads, N, sum of C)
+        parts = zip(tokens, _scales(self, "query"), _scales(self, "out"), strict=True)
+        return [self.dropout(out(self.attend(query(x), key, value))) for x, query, out in parts]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One scale: query (B, heads, N, C), key and value (B, heads, N, sum of C) to the heads' mean (B, N, C)."""
+        scores = self.psi((self.scale * query).transpose(2, 3) @ key)  # (B, heads, C, sum of C)
+        context = self.dropout(scores.softmax(dim=-1)) @ value.transpose(2, 3)  # (B, heads, C, N)
+        return context.mean(dim=1).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int, drop_rate: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(drop_rate)
+        for layer in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(layer.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Attention across the channels of all scales, then an MLP a scale, both on normed tokens and added to them."""
+
+    def __init__(
+        self, widths: Sequence[int], num_heads: int, expand_ratio: int, attention_drop_rate: float, drop_rate: float
+    ) -> None:
+        super().__init__()
+        _add_scales(self, "attn_norm", map(_LayerNorm, widths))
+        self.attn_norm = _LayerNorm(sum(widths))
+        self.channel_attn = ChannelAttention(widths, num_heads, attention_drop_rate)
+        _add_scales(self, "ffn_norm", map(_LayerNorm, widths))
+        _add_scales(self, "ffn", (MLP(width, expand_ratio * width, drop_rate) for width in widths))
+
+    def forward(self, *tokens: Tensor) -> list[Tensor]:
+        everything = self.attn_norm(torch.cat(tokens, dim=2))
+        normed = [norm(x) for norm, x in zip(_scales(self, "attn_norm"), tokens, strict=True)]
+        tokens = [x + y for x, y in zip(tokens, self.channel_attn(normed, everything), strict=True)]
+        parts = zip(tokens, _scales(self, "ffn_norm"), _scales(self, "ffn"), strict=True)
+        return [x + ffn(norm(x)) for x, norm, ffn in parts]
+
+
+class Encoder(nn.Module):
+    """The blocks of the transformer, then a norm a scale."""
+
+    def __init__(self, blocks: Sequence[nn.Module], widths: Sequence[int], use_checkpoint: bool) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(blocks)
+        _add_scales(self, "encoder_norm", map(_LayerNorm, widths))
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        for block in self.layer:
+            tokens = run(block, *tokens, recompute=self.use_checkpoint)
+        return [norm(x) for norm, x in zip(_scales(self, "encoder_norm"), tokens, strict=True)]
+
+
+class Reconstruct(nn.Module):
+    """Tokens (B, N, C) back to the resolution of their skip map, and added to it."""
+
+    def __init__(self, channels: int, scale: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.scale = scale
+
+    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:
+        x = rearrange(tokens, "b (h w) c -> b c h w", h=skip.shape[2] // self.scale)
+        # Repeating pixels before a 1x1 convolution, as published, makes the same map; after it is scale^2 cheaper.
+        x = F.interpolate(self.conv(x), scale_factor=self.scale, mode="nearest")
+        return skip + F.relu(self.norm(x), inplace=True)
+
+
+class ChannelTransformer(nn.Module):
+    """Channel-wise cross fusion of the four skip maps, fine to coarse; each keeps its shape."""
+
+    def __init__(
+        self, widths: Sequence[int], positions: int, drop_rate: float, encoder: nn.Module, use_checkpoint: bool
+    ) -> None:
+        super().__init__()
+        patch_sizes = [_STRIDE // 2**i for i in range(len(widths))]  # one grid for all scales
+        embedding = partial(ChannelEmbedding, positions=positions, drop_rate=drop_rate)
+        _add_scales(self, "embeddings_", map(embedding, widths, patch_sizes))
+        self.encoder = encoder
+        _add_scales(self, "reconstruct_", map(Reconstruct, widths, patch_sizes))
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, skips: Sequence[Tensor]) -> list[Tensor]:
+        tokens = self.encoder([embed(x) for embed, x in zip(_scales(self, "embeddings_"), skips, strict=True)])
+        parts = zip(_scales(self, "reconstruct_"), tokens, skips, strict=True)
+        return [run(reconstruct, x, skip, recompute=self.use_checkpoint) for reconstruct, x, skip in parts]
+
+
+class CrossAttention(nn.Module):
+    """Channel-wise cross attention: weigh the channels of a skip map by its means and the decoder's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mlp_x = nn.Sequential(nn.Flatten(), nn.Linear(channels, channels))
+        self.mlp_g = nn.Sequential(nn.Flatten(), nn.Linear(channels, channels))
+
+    def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
+        weight = (self.mlp_x(F.adaptive_avg_pool2d(skip, 1)) + self.mlp_g(F.adaptive_avg_pool2d(gate, 1))) / 2
+        return F.relu(skip * weight.sigmoid()[:, :, None, None], inplace=True)
+
+
+class UpBlock(nn.Module):
+    """Double the resolution, join the weighed skip map of as many channels, then two convolutions."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.coatt = CrossAttention(channels)
+        self.nConvs = _two_convs(2 * channels, out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.nConvs(torch.cat([self.coatt(skip, x), x], dim=1))
+
+
+class UCTransNet(nn.Module):
+    """UCTransNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
+
+    Args:
+        num_classes: K, background included.
+        img_size: side or (H, W) from 17 on; it is padded to multiples of 16, and the logits are cropped.
+        in_channels: 1 or 3; the stem takes either.
+        base_channel: channels of the first stage.
+        num_layers, num_heads, expand_ratio: blocks of the transformer, their heads, and the width of their MLPs.
+        embeddings_dropout_rate, attention_dropout_rate, dropout_rate: of the embeddings, the attention, the MLPs.
+        use_checkpoint: recompute each part in the backward pass, which saves memory and costs time.
+
+    Raises:
+        ValueError: a size that is too small (the nearest that is not is named), or an impossible option.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        img_size: int | Sequence[int] = 224,
+        in_channels: int = 1,
+        base_channel: int = 64,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        expand_ratio: int = 4,
+        embeddings_dropout_rate: float = 0.1,
+        attention_dropout_rate: float = 0.1,
+        dropout_rate: float = 0.0,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        counts = {"num_layers": num_layers, "num_heads": num_heads, "expand_ratio": expand_ratio}
+        rates = {"embeddings_dropout_rate": embeddings_dropout_rate, "attention_dropout_rate": attention_dropout_rate}
+        _check_options(in_channels, base_channel, counts, rates | {"dropout_rate": dropout_rate})
+        self.img_size = as_size(img_size)
+        if min(self.img_size) < _SMALLEST:
+            nearest = tuple(max(side, _SMALLEST) for side in self.img_size)
+            raise size_error("uctransnet", self.img_size, "four poolings", nearest)
+        self.use_checkpoint = use_checkpoint
+        self.padded_size = round_up(self.img_size, _STRIDE)
+        self.grid = tuple(side // _STRIDE for side in self.padded_size)  # of the patches, at all scales
+        widths = [base_channel * 2**i for i in range(len(_SCALES))]
+        self.inc = ConvBatchNorm(3, widths[0])
+        self.down1 = DownBlock(widths[0], widths[1])
+        self.down2 = DownBlock(widths[1], widths[2])
+        self.down3 = DownBlock(widths[2], widths[3])
+        self.down4 = DownBlock(widths[3], widths[3])
+        options = widths, num_heads, expand_ratio, attention_dropout_rate, dropout_rate
+        encoder = Encoder([Block(*options) for _ in range(num_layers)], widths, use_checkpoint)
+        self.mtc = ChannelTransformer(widths, math.prod(self.grid), embeddings_dropout_rate, encoder, use_checkpoint)
+        self.up4 = UpBlock(widths[3], widths[2])
+        self.up3 = UpBlock(widths[2], widths[1])
+        self.up2 = UpBlock(widths[1], widths[0])
+        self.up1 = UpBlock(widths[0], widths[0])
+        self.outc = nn.Conv2d(widths[0], num_classes, kernel_size=1)
+
+    head_prefix = "outc."  # of the parameters that make the classes
+
+    @property
+    def tap_spec(self) -> TapSpec:
+        """The outputs of down1 to down4 and of up4 to up2; up1's is the final map."""
+        return TapSpec(encoder=("down1", "down2", "down3", "down4"), decoder=("up4", "up3", "up2"), final="up1")
+
+    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's position embeddings, bicubically at the patches of this network; the rest as it is.
+
+        Raises:
+            ValueError: embeddings of another number of positions, and of no square grid.
+        """
+        own, fitted = self.state_dict(), dict(state)
+        for key in (f"mtc.embeddings_{i}.position_embeddings" for i in _SCALES):
+            if key in state and state[key].ndim == 3 and state[key].shape[::2] == own[key].shape[::2]:
+                fitted[key] = self._fit(key, state[key])
+        return fitted
+
+    def _fit(self, key: str, positions: Tensor) -> Tensor:
+        count, side = positions.shape[1], math.isqrt(positions.shape[1])
+        if count == math.prod(self.grid):
+            return positions
+        if side**2 != count or not 1 <= side <= _LARGEST_GRID:
+            raise ValueError(
+                f"uctransnet: {key} holds {count} positions; expected {self.grid[0]} x {self.grid[1]} as here, or a "
+                "square grid to interpolate from: build the network with the img_size of the checkpoint"
+            )
+        grid = rearrange(positions.double(), "1 (h w) c -> 1 c h w", h=side)
+        grid = F.interpolate(grid, size=self.grid, mode="bicubic")
+        return rearrange(grid, "1 c h w -> 1 (h w) c").to(positions.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.img_size
+        if x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2:] != self.img_size:
+            raise ValueError(
+                f"uctransnet: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {height}, {width}): "
+                "resize it, or build the network with its img_size"
+            )
+        *skips, bottom = self.encode(pad_to(x, self.padded_size).expand(-1, 3, -1, -1))
+        return self.outc(self.decode(bottom, self.mtc(skips)))[:, :, :height, :width]
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The maps of the five resolutions, fine to coarse."""
+        maps = [run(self.inc, x, recompute=self.use_checkpoint)]
+        for down in (self.down1, self.down2, self.down3, self.down4):
+            maps.append(run(down, maps[-1], recompute=self.use_checkpoint))
+        return maps
+
+    def decode(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """Back from the coarsest map to the final one, (B, base_channel, H, W)."""
+        for up, skip in zip((self.up4, self.up3, self.up2, self.up1), skips[::-1], strict=True):
+            x = run(up, x, skip, recompute=self.use_checkpoint)
+        return x
+
+
+def _check_options(in_channels: int, base_channel: int, counts: Mapping[str, int], rates: Mapping[str, float]) -> None:
+    if in_channels not in (1, 3):
+        raise ValueError(f"uctransnet: in_channels is {in_channels}; expected 1 or 3")
+    if base_channel < 2 or base_channel % 2:
+        raise ValueError(f"uctransnet: base_channel is {base_channel}; expected an even number above 0")
+    for option, value in counts.items():
+        if value < 1:
+            raise ValueError(f"uctransnet: {option} is {value}; expected a whole number above 0")
+    for option, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"uctransnet: {option} is {rate}; expected 0 or more, below 1")

@@ -1,0 +1,348 @@
+"""Propose where a U-shaped network that is not ours can be tapped, from one traced forward pass."""
+
+from __future__ import annotations
+
+import math
+import random
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from selfreg.features import TapSpec
+from selfreg.onepass import RANKS
+
+Space = tuple[int, ...]
+
+
+def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec:
+    """Propose a `TapSpec` for a U-shaped network; `print` it to see what it would regularise.
+
+    The network runs once, in eval mode and without gradients, and is left as it was: modes, buffers and random state.
+    Its output convolution is the last one that makes the classes; the teacher is the map that this one reads. The
+    encoder's stages are the resolutions below the image's down to the bottleneck, which counts among them; the
+    decoder's are those that come again between the bottleneck and the teacher. Of each stage the last module stands
+    for it, whole blocks before single layers. Left out are modules that run twice or give a list, odd numbers of
+    channels, and maps of a single point, such as squeeze-and-excitation makes.
+
+    It is a proposal: one map a stage, while a list of blocks is written by hand. Ask before `torch.compile`.
+
+    Args:
+        model: the network; its output is a tensor (B, K, *space), or a tuple or list with such a tensor.
+        example: its input (B, C, H, W) or (B, C, D, H, W), or the tuple of all its inputs. Take the size you train
+            with: one so small that the bottleneck is a single point hides it.
+
+    Returns:
+        The spec, with the `shapes` (B, C, *space) that were seen.
+
+    Raises:
+        ValueError: no fall and rise of resolutions, no output convolution, or an output of another kind.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim in RANKS), None)
+    try:
+        if image is None:
+            raise _NotUnderstood("the example holds no tensor (B, C, H, W) or (B, C, D, H, W)")
+        return _spec(_Trace(model, inputs), image)
+    except _NotUnderstood as reason:
+        raise ValueError(
+            f"suggest_spec: {type(model).__name__}: {reason}; name the modules yourself, TapSpec(encoder=[...], "
+            "decoder=[...], final=...)"
+        ) from None
+
+
+class _NotUnderstood(Exception):
+    """Why a network is not taken for a U."""
+
+
+class _Call(NamedTuple):
+    """A module that gave a tensor; `output` is dead once the network has let go of it."""
+
+    name: str
+    module: nn.Module
+    shape: torch.Size
+    output: weakref.ref[Tensor]
+    reads: torch.Size  # shape of its first input, empty where that is no tensor
+    givers: tuple[str, ...]  # the modules that gave this very input, inner before outer
+    same: tuple[str, ...]  # the modules that gave this very output before: its own last part, if it adds nothing
+
+
+class _Trace:
+    """One forward pass: `calls` in the order in which modules end, so the parts of a module stand before it.
+
+    It keeps shapes, not tensors, so it takes no more memory than the pass itself.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.calls: list[_Call] = []
+        self.times: Counter[str] = Counter()
+        self._givers: dict[int, tuple[weakref.ref[Tensor], tuple[str, ...]]] = {}
+        with _left_as_it_was(model), torch.no_grad(), ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if name:
+                    hooks.enter_context(module.register_forward_hook(self._hook(name), with_kwargs=True))
+            self.output = model(*inputs)
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            self.times[name] += 1
+            if not isinstance(output, Tensor):
+                return
+            read = next(iter((*inputs, *named.values())), None)
+            shape, givers = (read.shape, self._names_of(read)) if isinstance(read, Tensor) else (torch.Size(), ())
+            same = self._names_of(output)
+            self.calls.append(_Call(name, module, output.shape, weakref.ref(output), shape, givers, same))
+            self._givers[id(output)] = weakref.ref(output), (*same, name)
+
+        return hook
+
+    def _names_of(self, tensor: Tensor) -> tuple[str, ...]:
+        """The modules that gave this very tensor, not an equal one."""
+        reference, names = self._givers.get(id(tensor), (None, ()))
+        return names if reference is not None and reference() is tensor else ()
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the time being; afterwards every module's own mode, the buffers and the random state are back."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
+    devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    python_random = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)):
+            for module, _ in modes:
+                module.training = False
+            yield
+    finally:
+        random.setstate(python_random)
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                setattr(module, name, buffer.copy_(before))
+
+
+class _Map(NamedTuple):
+    name: str
+    module: nn.Module
+    channels: int
+    space: Space
+    same: tuple[str, ...]  # see _Call
+    ahead: int  # the modules around it whose layers work at another size, which they go on to: it is a part of these
+
+
+def _spec(trace: _Trace, image: Tensor) -> TapSpec:
+    outputs = trace.output if isinstance(trace.output, tuple | list) else (trace.output,)
+    logits = next((x for x in outputs if isinstance(x, Tensor) and x.ndim == image.ndim), None)
+    if logits is None:
+        raise _NotUnderstood(
+            f"it returns a {type(trace.output).__name__}; expected the logits (B, K, *space), alone or in a tuple"
+        )
+    classes = logits.shape[1]
+    at = _output_convolution(trace, outputs, classes, image)
+    head = trace.calls[at]
+    found, reasons = [], []
+    for channels_last in (False, True):
+        maps = _maps(trace, at, image, channels_last)
+        try:
+            found.append((*_stages(maps, tuple(image.shape[2:]), tuple(head.reads[2:]), classes), channels_last))
+        except _NotUnderstood as reason:
+            reasons.append(reason)
+    if not found:
+        raise reasons[0]
+    # Where both layouts can be read into the shapes, the true one makes the longer chain of resolutions.
+    encoder, decoder, channels_last = max(found, key=lambda u: len(u[0]) + len(u[1]))
+    modules = {call.name: call.module for call in trace.calls}
+    givers = [name for name in head.givers if trace.times[name] == 1]
+    givers.sort(key=lambda name: not _holds(modules[name], encoder[-1].module))  # stable: the outermost stays last
+    final = givers[-1] if givers else head.name
+    shapes = {m.name: (len(image), m.channels, *m.space) for m in (*encoder, *decoder)}
+    return TapSpec(
+        encoder=[m.name for m in encoder],
+        decoder=[m.name for m in decoder],
+        final=final,
+        final_side="output" if givers else "input",
+        channels_last=channels_last,
+        shapes={**shapes, final if givers else f"input of {final}": tuple(head.reads)},
+    )
+
+
+def _output_convolution(trace: _Trace, outputs: Sequence[Any], classes: int, image: Tensor) -> int:
+    """The index of its call: the one whose output is returned (the finest of several), or the last with K channels."""
+    calls = trace.calls
+    convolutions = [i for i, c in enumerate(calls) if isinstance(c.module, _ConvNd) and len(c.reads) == image.ndim]
+    made = [i for i in convolutions if calls[i].shape[1] == classes]
+    if not made:
+        raise _NotUnderstood(f"no convolution gives the {classes} channels of its output")
+    returned = [i for i in made if any(calls[i].output() is x for x in outputs)]
+    at = max(returned, key=lambda i: (math.prod(calls[i].shape[2:]), i)) if returned else made[-1]
+    if calls[at].reads[1] == classes:
+        at = _start_of_head(calls, made, at, image)
+    if trace.times[calls[at].name] > 1:
+        raise _NotUnderstood(f"its output convolution {calls[at].name!r} runs more than once")
+    return at
+
+
+def _start_of_head(calls: list[_Call], made: list[int], at: int, image: Tensor) -> int:
+    """Of a head that goes on refining the classes, the convolution that makes them of something else."""
+    classes, around = calls[at].shape[1], _around(calls[at].name)
+    heads = [
+        c.name
+        for c in calls
+        if c.name in around and c.reads and c.shape[1] == classes != c.reads[1] and c.reads != image.shape
+    ]
+    inside = [i for i in made if heads and heads[0] in _around(calls[i].name)]
+    return next((i for i in inside if calls[i].reads[1] != classes), at)
+
+
+def _maps(trace: _Trace, end: int, image: Tensor, channels_last: bool) -> list[_Map]:
+    """What could be a stage's map: read in this layout, of this batch, with more than a point."""
+    calls = [call for call in trace.calls[:end] if len(call.shape) == image.ndim]
+    space = {call.name: _space(call.shape, channels_last) for call in calls}
+    flat, homes = _flat(calls, channels_last), _homes(calls, space)
+    maps = []
+    for call in calls:
+        at, channels = space[call.name], call.shape[-1 if channels_last else 1]
+        fits = call.shape[0] == image.shape[0] and _is_layout(call.shape, image, channels_last)
+        alone = trace.times[call.name] == 1 and all(flat.get(name, at) == at for name in _around(call.name))
+        if fits and alone and channels and math.prod(at) > 1:
+            ahead = sum(homes.get(name, at) != at for name in _around(call.name))
+            maps.append(_Map(call.name, call.module, channels, at, call.same, ahead))
+    # An attention matrix has the rank of a map; what only layers without weights give is no resolution.
+    real = {m.space for m in maps if isinstance(m.module, _ConvNd) or _is_compound(m.module)}
+    return [m for m in maps if m.space in real]
+
+
+def _flat(calls: list[_Call], channels_last: bool) -> dict[str, Space]:
+    """Modules that give the size they read with no rise in between, and this size: what is coarser in them is a detail
+    (keys pooled for attention, a pyramid, a gate), no level of the network."""
+    rises: set[str] = set()
+    flat = {}
+    for call in calls:
+        if len(call.reads) != len(call.shape):
+            continue
+        before, after = _space(call.reads, channels_last), _space(call.shape, channels_last)
+        if math.prod(after) > math.prod(before):
+            rises.update(_around(call.name))
+        if before == after and call.name not in rises:
+            flat[call.name] = after
+    return flat
+
+
+def _homes(calls: list[_Call], space: dict[str, Space]) -> dict[str, Space]:
+    """Modules whose output has the size at which two of their layers of weights or more work, and this size."""
+    layers = Counter((name, space[c.name]) for c in calls if _is_weighted(c.module) for name in _around(c.name))
+    return {call.name: space[call.name] for call in calls if layers[call.name, space[call.name]] > 1}
+
+
+def _is_layout(shape: torch.Size, image: Tensor, channels_last: bool) -> bool:
+    """Whether a shape can have this layout: the image scaled alike along all axes has, and only an anisotropic map that
+    is so in neither layout is taken for a convolution's."""
+    first, last = (_scales(_space(shape, which), image.shape[2:]) for which in (False, True))
+    return last if channels_last else first or not last
+
+
+def _scales(space: Sequence[int], image: Sequence[int]) -> bool:
+    """Whether a size is the image's by one factor, but for rounding."""
+    ratio = space[0] / image[0]
+    return all(abs(s - ratio * i) <= 1 + i / image[0] for s, i in zip(space, image, strict=True))
+
+
+def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple[list[_Map], list[_Map]]:
+    """The map that stands for each stage: of the encoder fine to coarse, of the decoder coarse to fine."""
+    sizes = {m.space for m in maps}
+    bottleneck = min(sizes, key=math.prod, default=final)
+    if math.prod(bottleneck) >= math.prod(final):
+        raise _NotUnderstood(
+            f"the map that its output convolution reads, of size {final}, is not finer than the coarsest one, "
+            f"{bottleneck}: nothing rises, there is no decoder"
+        )
+    visits = [i for i, m in enumerate(maps) if m.space == bottleneck]
+    down = next((i for i in range(visits[0], len(maps)) if maps[i].space != bottleneck), len(maps))
+    falling, rising = maps[:down], maps[visits[-1] + 1 :]
+    levels = _falling_levels(falling, image)
+    between = [space for space in levels if math.prod(bottleneck) < math.prod(space) < math.prod(final)]
+    if not between and not any(math.prod(bottleneck) < math.prod(space) < math.prod(final) for space in sizes):
+        between = [final]  # two levels: the stage that makes the teacher is the only one
+    paired = [m for m in rising if m.channels % 2 == 0]
+    ups = [space for space in reversed(between) if any(m.space == space for m in paired)]
+    if not ups:
+        raise _NotUnderstood(
+            f"after its bottleneck of size {bottleneck} no resolution of the encoder comes again below the last map's "
+            f"{final} with an even number of channels: there is no decoder"
+        )
+    encoder: list[_Map] = []
+    for space in levels:
+        at_level = [m for m in falling if m.space == space and m.channels % 2 == 0]
+        if space == bottleneck and encoder:  # the decoder may begin at this resolution
+            at_level = _beside(encoder, at_level)
+        encoder += [_last_block(at_level, classes)] if at_level else []
+    if not encoder:
+        raise _NotUnderstood("no map of its encoder is smaller than the image and has an even number of channels")
+    return encoder, [_last_block([m for m in paired if m.space == s], classes, encoder[-1].module) for s in ups]
+
+
+def _falling_levels(maps: list[_Map], image: Space) -> list[Space]:
+    """The sizes below the image's, each within the one before, fine to coarse."""
+    levels: list[Space] = []
+    for space in sorted({m.space for m in maps}, key=math.prod, reverse=True):
+        finer = levels[-1] if levels else image
+        if space != finer and all(s <= f for s, f in zip(space, finer, strict=True)):
+            levels.append(space)
+    return levels
+
+
+def _beside(stages: list[_Map], maps: list[_Map]) -> list[_Map]:
+    """Those inside the smallest module that holds all these stages; all of them where none is."""
+    shared = [name for name in _around(stages[-1].name) if all(name in _around(m.name) for m in stages)]
+    return [m for m in maps if shared and shared[0] in _around(m.name)] or maps
+
+
+def _last_block(maps: list[_Map], classes: int, bottleneck: nn.Module | None = None) -> _Map:
+    """The last of the blocks with two layers of weights or more, else of compound modules, else of layers.
+
+    It outranks a module that holds the stages below it, a part of the next stage, and a side output, which has the
+    classes' channels.
+    """
+    by_name = {m.name: m for m in maps}
+
+    def holds_lower(m: _Map) -> bool:
+        return bottleneck is not None and _holds(m.module, bottleneck)
+
+    def tightest(m: _Map) -> _Map:
+        """In place of a module that holds the stages below, the one in it that gives the same tensor."""
+        inner = (by_name[name] for name in reversed(m.same) if name in by_name)
+        return next((part for part in inner if not holds_lower(part)), m) if holds_lower(m) else m
+
+    def rank(i: int) -> tuple[bool, int, int, bool, int]:
+        block = 2 if sum(map(_is_weighted, maps[i].module.modules())) > 1 else int(_is_compound(maps[i].module))
+        return not holds_lower(tightest(maps[i])), block, -maps[i].ahead, maps[i].channels != classes, i
+
+    return tightest(maps[max(range(len(maps)), key=rank)])
+
+
+def _space(shape: torch.Size, channels_last: bool) -> Space:
+    return tuple(shape[1:-1] if channels_last else shape[2:])
+
+
+def _around(name: str) -> list[str]:
+    """Names of the modules around this one, the nearest first."""
+    return [name[:i] for i in range(len(name) - 1, 0, -1) if name[i] == "."]
+
+
+def _holds(module: nn.Module, other: nn.Module) -> bool:
+    return any(m is other for m in module.modules())
+
+
+def _is_weighted(module: nn.Module) -> bool:
+    return isinstance(module, _ConvNd | nn.Linear)
+
+
+def _is_compound(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None

@@ -1,0 +1,53 @@
+"""Every registered network small enough to run in a moment; the default sizes are held against the figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_HIFORMER = {
+    "img_size": 32,
+    "embed_dim": 4,
+    "swin_depths": (1, 1, 2),
+    "num_heads": (1, 1, 2),
+    "fusion_heads": (1, 2),
+    "window_size": 4,
+    "cnn_width": 4,
+    "cnn_depths": (1, 1, 1),
+    "decoder_width": 32,
+}
+_R50_VIT = {
+    "img_size": 32,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "num_layers": 2,
+    "mlp_dim": 32,
+    "cnn_width": 8,
+    "cnn_units": (1, 1, 1),
+    "norm_groups": 4,
+}
+
+SMALL: dict[str, dict[str, Any]] = {
+    "hiformer_b": _HIFORMER,
+    "hiformer_l": _HIFORMER,
+    "hiformer_s": _HIFORMER,
+    "pvt_cascade": {
+        "img_size": 64,
+        "embed_dims": (8, 8, 16, 16),
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 1, 2, 2),
+        "mlp_ratios": (2, 2, 2, 2),
+    },
+    "swin_unet": {"img_size": 32, "embed_dim": 8, "num_heads": (1, 2, 2, 4), "window_size": 4},
+    "trans_cascade": _R50_VIT,
+    "transunet": {**_R50_VIT, "head_channels": 16, "decoder_channels": (16, 8, 8, 8)},
+    "uctransnet": {"img_size": 32, "base_channel": 8, "num_layers": 1, "num_heads": 2},
+    "unet": {"img_size": 32, "width": 4},
+}
+
+# Options that switch off what is drawn at random in train mode.
+CALM: dict[str, dict[str, float]] = {
+    **dict.fromkeys(("hiformer_b", "hiformer_l", "hiformer_s", "pvt_cascade", "swin_unet"), {"drop_path_rate": 0.0}),
+    **dict.fromkeys(("trans_cascade", "transunet"), {"dropout_rate": 0.0}),
+    "uctransnet": {"embeddings_dropout_rate": 0.0, "attention_dropout_rate": 0.0},
+    "unet": {},
+}
