@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,7 +88,7 @@ def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
 
 
 def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
-    """Read a .pth or .safetensors file as plain data; nothing in it is executed, unless `trust` says so.
+    """Read a .pth, .safetensors or .npz file as plain data; nothing in it is executed, unless `trust` says so.
 
     A file that carries a checksum is held against it. Released files carry none.
 
@@ -101,7 +102,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; give the path of a .pth or .safetensors file")
+        raise FileNotFoundError(f"{path}: no such checkpoint; give the path of a .pth, .safetensors or .npz file")
     _verify_checksum(path)
     content = _load(path, trust)
     if trust and isinstance(content, nn.Module):
@@ -125,6 +126,9 @@ def _load(path: Path, trust: bool) -> Any:
 
             return load_file(path)
         _check_stored(path)
+        if path.suffix == ".npz":  # as Google releases its vision transformers
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what cannot be read is an error
             return torch.load(path, map_location="cpu", weights_only=not trust)
     except Damaged:
@@ -141,7 +145,7 @@ def _load(path: Path, trust: bool) -> Any:
 
 
 def _check_stored(path: Path) -> None:
-    """Refuse a zip file with packed records: torch writes none, and a small one may unpack to more than the memory."""
+    """Refuse a zip file with packed records: a small one may unpack to more than the memory, and torch writes none."""
     with open(path, "rb") as file:
         if file.read(len(_ZIP_MARK)) != _ZIP_MARK:
             return
@@ -150,7 +154,7 @@ def _check_stored(path: Path) -> None:
     if packed:
         raise Damaged(
             f"{path}: its record {packed.filename[:80]!r} is compressed, expected records as torch.save writes them; "
-            "save it again with torch.save"
+            "save it again with torch.save (an .npz with numpy.savez)"
         )
 
 

@@ -217,10 +217,10 @@ def _options(cfg: Any, autocast: Any) -> Any:
 
     from trainer import Options
 
-    names = {field.name for field in fields(Options)} - {"autocast", "gradient_factor"}
-    # A compiled graph frees what its first backward pass has used, and each term takes one.
-    factor = 0.0 if cfg.COMPILE else cfg.LOSS.GRADIENT_FACTOR
-    return Options(autocast=autocast, gradient_factor=factor, **{name: cfg.TRAIN[name.upper()] for name in names})
+    keys = {**cfg.TRAIN, "GRADIENT_FACTOR": cfg.LOSS.GRADIENT_FACTOR, "GRADIENT_FREQ": cfg.LOSS.GRADIENT_FREQ}
+    if cfg.COMPILE:  # a compiled graph frees what its first backward pass has used, and each term takes one
+        keys["GRADIENT_FACTOR"] = 0.0
+    return Options(autocast, **{f.name: keys[f.name.upper()] for f in fields(Options) if f.name != "autocast"})
 
 
 def _saved_state(args: argparse.Namespace, output_dir: Path) -> Any:

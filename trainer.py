@@ -65,7 +65,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Options:
-    """What the loop does beside its steps; see configs/defaults.py, TRAIN, for each."""
+    """What the loop does beside its steps; see configs/defaults.py, TRAIN and LOSS, for each."""
 
     autocast: torch.dtype | None = None  # of the forward pass; None: as the weights are
     accumulation_steps: int = 1
@@ -76,6 +76,7 @@ class Options:
     log_freq: int = 20
     image_freq: int = 200
     gradient_factor: float = 0.0
+    gradient_freq: int = 200
 
 
 class Trainer:
@@ -204,7 +205,7 @@ class Trainer:
         logits, features = self._forward(batch.image)
         epoch = self.epoch + self.batch_in_epoch / self.loader.sampler.per_epoch
         terms = self.criterion(logits, batch.label, features, epoch)
-        if self.options.gradient_factor and features and not self.batch_in_epoch:
+        if features and self._is_time_to_weigh():
             self._weigh(logits, batch.label, features, epoch)
         (terms["loss"] / self.options.accumulation_steps).backward()
         values = self._agree(terms)
@@ -226,6 +227,10 @@ class Trainer:
         dtype = self.options.autocast
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             return self._forward_pass(image)
+
+    def _is_time_to_weigh(self) -> bool:
+        first_of_step = self.batch_in_epoch % self.options.accumulation_steps == 0
+        return self.options.gradient_factor > 0 and first_of_step and self.step % self.options.gradient_freq == 0
 
     def _weigh(self, logits: Any, label: Tensor, features: Features, epoch: float) -> None:
         """Record what each part of the loss adds to the gradient, and warn where one drowns the segmentation."""

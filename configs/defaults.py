@@ -117,6 +117,7 @@ def default_config() -> CfgNode:
                 "DISTANCE": "mse",  # between channels: mse as published, cosine, normalized_mse (no scale moves them)
                 "WARMUP_EPOCHS": 0.0,  # both weights rise linearly over so many epochs; 0 as published
                 "GRADIENT_FACTOR": 10.0,  # warn where a term's gradient exceeds the segmentation's so many times; 0: no
+                "GRADIENT_FREQ": 200,  # steps between looks at that; each takes three backward passes more
             },
             "TRAIN": {
                 "EPOCHS": 150,

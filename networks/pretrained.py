@@ -94,7 +94,7 @@ def load_weights(
 
     Args:
         network: is changed in place, but not at all when an error is raised.
-        path: a .pth or .safetensors file.
+        path: a .pth, .safetensors or .npz file.
         ignore_head: leave the layer that makes the classes as it is, so that a file of another class count loads.
         complete: refuse a file that leaves a tensor of the network as it was, or holds others: for evaluation.
         least: the share of the network's floats that the file must fill; an ImageNet start must fill the encoder.
@@ -108,29 +108,23 @@ def load_weights(
     own = network.state_dict()
     head = getattr(network, "head_prefix", ())  # no key starts with one of no prefixes
     start = getattr(network, "from_imagenet", lambda state: None)(state)
-    fit = getattr(network, "fit_positions", lambda state: state)
+    given = _with_own_prefix(state, own) if start is None else start.tensors
+    given = {k: v for k, v in given.items() if k in own}
+    wanted = getattr(network, "fit_positions", dict)(given)
+    resized = sum(wanted[k].shape != v.shape for k, v in given.items())
     if start is None:
-        wanted = {k: v for k, v in _with_own_prefix(state, own).items() if k in own}
-        wanted = fit(wanted)
         if ignore_head:
             wanted = {k: v for k, v in wanted.items() if not k.startswith(head)}
         _check_shapes(wanted, own, head, path)
         _check_coverage(wanted, own, least, path)
     else:
-        fitted = fit(start.tensors)
-        must = [k for k in own if k.startswith(start.whole)]
-        wanted = {k: v for k, v in fitted.items() if k in must or (k in own and v.shape == own[k].shape)}
+        wanted = {k: v for k, v in wanted.items() if k.startswith(start.whole) or v.shape == own[k].shape}
         _check_shapes(wanted, own, head, path)
-        absent = [k for k in must if k not in wanted and not k.endswith(_COUNTERS)]
-        if absent:
-            raise ValueError(
-                f"{path}: is of another network: it lacks {absent[0]} and {len(absent) - 1} more of the encoder; "
-                "give the ImageNet file of the same network"
-            )
+        _check_whole(wanted, own, start, path)
     _check_finite(wanted, path)
     report = LoadReport(
         loaded=tuple(k for k in own if k in wanted),
-        skipped=tuple(k for k in state if not k.endswith(_DERIVED_BUFFERS) and not _used(k, wanted)),
+        skipped=tuple(k for k in state if not k.endswith(_DERIVED_BUFFERS) and not _used(k, state[k], wanted)),
         missing=tuple(k for k in own if k not in wanted),
     )
     if complete and (report.missing or report.skipped):
@@ -146,11 +140,17 @@ def load_weights(
         raise ValueError(f"{path}: its tensors cannot be copied ({str(error).split(chr(10))[0]})") from error
     counts = len(report.loaded), len(report.skipped), len(report.missing)
     _log.info("%s: %d tensors loaded, %d skipped (not in the network), %d missing (left as they were)", path, *counts)
+    if resized:
+        _log.info("%s: %d tables of positions were interpolated to another image size or window", path, resized)
     return report
 
 
-def _used(key: str, wanted: Mapping[str, Tensor]) -> bool:
-    return any(name == key or name.endswith(f".{key}") for name in wanted)
+def _used(key: str, value: Tensor, wanted: Mapping[str, Tensor]) -> bool:
+    """Whether what is wanted of a file holds a tensor of it: under its name, or the same numbers under another."""
+    if any(name == key or name.endswith(f".{key}") for name in wanted):
+        return True
+    place = value.untyped_storage().data_ptr()
+    return any(taken.untyped_storage().data_ptr() == place for taken in wanted.values())
 
 
 def _with_own_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,6 +190,17 @@ def _check_coverage(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], lea
         raise ValueError(
             f"{path}: is of another network: it fills {filled / total:.0%} of the weights, "
             f"expected at least {least:.0%}; give the --cfg it was trained with, or another checkpoint"
+        )
+
+
+def _check_whole(
+    wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], start: ImageNetStart, path: str | Path
+) -> None:
+    absent = [k for k in own if k.startswith(start.whole) and k not in wanted and not k.endswith(_COUNTERS)]
+    if absent:
+        raise ValueError(
+            f"{path}: is of another network: it lacks {absent[0]} and {len(absent) - 1} more of the encoder; "
+            "give the ImageNet file of the same network"
         )
 
 

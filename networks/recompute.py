@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -25,19 +25,26 @@ def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
         return checkpoint(module, *inputs, use_reentrant=False)
     if torch.compiler.is_compiling():
         return module(*inputs)
-    contexts = nullcontext(), _statistics_untouched(norms)
+    contexts = nullcontext(), _StatisticsUntouched(norms)
     return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
 
-@contextmanager
-def _statistics_untouched(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Batch norm normalises as before but counts nothing: a pass that is run again must not be counted twice."""
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
+class _StatisticsUntouched:
+    """Batch norm normalises as before but counts nothing: a pass that is run again must not be counted twice.
+
+    A graph that is kept is run again by every backward pass, so this can be entered more than once.
+    """
+
+    def __init__(self, norms: Sequence[_BatchNorm]) -> None:
+        self.norms = norms
+        self.before: list[tuple[float | None, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)

@@ -21,6 +21,10 @@ from tests.configs.test_config import PUBLISHED_TEST, PUBLISHED_TRAIN
 from tests.conftest import NETWORK, ROOT, TINY_SWIN, geometry, make_synapse, train
 
 
+def rows_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_a_run_s_folder(trained: tuple[Path, Path]) -> None:
     _, run = trained
     assert {"config.yaml", "log.txt", "metrics.jsonl", "log", "last.pth", "best.pth"} == {p.name for p in run.iterdir()}
@@ -30,8 +34,10 @@ def test_a_run_s_folder(trained: tuple[Path, Path]) -> None:
         or config["ENVIRONMENT"]["torch"] == torch.__version__
     )
     assert "git_commit" in config["ENVIRONMENT"] and config["MODEL"]["SWIN"]["EMBED_DIM"] == 8
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "ce", "dice", "scr", "ifd", "lr"} <= set(rows[0])
+    of_gradient, first, *rows = rows_of(run)
+    assert set(of_gradient) == {"step", "epoch", "grad_segmentation", "grad_scr", "grad_ifd"}
+    assert of_gradient["step"] == first["step"] == 1
+    assert {"loss", "ce", "dice", "scr", "ifd", "lr"} <= set(first)
     assert any("val_dice" in row for row in rows)
     last = torch.load(run / "last.pth", weights_only=True)
     best = torch.load(run / "best.pth", weights_only=True)
@@ -122,10 +128,10 @@ def test_a_folder_of_niftis(trained: tuple[Path, Path], tmp_path: Path) -> None:
 def test_the_baseline_and_the_separate_weights(synapse: Path, tmp_path: Path) -> None:
     assert train(synapse, tmp_path / "plain", "--lambda_x", 0) == 0
     assert train(synapse, tmp_path / "scr", "--lambda_1", 0.1, "--lambda_2", 0) == 0
-    row = json.loads((tmp_path / "plain/metrics.jsonl").read_text().splitlines()[0])
-    assert "scr" not in row
-    row = json.loads((tmp_path / "scr/metrics.jsonl").read_text().splitlines()[0])
+    assert all("scr" not in row and "grad_scr" not in row for row in rows_of(tmp_path / "plain"))
+    of_gradient, row, *_ = rows_of(tmp_path / "scr")
     assert row["scr"] > 0 and row["ifd"] == 0
+    assert of_gradient["grad_scr"] > 0 and of_gradient["grad_ifd"] == 0
 
 
 def test_the_same_seed_gives_the_same_weights(synapse: Path, tmp_path: Path) -> None:
@@ -254,8 +260,7 @@ def test_cases_of_slices_of_several_sizes_validate_slice_by_slice(tmp_path: Path
     other = make_synapse(tmp_path / "e", train=2, shape=(3, 48, 40))
     shutil.copy(other / "train_npz/case0001_slice001.npz", root / "train_npz")
     assert train(root, tmp_path / "run", "--val_cases", 1) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert any("val_dice" in row for row in rows)
+    assert any("val_dice" in row for row in rows_of(tmp_path / "run"))
 
 
 def test_batch_size_of_a_test_is_slices_a_pass(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     ),
     "utils": (set(), {"numpy", "torch"}),
     "distributed": (set(), {"torch"}),
-    "checkpoint": ({"utils"}, {"torch", "safetensors"}),
+    "checkpoint": ({"utils"}, {"numpy", "torch", "safetensors"}),
     "record": ({"utils"}, {"torch", "tqdm"}),
     "state": ({"checkpoint"}, {"torch"}),
     "trainer": ({"selfreg", "utils", "record", "state", "checkpoint", "distributed"}, {"torch"}),

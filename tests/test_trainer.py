@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import losses
+from networks import build_network
 from trainer import Diverged, Options, Schedule, Trainer
 
 
@@ -34,8 +36,9 @@ class Sampler:
 class Loader:
     """Batches made from (epoch, index) alone; `spoil` maps a (epoch, batch) to something done to it."""
 
-    def __init__(self, length: int = 6, batch_size: int = 2, spoil: dict | None = None) -> None:
+    def __init__(self, length: int = 6, batch_size: int = 2, spoil: dict | None = None, side: int = 4) -> None:
         self.sampler, self.batch_size, self.spoil = Sampler(length, batch_size), batch_size, spoil or {}
+        self.side = side
 
     def __len__(self) -> int:
         return self.sampler.per_epoch
@@ -45,7 +48,7 @@ class Loader:
         for first in range(self.sampler.start * self.batch_size, self.sampler.length, self.batch_size):
             count = min(self.batch_size, self.sampler.length - first)
             generator = torch.Generator().manual_seed(1000 * epoch + first)
-            image = torch.randn(count, 1, 4, 4, generator=generator)
+            image = torch.randn(count, 1, self.side, self.side, generator=generator)
             action = self.spoil.get((epoch, first // self.batch_size))
             image = action(image) if action else image
             yield Batch(image, (image[:, 0] > 0).to(torch.uint8), [f"e{epoch}i{first + i}" for i in range(count)])
@@ -266,6 +269,50 @@ def test_gradient_clipping(tmp_path: Path) -> None:
     trainer.fit()
     moved = max((a - b).abs().max().item() for a, b in zip(before, weights(trainer), strict=True))
     assert 0 < moved < 1e-5
+
+
+def regularised(folder: Path, kd: losses.KDloss, options: Options, lr: float = 1e-3) -> Trainer:
+    """A small U-Net with the loss itself, trained for two epochs."""
+    torch.manual_seed(0)
+    random.seed(0)
+    folder.mkdir(exist_ok=True)
+    network, data = build_network("unet", num_classes=2, img_size=32, width=4), Loader(side=32)
+    optimizer, schedule = torch.optim.SGD(network.parameters(), lr=lr), Schedule(2, 3, base_lr=lr)
+    parts = network, losses.Criterion(2, kd=kd), optimizer, data, schedule, folder, torch.device("cpu")
+    trainer = Trainer(*parts, options=options)
+    trainer.fit()
+    return trainer
+
+
+@pytest.mark.parametrize("weight, warned", [(1e-3, False), (1e4, True)])
+def test_a_term_that_drowns_the_segmentation_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, weight: float, warned: bool
+) -> None:
+    regularised(
+        tmp_path, losses.KDloss(lambda_1=weight, lambda_2=0), Options(log_freq=1, gradient_factor=5.0, gradient_freq=2)
+    )
+    found = [row for row in rows(tmp_path) if "grad_segmentation" in row]
+    assert [row["step"] for row in found] == [1, 3, 5]
+    assert all(row["grad_ifd"] == 0 < row["grad_scr"] for row in found)
+    assert all((row["grad_scr"] > 5 * row["grad_segmentation"]) == warned for row in found)
+    assert sum("the gradient of scr is" in message for message in caplog.messages) == warned * len(found)
+
+
+def test_looking_at_gradients_changes_no_weight(tmp_path: Path) -> None:
+    ends = []
+    for factor in (0.0, 5.0):
+        options = Options(gradient_factor=factor, gradient_freq=1)
+        ends.append(weights(regularised(tmp_path / str(factor), losses.KDloss(1.0), options, lr=0.1)))
+    assert same(*ends)
+
+
+def test_the_regulariser_warms_up_with_the_batches(tmp_path: Path) -> None:
+    kd = losses.KDloss(lambda_1=0, lambda_2=1.0, warmup_epochs=1)
+    regularised(tmp_path, kd, Options(log_freq=1, gradient_factor=0.0))
+    shares = [
+        (row["loss"] - 0.4 * row["ce"] - 0.6 * row["dice"]) / row["ifd"] for row in rows(tmp_path) if "ifd" in row
+    ]
+    assert shares == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1], abs=1e-5)
 
 
 def test_autocast_runs(tmp_path: Path) -> None:

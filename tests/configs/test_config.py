@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 import yaml
 
+import networks
 from configs import arguments
 from configs.arguments import FLAGS, overrides_of, train_parser
-from configs.config import check_continues, config_text, get_config, network_keywords, to_plain
+from configs.config import check_continues, config_text, get_config, network_keywords, size_of, to_plain
 from configs.defaults import default_config
-from networks import build_network
+from networks import build_network, list_networks
 from tests.conftest import ROOT
 
 PUBLISHED_TRAIN = (
@@ -77,6 +79,30 @@ def test_a_section_is_merged_and_text_stays_text() -> None:
     assert (cfg.MODEL.NAME, cfg.DATA.ROOT_PATH) == ("11_1", "2024-01-01")
 
 
+def test_a_size_is_a_side_or_two() -> None:
+    for words, expected in (
+        ([], (224, 224)),
+        (["--img_size", "96"], (96, 96)),
+        (["--img_size", "96", "160"], (96, 160)),
+    ):
+        assert size_of(get_config(overrides=overrides_of(train_parser().parse_args(words)))) == expected
+    assert size_of(get_config(opts=["DATA.IMG_SIZE", "[64, 32]"])) == (64, 32)
+
+
+def test_weights_to_start_from_are_a_file_or_several() -> None:
+    assert get_config(opts=["MODEL.PRETRAIN_CKPT", "a.pth"]).MODEL.PRETRAIN_CKPT == "a.pth"
+    assert get_config(opts=["MODEL.PRETRAIN_CKPT", "[a.pth, b.pth]"]).MODEL.PRETRAIN_CKPT == ["a.pth", "b.pth"]
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_the_keys_of_a_network_are_its_options_with_their_defaults(name: str) -> None:
+    keywords = network_keywords(get_config(overrides={"MODEL.TYPE": name}))
+    parameters = inspect.signature(networks._NETWORKS[name]).parameters
+    assert set(keywords) == set(parameters) - {"in_channels", "variant"}
+    own = set(keywords) - {"num_classes", "img_size", "use_checkpoint"}
+    assert {key: keywords[key] for key in own} == {key: parameters[key].default for key in own}
+
+
 def test_frozen_and_written_back(tmp_path: Path) -> None:
     cfg = get_config(opts=["MODEL.SWIN.DEPTHS", "[2, 2, 6, 2]"])
     with pytest.raises(AttributeError):
@@ -135,7 +161,18 @@ BAD_VALUES = [
     (["SEED", "[" * 3000], "expected int"),
     (["TRAIN.LR_POWER", ".nan"], "TRAIN.LR_POWER is nan"),
     (["MODEL.SWIN", "{FOO: 1}"], "unknown key MODEL.SWIN.FOO"),
-    (["MODEL.TYPE", "resnet18"], "expected one of swin_unet, unet"),
+    (["DATA.IMG_SIZE", "[224, 160, 3]"], "expected a side, or [H, W] (--img_size)"),
+    (["DATA.IMG_SIZE", "[224, a]"], "expected int, such as 224"),
+    (["DATA.IMG_SIZE", "[224, 0]"], "expected a finite number of at least 1 (--img_size)"),
+    (["MODEL.PRETRAIN_CKPT", "[a.pth, 3]"], "expected str"),
+    (["LOSS.DISTANCE", "l1"], "expected one of mse, cosine, normalized_mse (--distance)"),
+    (["LOSS.WARMUP_EPOCHS", "-1"], "--warmup_epochs"),
+    (["LOSS.GRADIENT_FACTOR", "-1"], "LOSS.GRADIENT_FACTOR"),
+    (["TEST.INFERENCE", "crop"], "expected one of zoom, slide (--inference)"),
+    (["TEST.OVERLAP", "1"], "from 0 to below 1 (--overlap)"),
+    (["MODEL.TRANSUNET.HIDDEN_SIZE", "1000000"], "expected 4096 at most"),
+    (["MODEL.PVT_CASCADE.DROP_PATH_RATE", "1.5"], "expected 1 at most"),
+    (["MODEL.TYPE", "resnet18"], "expected one of hiformer_b, hiformer_l, hiformer_s, pvt_cascade, swin_unet"),
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from losses import Criterion, DiceLoss, KDloss
-from selfreg import FeatureTap
+from selfreg import Features, FeatureTap
 from tests.reference.losses import naive_cross_entropy, naive_dice
 
 
@@ -99,3 +99,46 @@ def test_perfect_prediction_has_no_loss() -> None:
     y = torch.from_numpy(np.arange(9).reshape(1, 3, 3) % 3)
     x = torch.nn.functional.one_hot(y, 3).movedim(-1, 1) * 50.0
     assert Criterion(3)(x, y)["loss"].item() < 1e-6
+
+
+def test_several_heads_are_summed() -> None:
+    x, y = batch(3, 2)
+    criterion = Criterion(3, ce_weight=0.3, dice_weight=0.7)
+    apart, together = [criterion(head, y) for head in (x, -x, 2 * x)], criterion((x, -x, 2 * x), y)
+    for name in ("loss", "ce", "dice"):
+        assert together[name].item() == pytest.approx(sum(terms[name].item() for terms in apart), rel=1e-12)
+
+
+class Scaled(torch.nn.Module):
+    """One weight that scales the logits, and one of its own for every feature map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Features]:
+        generator = torch.Generator().manual_seed(0)
+        maps = torch.randn(3, 2, 4, 8, 8, generator=generator, dtype=torch.float64)
+        return self.weights[0] * x, Features([[self.weights[1] * maps[0]]], [[self.weights[2] * maps[1]]], maps[2])
+
+
+@pytest.mark.parametrize("lambda_1, lambda_2", [(0.3, 0.7), (0.3, 0.0), (0.0, 0.7)])
+def test_gradient_norms_are_those_of_each_part(lambda_1: float, lambda_2: float) -> None:
+    network, (x, y) = Scaled(), batch(3, 2)
+    criterion = Criterion(3, kd=KDloss(lambda_1=lambda_1, lambda_2=lambda_2))
+    logits, features = network(x)
+    random.seed(0)
+    draws = random.getstate()
+    norms = criterion.gradient_norms(logits, y, features, list(network.parameters()))
+    assert random.getstate() == draws, "the draws of the batch are its own"
+
+    def norm(loss: torch.Tensor) -> float:
+        return torch.autograd.grad(loss, network.weights)[0].norm().item() if loss.requires_grad else 0.0
+
+    expected = {"segmentation": norm(Criterion(3)(network(x)[0], y)["loss"])}
+    for name, kd in (("scr", KDloss(lambda_1=lambda_1, lambda_2=0)), ("ifd", KDloss(lambda_1=0, lambda_2=lambda_2))):
+        random.setstate(draws)
+        expected[name] = norm(kd(*network(x)[1]))
+    assert norms == pytest.approx(expected, rel=1e-12)
+    criterion(logits, y, features)["loss"].backward()  # the graph is still there
+    assert network.weights.grad is not None

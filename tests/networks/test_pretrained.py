@@ -5,13 +5,15 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from networks import build_network, load_weights
+from tests.networks.small import SMALL
 
-SWIN = {"img_size": 32, "embed_dim": 8, "num_heads": (1, 2, 2, 4), "window_size": 4}
+SWIN = SMALL["swin_unet"]
 
 
 def swin(classes: int = 3, seed: int = 0, **options: object) -> nn.Module:
@@ -261,3 +263,26 @@ def test_evaluation_wants_the_whole_network(tmp_path: Path) -> None:
             load_weights(swin(), tmp_path / f"{name}.pth", complete=True)
     torch.save(with_buffers(swin().state_dict()), tmp_path / "whole.pth")
     load_weights(swin(), tmp_path / "whole.pth", complete=True)
+
+
+def test_an_npz_is_read_as_plain_arrays(tmp_path: Path) -> None:
+    network, other = (build_network("unet", num_classes=3, **SMALL["unet"]) for _ in range(2))
+    arrays = {key: value.numpy() for key, value in network.state_dict().items()}
+    np.savez(tmp_path / "plain.npz", **arrays)
+    load_weights(other, tmp_path / "plain.npz")
+    assert same_weights(network, other)
+    np.savez(tmp_path / "objects.npz", **arrays, other=np.array([print], dtype=object))
+    np.savez_compressed(tmp_path / "packed.npz", **arrays)
+    whole = (tmp_path / "plain.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    for name, message in (("objects", "not a readable"), ("packed", "is compressed"), ("cut", "not a readable")):
+        with pytest.raises(ValueError, match=f"{name}.npz: .*{message}"):
+            load_weights(other, tmp_path / f"{name}.npz")
+
+
+def test_interpolated_positions_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = SMALL["uctransnet"]
+    torch.save(build_network("uctransnet", num_classes=3, **options).state_dict(), tmp_path / "a.pth")
+    caplog.set_level("INFO")
+    load_weights(build_network("uctransnet", num_classes=3, **{**options, "img_size": (48, 64)}), tmp_path / "a.pth")
+    assert any("4 tables of positions were interpolated" in message for message in caplog.messages)
