@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("--only", nargs="+", default=[], metavar="NAME", help="rows to measure (default: all but scaling)")
+    add("--only", nargs="+", default=[], metavar="NAME", help="rows to measure (default: all but networks and scaling)")
     add("--output", type=Path, default=Path("benchmark.json"), metavar="FILE", help="default: benchmark.json")
     add("--figure", type=Path, metavar="FILE", help="draw the curves of the row scaling as a PNG")
     add("--quick", action="store_true", help="smaller inputs and two rounds: to see that it works, not to quote")

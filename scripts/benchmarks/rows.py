@@ -21,6 +21,7 @@ ROWS = {
     "gpu_regulariser": "as regulariser, on the GPU",
     "gpu_flops": "as flops, on the GPU",
     "gpu_shares": "as shares, on the GPU",
+    "networks": "every network: parameters, arithmetic, training step; runs only when it is named",
     "scaling": "time and memory over image size, batch and depth; runs only when it is named",
 }
-BY_DEFAULT = tuple(name for name in ROWS if name != "scaling")
+BY_DEFAULT = tuple(name for name in ROWS if name not in ("networks", "scaling"))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import utils
-from scripts.benchmarks import commands, gpu, precision, scaling, shares, training, volumes
+from scripts.benchmarks import commands, gpu, networks, precision, scaling, shares, training, volumes
 from scripts.benchmarks.inputs import Settings
 from scripts.benchmarks.measure import Figure
 from scripts.benchmarks.report import as_data, table
@@ -37,6 +37,7 @@ ON_CPU: Mapping[str, Row] = {
     "help": commands.help_text,
     "flops": training.flops,
     "shares": shares.shares,
+    "networks": networks.networks,
 }
 ON_GPU: Mapping[str, Row] = {
     "gpu_metrics": gpu.metrics,

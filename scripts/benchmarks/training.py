@@ -18,9 +18,16 @@ _WORKERS = (0, 1, 2)
 _GEMM_SIDES = {"cpu": 2048, "cuda": 8192}
 
 
-def ours(settings: Settings, kd: bool = True, precision: str = "float32", compiled: bool = False) -> Callable[[], None]:
+def ours(
+    settings: Settings,
+    kd: bool = True,
+    precision: str = "float32",
+    compiled: bool = False,
+    name: str = "swin_unet",
+) -> Callable[[], None]:
     """Our steps on one batch, ready to be called."""
-    return on_one_batch(settings, our_step(settings, kd=kd, precision=precision, compiled=compiled), settings.steps)
+    step = our_step(settings, name=name, kd=kd, precision=precision, compiled=compiled)
+    return on_one_batch(settings, step, settings.steps)
 
 
 def naive(settings: Settings) -> Callable[[], None]:

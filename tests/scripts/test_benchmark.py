@@ -15,7 +15,7 @@ from torch import nn
 
 from datasets.phantom import make_phantom
 from scripts import benchmark
-from scripts.benchmarks import gpu, inputs, precision, scaling, session, shares, training, volumes
+from scripts.benchmarks import gpu, inputs, networks, precision, scaling, session, shares, training, volumes
 from scripts.benchmarks.measure import Apart, Figure, Pair, Timing, here, in_turn
 from scripts.benchmarks.report import number, table
 from scripts.benchmarks.rows import BY_DEFAULT, ROWS
@@ -73,7 +73,7 @@ def test_rows_that_need_a_gpu(settings: inputs.Settings, monkeypatch: pytest.Mon
 
 def test_every_row_has_its_measure() -> None:
     assert {*session.ON_CPU, *session.ON_GPU, "scaling"} == set(ROWS)
-    assert set(ROWS) - set(BY_DEFAULT) == {"scaling"}
+    assert set(ROWS) - set(BY_DEFAULT) == {"networks", "scaling"}
 
 
 def test_bad_options(tmp_path: Path, refused: Callable) -> None:
@@ -234,3 +234,15 @@ def test_a_guided_network_goes_on_where_it_was() -> None:
     network = volumes.Guided(Network(), torch.tensor([0, 1, 2, 1, 0])[:, None, None])
     found = [network(torch.zeros(size, 1, 1, 1)).argmax(1).flatten().tolist() for size in (2, 2, 1, 3)]
     assert found == [[0, 1], [2, 1], [0], [0, 1, 2]]
+
+
+def test_every_network_is_measured(settings: inputs.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "list_networks", lambda: ["unet"])
+    (figure,) = networks.networks(settings)
+    assert figure.what.startswith("unet 32, step of batch 2") and "17.3 M parameters" in figure.note
+    assert figure.value > 0 and figure.ours.rounds == figure.other.rounds == 2
+
+
+def test_operations_are_counted_by_pencil(settings: inputs.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "our_network", lambda settings, name: nn.Conv2d(1, 4, 3, padding=1, bias=False))
+    assert networks.size_of(settings, "unet") == (36, 2 * 36 * 32 * 32)
