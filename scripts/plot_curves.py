@@ -1,0 +1,101 @@
+"""Draw the curves of runs over each other, from their metrics.jsonl: loss terms, gradients of the terms, validation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Curve = tuple[list[int], list[float]]  # steps and values
+
+_DEFAULT = ("ce", "dice", "scr", "ifd", "grad_segmentation", "grad_scr", "grad_ifd", "val_dice")
+_COLUMNS = 4
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """Every number that a run recorded, by name, over the steps it was recorded at.
+
+    Raises:
+        ValueError: the folder has no metrics.jsonl, or a line of it is no row of numbers.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{run}: has no metrics.jsonl; expected the folder of a run that train.py wrote")
+    curves: dict[str, Curve] = {}
+    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            step = row.pop("step")
+            for name, value in row.items():
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(int(step))
+                values.append(float(value))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: line {place} is {line[:80]!r}; expected a row that train.py wrote") from error
+    return curves
+
+
+def draw(runs: Mapping[str, Mapping[str, Curve]], keys: Sequence[str], path: Path) -> None:
+    """One panel a key, one line a run; keys that no run has are left out."""
+    from matplotlib.figure import Figure
+
+    keys = [key for key in keys if any(key in curves for curves in runs.values())]
+    columns = min(_COLUMNS, len(keys))
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, key in zip(axes, keys, strict=False):
+        for name, curves in runs.items():
+            if key in curves:
+                panel.plot(*curves[key], label=name, linewidth=1)
+        panel.set_title(key, fontsize=9)
+        panel.tick_params(labelsize=7)
+        if key.startswith("grad_"):
+            panel.set_yscale("symlog", linthresh=1e-3)  # a term that warms up begins at 0
+    for panel in axes[len(keys) :]:
+        panel.set_axis_off()
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110, format="png")
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Read, draw, say where."""
+    from utils import check_writable, whole_or_absent
+
+    if args.output.suffix != ".png":
+        raise ValueError(f"--output is {args.output}; expected a name that ends in .png")
+    names = [run.resolve().name for run in args.runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the runs are named {', '.join(names)}; expected folders of different names")
+    runs = dict(zip(names, map(read_curves, args.runs), strict=True))
+    known = sorted({key for curves in runs.values() for key in curves})
+    if not set(args.keys) & set(known):
+        raise ValueError(f"--keys: no run has {', '.join(args.keys)}; expected some of {', '.join(known)}")
+    check_writable(args.output.parent, "--output")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    whole_or_absent(args.output, lambda path: draw(runs, args.keys, path))
+    print(args.output)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw; returns 0, or 2 after one line on standard error that says what is wrong."""
+    root = str(Path(__file__).resolve().parent.parent)
+    if root not in sys.path:  # the project is run from a clone, not installed
+        sys.path.insert(0, root)
+    from configs.arguments import OneLineParser, run_guarded
+
+    parser = OneLineParser(prog="plot_curves.py", description=__doc__)
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    add("--output", type=Path, default=Path("curves.png"), metavar="FILE", help="default: curves.png")
+    add(
+        "--keys", nargs="+", default=list(_DEFAULT), metavar="KEY", help=f"what to draw (default: {' '.join(_DEFAULT)})"
+    )
+    return run_guarded("plot_curves.py", lambda: plot(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
