@@ -13,7 +13,7 @@ from networks.cascade_decoder import CascadeDecoder
 from networks.pretrained import ImageNetStart
 from networks.pvt_v2 import PVTv2
 from networks.r50_vit import R50ViT
-from networks.sizes import as_size, pad_to, round_up, size_error
+from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 # What channel and spatial attention and convolutions make of each resolution, coarse to fine.
@@ -35,14 +35,10 @@ class _Cascade(nn.Module):
 
     def __init__(self, img_size: int | Sequence[int], in_channels: int) -> None:
         super().__init__()
-        self.img_size = as_size(img_size)
-        least = self.stride + 1  # two places a side: batch norm needs more than one value, also in a batch of one
-        if min(self.img_size) < least:
-            nearest = tuple(max(side, least) for side in self.img_size)
-            why = f"a coarsest map of 1/{self.stride} with at least two places a side"
-            raise size_error(self.network, self.img_size, why, nearest)
-        if in_channels not in (1, 3):
-            raise ValueError(f"{self.network}: in_channels is {in_channels}; expected 1 or 3")
+        check_stem(self.network, in_channels)
+        # Two places a side: batch norm needs more than one value, also in a batch of one.
+        why = f"a coarsest map of 1/{self.stride} with at least two places a side"
+        self.img_size = checked_size(self.network, img_size, self.stride + 1, why)
         self.conv = nn.Sequential(nn.Conv2d(1, 3, kernel_size=1), nn.BatchNorm2d(3), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -230,11 +226,7 @@ class TransCascade(_Cascade):
         return r50_vit.fit_positions(state, self.transformer.to_map.grid, prefix="transformer.")
 
     def check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or tuple(x.shape[2:]) != self.img_size:
-            raise ValueError(
-                f"{self.network}: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {self.img_size[0]}, "
-                f"{self.img_size[1]}): resize it, or build the network with its img_size"
-            )
+        check_image(self.network, x, self.img_size)
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         if not self.recreate_embeddings:

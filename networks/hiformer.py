@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-import torch.nn.functional as F
-from einops import rearrange
 from timm.models.resnet import BasicBlock, Bottleneck
-from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Sum
+from networks.positions import fit_bias_tables, fit_embeddings
 from networks.pretrained import ImageNetStart
 from networks.recompute import run
-from networks.sizes import as_size, pad_to, resize_bias_table, round_up, size_error
+from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 _FINAL_WIDTH = 16
 _SMALLEST = STRIDES[-1] + 1  # padded to 32, the last level is 2 x 2: batch norm needs more than one value a channel
-_LARGEST_TABLE = 2**28  # an expanded view in a checkpoint may claim any number of positions
 _PYRAMID = "All2Cross.pyramid."
 # Where the ResNet's layers stand: by their place in `resnet_layers`, the last two by a second name too.
 _RESNET = {
@@ -106,18 +101,15 @@ class HiFormer(nn.Module):
         if variant not in _VARIANTS:
             raise ValueError(f"hiformer: variant is {variant!r}; expected one of {', '.join(_VARIANTS)}")
         self.name = f"hiformer_{variant}"
-        if in_channels not in (1, 3):
-            raise ValueError(f"{self.name}: in_channels is {in_channels}; expected 1 or 3")
+        check_stem(self.name, in_channels)
         _check_counts(
             self.name, swin_depths=swin_depths, num_heads=num_heads, cnn_depths=cnn_depths, fusion_heads=fusion_heads
         )
         _check_widths(self.name, embed_dim, window_size, cnn_width, decoder_width)
         _check_heads(self.name, embed_dim, num_heads, fusion_heads)
         _check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        self.img_size, self.use_checkpoint = as_size(img_size), use_checkpoint
-        if min(self.img_size) < _SMALLEST:
-            nearest = tuple(max(side, _SMALLEST) for side in self.img_size)
-            raise size_error(self.name, self.img_size, f"a stride of {STRIDES[-1]}", nearest)
+        self.use_checkpoint = use_checkpoint
+        self.img_size = checked_size(self.name, img_size, _SMALLEST, f"a stride of {STRIDES[-1]}")
         self.padded_size = round_up(self.img_size, STRIDES[-1])
         published = _VARIANTS[variant]
         self.All2Cross = All2Cross(
@@ -194,25 +186,13 @@ class HiFormer(nn.Module):
         Position embeddings of another image size, from a square grid, and tables of relative positions of another
         window.
         """
-        fitted = dict(state)
-        for i, grid in enumerate(self.All2Cross.grids):
-            key = f"All2Cross.pos_embed.{i}"
-            if key in state:
-                fitted[key] = _resized(state[key], grid)
-        for name, module in self.named_modules():
-            key = f"{name}.relative_position_bias_table"
-            if isinstance(module, WindowAttention) and key in state:
-                fitted[key] = resize_bias_table(state[key], module.window_size)
-        return fitted
+        grids = {f"All2Cross.pos_embed.{i}": grid for i, grid in enumerate(self.All2Cross.grids)}
+        return fit_bias_tables(self, fit_embeddings(state, grids, extra=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or tuple(x.shape[2:]) != self.img_size:
-            raise ValueError(
-                f"{self.name}: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {self.img_size[0]}, "
-                f"{self.img_size[1]}): resize it, or build the network with its img_size"
-            )
-        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-        logits = self.decode(*self.All2Cross(pad_to(x, self.padded_size)))
+        check_image(self.name, x, self.img_size)
+        x = pad_to(x, self.padded_size).expand(-1, 3, -1, -1)
+        logits = self.decode(*self.All2Cross(x))
         return logits[:, :, : self.img_size[0], : self.img_size[1]]
 
     def decode(self, fine: Tensor, coarse: Tensor) -> Tensor:
@@ -265,19 +245,6 @@ def _swin_name(key: str) -> str:
         if key.startswith(theirs):
             return _PYRAMID + key.replace(theirs, ours)
     return f"{_PYRAMID}swin_transformer.{key}"
-
-
-def _resized(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1, 1 + n*n, C) at the places of another grid, the class token's as it is; the very same where n*n is ours."""
-    if positions.ndim != 3 or not 1 < positions.shape[1] != 1 + math.prod(grid):
-        return positions
-    side = math.isqrt(positions.shape[1] - 1)
-    if side**2 + 1 != positions.shape[1] or not 0 < positions.numel() <= _LARGEST_TABLE:
-        return positions
-    patches = rearrange(positions[:, 1:].double(), "b (h w) c -> b c h w", h=side)
-    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-    patches = rearrange(patches, "b c h w -> b (h w) c").to(positions.dtype)
-    return torch.cat([positions[:, :1], patches], dim=1)
 
 
 hiformer_s = partial(HiFormer, variant="s")

@@ -13,13 +13,13 @@ from einops import rearrange
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
+from networks.positions import fit_embeddings, resize_positions
 from networks.recompute import run
 from networks.sizes import pad_to
 
 STRIDE = 16  # pixels a side of one token
 
 _POSITIONS = "embeddings.position_embeddings"
-_LARGEST_TABLE = 2**28  # numbers; one of more is no table: an expanded view may claim any number of rows
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> StdConv2d:
@@ -272,21 +272,7 @@ def fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int], prefix: st
         grid: (h, w) of our tokens.
         prefix: of the `R50ViT` in the network, such as `transformer.`.
     """
-    state, name = dict(state), prefix + _POSITIONS
-    table = state.get(name)
-    if table is not None and table.ndim == 3 and table.shape[1] != math.prod(grid):
-        state[name] = _resized(table, grid)
-    return state
-
-
-def _resized(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Embeddings (1, n*n, C) at the places of another grid; the same tensor where it has that grid or is no square."""
-    side = math.isqrt(table.shape[1])
-    if grid == (side, side) or side**2 != table.shape[1] or not 0 < table.numel() <= _LARGEST_TABLE:
-        return table
-    square = rearrange(table.double(), "b (h w) c -> b c h w", h=side)
-    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    return rearrange(resized, "b c h w -> b (h w) c").to(table.dtype)
+    return fit_embeddings(state, {prefix + _POSITIONS: grid})
 
 
 # Names in Google's R50+ViT-B_16.npz, and what stands for them in ours.
@@ -328,9 +314,8 @@ def from_jax(state: Mapping[str, Tensor], prefix: str, grid: tuple[int, int] | N
             ours = re.sub(pattern, replacement, ours)
         if ours.startswith(("embeddings/", "encoder/")):
             start[prefix + ours.replace("/", ".")] = _our_layout(name, value)
-    positions = start[prefix + _POSITIONS]
-    if grid is not None and positions.ndim == 3:
-        start[prefix + _POSITIONS] = _resized(positions, grid)
+    if grid is not None:
+        start[prefix + _POSITIONS] = resize_positions(start[prefix + _POSITIONS], grid)
     return start
 
 

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import trunc_normal_
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition
+from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
+from networks.positions import fit_bias_tables
 from networks.pretrained import ImageNetStart
 from networks.recompute import run
-from networks.sizes import as_size, pad_to, resize_bias_table, round_up, size_error
+from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 
@@ -261,8 +262,7 @@ class SwinUnet(nn.Module):
                 raise ValueError(f"swin_unet: {option} is {list(values)}; expected whole numbers above 0")
         if not mlp_ratio > 0:
             raise ValueError(f"swin_unet: mlp_ratio is {mlp_ratio}; expected a number above 0")
-        if in_channels not in (1, 3):
-            raise ValueError(f"swin_unet: in_channels is {in_channels}; expected 1 or 3")
+        check_stem("swin_unet", in_channels)
         if len(depths) != len(num_heads) or len(depths) < 2:
             raise ValueError(
                 f"swin_unet: depths {tuple(depths)} and num_heads {tuple(num_heads)} must have one entry a stage"
@@ -272,12 +272,10 @@ class SwinUnet(nn.Module):
                 f"swin_unet: the widths {[embed_dim * 2**i for i in range(len(depths))]} cannot be divided among "
                 f"num_heads {tuple(num_heads)}; change embed_dim or num_heads"
             )
-        self.img_size = as_size(img_size)
         merges = len(depths) - 1
         coarsest = patch_size * 2**merges
-        if min(self.img_size) < coarsest:
-            nearest = tuple(max(side, coarsest) for side in self.img_size)
-            raise size_error("swin_unet", self.img_size, f"patches of {patch_size} merged {merges} times", nearest)
+        why = f"patches of {patch_size} merged {merges} times"
+        self.img_size = checked_size("swin_unet", img_size, coarsest, why)
         self.padded_size = round_up(self.img_size, coarsest)
         self.swin_unet = SwinTransformerSys(
             num_classes=num_classes,
@@ -331,19 +329,10 @@ class SwinUnet(nn.Module):
 
     def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tables of relative positions of another window, bicubically at ours as in Swin; the rest as it is."""
-        fitted = dict(state)
-        for name, module in self.named_modules():
-            key = f"{name}.relative_position_bias_table"
-            if isinstance(module, WindowAttention) and key in state:
-                fitted[key] = resize_bias_table(state[key], module.window_size)
-        return fitted
+        return fit_bias_tables(self, state)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2:] != self.img_size:
-            raise ValueError(
-                f"swin_unet: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {height}, {width}): "
-                "resize it, or build the network with its img_size"
-            )
+        check_image("swin_unet", x, self.img_size)
         x = pad_to(x, self.padded_size).expand(-1, 3, -1, -1)
         return self.swin_unet(x)[:, :, :height, :width]

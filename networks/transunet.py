@@ -11,7 +11,7 @@ from networks import r50_vit
 from networks.pretrained import ImageNetStart
 from networks.r50_vit import STRIDE, R50ViT
 from networks.recompute import run
-from networks.sizes import as_size, pad_to, round_up, size_error
+from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 _SMALLEST = STRIDE + 1  # more than one token a side: norms need more than one value a channel, also in a batch of one
@@ -102,9 +102,9 @@ class TransUNet(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.img_size = _checked_size(img_size)
-        if in_channels not in (1, 3):
-            raise ValueError(f"transunet: in_channels is {in_channels}; expected 1 or 3")
+        why = f"tokens of {STRIDE} pixels, at least two a side"
+        self.img_size = checked_size("transunet", img_size, _SMALLEST, why)
+        check_stem("transunet", in_channels)
         _check_decoder(head_channels, decoder_channels)
         self.padded_size = round_up(self.img_size, STRIDE)
         self.transformer = R50ViT(
@@ -145,23 +145,11 @@ class TransUNet(nn.Module):
         return r50_vit.fit_positions(state, self.transformer.to_map.grid, prefix="transformer.")
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or tuple(x.shape[2:]) != self.img_size:
-            raise ValueError(
-                f"transunet: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {self.img_size[0]}, "
-                f"{self.img_size[1]}): resize it, or build the network with its img_size"
-            )
-        x = pad_to(x.expand(-1, 3, -1, -1), self.padded_size)
+        check_image("transunet", x, self.img_size)
+        x = pad_to(x, self.padded_size).expand(-1, 3, -1, -1)
         bottom, skips = self.transformer(x)
         logits = self.segmentation_head(self.decoder(bottom, skips))
         return logits[:, :, : self.img_size[0], : self.img_size[1]]
-
-
-def _checked_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    size = as_size(img_size)
-    if min(size) < _SMALLEST:
-        nearest = tuple(max(side, _SMALLEST) for side in size)
-        raise size_error("transunet", size, f"tokens of {STRIDE} pixels, at least two a side", nearest)
-    return size
 
 
 def _check_decoder(head_channels: int, decoder_channels: Sequence[int]) -> None:

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from networks.positions import fit_embeddings
 from networks.recompute import run
-from networks.sizes import as_size, pad_to, round_up, size_error
+from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 _STRIDE = 16  # of the four poolings, and the patch size on the finest skip map
 _SCALES = (1, 2, 3, 4)  # of the skip maps, fine to coarse, as the published names count them
 _SMALLEST = _STRIDE + 1  # padded to 32, four poolings leave 2 x 2: batch norm needs more than one value a channel
-_LARGEST_GRID = 256  # of a checkpoint's positions: an expanded view may claim any number of them
 _LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -258,10 +258,7 @@ class UCTransNet(nn.Module):
         counts = {"num_layers": num_layers, "num_heads": num_heads, "expand_ratio": expand_ratio}
         rates = {"embeddings_dropout_rate": embeddings_dropout_rate, "attention_dropout_rate": attention_dropout_rate}
         _check_options(in_channels, base_channel, counts, rates | {"dropout_rate": dropout_rate})
-        self.img_size = as_size(img_size)
-        if min(self.img_size) < _SMALLEST:
-            nearest = tuple(max(side, _SMALLEST) for side in self.img_size)
-            raise size_error("uctransnet", self.img_size, "four poolings", nearest)
+        self.img_size = checked_size("uctransnet", img_size, _SMALLEST, "four poolings")
         self.use_checkpoint = use_checkpoint
         self.padded_size = round_up(self.img_size, _STRIDE)
         self.grid = tuple(side // _STRIDE for side in self.padded_size)  # of the patches, at all scales
@@ -288,37 +285,12 @@ class UCTransNet(nn.Module):
         return TapSpec(encoder=("down1", "down2", "down3", "down4"), decoder=("up4", "up3", "up2"), final="up1")
 
     def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's position embeddings, bicubically at the patches of this network; the rest as it is.
-
-        Raises:
-            ValueError: embeddings of another number of positions, and of no square grid.
-        """
-        own, fitted = self.state_dict(), dict(state)
-        for key in (f"mtc.embeddings_{i}.position_embeddings" for i in _SCALES):
-            if key in state and state[key].ndim == 3 and state[key].shape[::2] == own[key].shape[::2]:
-                fitted[key] = self._fit(key, state[key])
-        return fitted
-
-    def _fit(self, key: str, positions: Tensor) -> Tensor:
-        count, side = positions.shape[1], math.isqrt(positions.shape[1])
-        if count == math.prod(self.grid):
-            return positions
-        if side**2 != count or not 1 <= side <= _LARGEST_GRID:
-            raise ValueError(
-                f"uctransnet: {key} holds {count} positions; expected {self.grid[0]} x {self.grid[1]} as here, or a "
-                "square grid to interpolate from: build the network with the img_size of the checkpoint"
-            )
-        grid = rearrange(positions.double(), "1 (h w) c -> 1 c h w", h=side)
-        grid = F.interpolate(grid, size=self.grid, mode="bicubic")
-        return rearrange(grid, "1 c h w -> 1 (h w) c").to(positions.dtype)
+        """A checkpoint's position embeddings, bicubically at the patches of this network; the rest as it is."""
+        return fit_embeddings(state, {f"mtc.embeddings_{i}.position_embeddings": self.grid for i in _SCALES})
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2:] != self.img_size:
-            raise ValueError(
-                f"uctransnet: got an input of shape {tuple(x.shape)}; expected (B, 1 or 3, {height}, {width}): "
-                "resize it, or build the network with its img_size"
-            )
+        check_image("uctransnet", x, self.img_size)
         *skips, bottom = self.encode(pad_to(x, self.padded_size).expand(-1, 3, -1, -1))
         return self.outc(self.decode(bottom, self.mtc(skips)))[:, :, :height, :width]
 
@@ -337,8 +309,7 @@ class UCTransNet(nn.Module):
 
 
 def _check_options(in_channels: int, base_channel: int, counts: Mapping[str, int], rates: Mapping[str, float]) -> None:
-    if in_channels not in (1, 3):
-        raise ValueError(f"uctransnet: in_channels is {in_channels}; expected 1 or 3")
+    check_stem("uctransnet", in_channels)
     if base_channel < 2 or base_channel % 2:
         raise ValueError(f"uctransnet: base_channel is {base_channel}; expected an even number above 0")
     for option, value in counts.items():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.recompute import run
-from networks.sizes import as_size, size_error
+from networks.sizes import checked_size
 from selfreg import TapSpec
 
 _SMALLEST = 32  # four poolings leave 2 x 2: batch norm needs more than one value a channel, also in a batch of one
@@ -102,9 +102,7 @@ class UNet(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        size = as_size(img_size)
-        if min(size) < _SMALLEST:
-            raise size_error("unet", size, "four poolings", tuple(max(side, _SMALLEST) for side in size))
+        checked_size("unet", img_size, _SMALLEST, "four poolings")
         if width < 2 or width % 2:
             raise ValueError(f"unet: width is {width}; expected an even number above 0")
         self.in_channels, self.use_checkpoint = in_channels, use_checkpoint
