@@ -127,8 +127,7 @@ def _load(path: Path, trust: bool) -> Any:
             return load_file(path)
         _check_stored(path)
         if path.suffix == ".npz":  # as Google releases its vision transformers
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+            return _arrays(path)
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what cannot be read is an error
             return torch.load(path, map_location="cpu", weights_only=not trust)
     except Damaged:
@@ -142,6 +141,12 @@ def _load(path: Path, trust: bool) -> Any:
         raise Damaged(unreadable) from error
     except Exception as error:  # torch and safetensors report damage by a dozen types, none of them ours
         raise Damaged(unreadable) from error
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return {name: torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("="))) for name, array in arrays.items()}
 
 
 def _check_stored(path: Path) -> None:

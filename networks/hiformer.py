@@ -109,7 +109,9 @@ class HiFormer(nn.Module):
         _check_heads(self.name, embed_dim, num_heads, fusion_heads)
         _check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.use_checkpoint = use_checkpoint
-        self.img_size = checked_size(self.name, img_size, _SMALLEST, f"a stride of {STRIDES[-1]}")
+        self.img_size = checked_size(
+            self.name, img_size, _SMALLEST, f"a stride of {STRIDES[-1]} with two places a side"
+        )
         self.padded_size = round_up(self.img_size, STRIDES[-1])
         published = _VARIANTS[variant]
         self.All2Cross = All2Cross(

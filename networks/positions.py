@@ -37,9 +37,9 @@ def resize_bias_table(table: Tensor, window: tuple[int, int]) -> Tensor:
     """
     size = tuple(2 * side - 1 for side in window)
     side = math.isqrt(len(table)) if table.ndim == 2 else 0
-    if side % 2 == 0 or len(table) == math.prod(size):
+    if side % 2 == 0 or side > _LARGEST_SIDE or side**2 != len(table) or len(table) == math.prod(size):
         return table
-    return resize_positions(table[None], size)[0] if side**2 == len(table) else table
+    return resize_positions(table[None], size)[0]
 
 
 def fit_bias_tables(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -172,7 +172,8 @@ def _check_shapes(
         return
     key = differing[0]
     theirs, ours = wanted[key].shape, own[key].shape
-    if all(k.startswith(head) for k in differing) and len(theirs) > 0:
+    others = [k for k in differing if not k.startswith(head) or theirs[:1] == ours[:1]]
+    if not others and len(theirs) > 0:
         raise ValueError(
             f"{path}: is for {theirs[0]} classes, the network has {ours[0]}; give --num_classes {theirs[0]}, "
             "or --ignore_head to leave the last layer as it is"

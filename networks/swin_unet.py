@@ -263,6 +263,8 @@ class SwinUnet(nn.Module):
         if not mlp_ratio > 0:
             raise ValueError(f"swin_unet: mlp_ratio is {mlp_ratio}; expected a number above 0")
         check_stem("swin_unet", in_channels)
+        if embed_dim % 2:
+            raise ValueError(f"swin_unet: embed_dim is {embed_dim}; expected an even number, its halves are compared")
         if len(depths) != len(num_heads) or len(depths) < 2:
             raise ValueError(
                 f"swin_unet: depths {tuple(depths)} and num_heads {tuple(num_heads)} must have one entry a stage"

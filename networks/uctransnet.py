@@ -258,7 +258,7 @@ class UCTransNet(nn.Module):
         counts = {"num_layers": num_layers, "num_heads": num_heads, "expand_ratio": expand_ratio}
         rates = {"embeddings_dropout_rate": embeddings_dropout_rate, "attention_dropout_rate": attention_dropout_rate}
         _check_options(in_channels, base_channel, counts, rates | {"dropout_rate": dropout_rate})
-        self.img_size = checked_size("uctransnet", img_size, _SMALLEST, "four poolings")
+        self.img_size = checked_size("uctransnet", img_size, _SMALLEST, "four poolings with two places a side left")
         self.use_checkpoint = use_checkpoint
         self.padded_size = round_up(self.img_size, _STRIDE)
         self.grid = tuple(side // _STRIDE for side in self.padded_size)  # of the patches, at all scales

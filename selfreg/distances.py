@@ -46,7 +46,7 @@ def by_name(name: str) -> Distance:
     Raises:
         ValueError: there is none.
     """
-    if name not in _DISTANCES:
+    if not isinstance(name, str) or name not in _DISTANCES:
         raise ValueError(f"KDloss: distance is {name!r}; expected one of {', '.join(_DISTANCES)}")
     return _DISTANCES[name]
 

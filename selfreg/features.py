@@ -52,7 +52,7 @@ class TapSpec:
     def __post_init__(self) -> None:
         if self.final_side not in ("input", "output"):
             raise ValueError(f"TapSpec: final_side is {self.final_side!r}; expected 'input' or 'output'")
-        if not isinstance(self.final, str):
+        if not isinstance(self.final, str) or not self.final:
             raise ValueError(
                 f"TapSpec: final is {self.final!r}; expected a module name: the teacher is what that module gives, or "
                 "reads with final_side='input'"

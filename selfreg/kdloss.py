@@ -30,8 +30,12 @@ def _check_rank(feature: Tensor, name: str) -> None:
             f"KDloss: {name} is a {type(feature).__name__}; expected a tensor (B, C, H, W) or (B, C, D, H, W), "
             "as FeatureTap hands it out"
         )
-    if feature.ndim not in RANKS:
-        raise ValueError(f"KDloss: {name} has shape {tuple(feature.shape)}; expected (B, C, H, W) or (B, C, D, H, W)")
+    if feature.ndim not in RANKS or not feature.numel():
+        raise ValueError(
+            f"KDloss: {name} has shape {tuple(feature.shape)}; expected (B, C, H, W) or (B, C, D, H, W), none of them 0"
+        )
+    if not feature.is_floating_point():
+        raise ValueError(f"KDloss: {name} is of {feature.dtype}; expected floating-point numbers")
 
 
 def _check_halves(feature: Tensor, name: str) -> None:
@@ -94,6 +98,8 @@ def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distanc
 
 
 def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:
+    if not isinstance(stages, Sequence) or not all(isinstance(stage, Tensor | Sequence) for stage in stages):
+        raise ValueError(f"KDloss: {part} is {type(stages).__name__}; expected a list of stages, each a map or several")
     stages = [[stage] if isinstance(stage, Tensor) else list(stage) for stage in stages]
     if not stages or not all(stages):
         raise ValueError(
@@ -133,8 +139,9 @@ class KDloss(nn.Module):
         super().__init__()
         numbers = {"lambda_x": lambda_x, "lambda_1": lambda_1, "lambda_2": lambda_2, "warmup_epochs": warmup_epochs}
         for name, value in numbers.items():
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"KDloss: {name} is {value}; expected a finite number of at least 0")
+            optional = value is None and name in ("lambda_1", "lambda_2")
+            if not optional and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise ValueError(f"KDloss: {name} is {value!r}; expected a finite number of at least 0")
         by_name(distance)
         self.lambda_1 = float(lambda_x if lambda_1 is None else lambda_1)
         self.lambda_2 = float(lambda_x if lambda_2 is None else lambda_2)
@@ -159,7 +166,9 @@ class KDloss(nn.Module):
                 f"KDloss: warmup_epochs is {self.warmup_epochs} but no epoch was given; "
                 "call it with the epochs trained so far, kd(encoder, decoder, final, epoch)"
             )
-        return min(1.0, epoch / self.warmup_epochs)
+        if not float(epoch) >= 0:
+            raise ValueError(f"KDloss: epoch is {epoch}; expected the epochs trained so far, at least 0")
+        return min(1.0, float(epoch) / self.warmup_epochs)
 
     def intra_fd(self, f: Tensor) -> Tensor:
         """See `selfreg.intra_fd`."""

@@ -34,14 +34,15 @@ def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec
 
     Args:
         model: the network; its output is a tensor (B, K, *space), or a tuple or list with such a tensor.
-        example: its input (B, C, H, W) or (B, C, D, H, W), or the tuple of all its inputs. Take the size you train
-            with: one so small that the bottleneck is a single point hides it.
+        example: its input (B, C, H, W) or (B, C, D, H, W), or the tuple of all its inputs, of any size at which the
+            bottleneck has more than a single point.
 
     Returns:
         The spec, with the `shapes` (B, C, *space) that were seen.
 
     Raises:
-        ValueError: no fall and rise of resolutions, no output convolution, or an output of another kind.
+        ValueError: no fall and rise of resolutions, no output convolution, an output of another kind, or an example
+            too small for the depth.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim in RANKS), None)
@@ -147,6 +148,7 @@ def _spec(trace: _Trace, image: Tensor) -> TapSpec:
     classes = logits.shape[1]
     at = _output_convolution(trace, outputs, classes, image)
     head = trace.calls[at]
+    _check_depth(trace.calls[:at], image)
     found, reasons = [], []
     for channels_last in (False, True):
         maps = _maps(trace, at, image, channels_last)
@@ -171,6 +173,17 @@ def _spec(trace: _Trace, image: Tensor) -> TapSpec:
         channels_last=channels_last,
         shapes={**shapes, final if givers else f"input of {final}": tuple(head.reads)},
     )
+
+
+def _check_depth(calls: list[_Call], image: Tensor) -> None:
+    """A stage of a single point is taken for no stage, so an example must be large enough to have none."""
+    for call in calls:
+        point = len(call.shape) == image.ndim and math.prod(call.shape[2:]) == 1
+        if point and isinstance(call.module, _ConvNd) and max(call.module.kernel_size) > 1:  # a gate's has one weight
+            raise _NotUnderstood(
+                f"an example of size {tuple(image.shape[2:])} is too small for its depth: {call.name!r} gives a single "
+                "point; give a larger one, for the spec does not depend on its size"
+            )
 
 
 def _output_convolution(trace: _Trace, outputs: Sequence[Any], classes: int, image: Tensor) -> int:

@@ -13,10 +13,19 @@ from configs import arguments
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_loss_on_a_network_of_monai(capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("monai", reason="monai is not installed (requirements-dev.txt)")
+    names: dict = {}
+    exec(BLOCKS[0], names)
+    assert torch.isfinite(names["loss"]) and any(p.grad is not None for p in names["network"].parameters())
+    assert all(name in capsys.readouterr().out for name in names["spec"].encoder[0])
 
 
 def test_the_loss_on_your_own_network() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block = BLOCKS[1]
 
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -53,7 +62,16 @@ def test_flags_and_files_exist() -> None:
     parsers = (arguments.train_parser(), arguments.test_parser())
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     # Abbreviations of the published commands, and flags of prepare_synapse.py.
-    known |= {"--is_saveni", "--max_epoch", "--labels", "--test_cases", "--jobs", "--layout", "--nproc_per_node"}
+    known |= {
+        "--is_saveni",
+        "--max_epoch",
+        "--labels",
+        "--test_cases",
+        "--jobs",
+        "--layout",
+        "--nproc_per_node",
+        "--only",
+    }
     assert set(re.findall(r"--[a-z][a-z_0-9-]*", README)) <= known
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
+
+from networks import build_network
+
 _HIFORMER = {
     "img_size": 32,
     "embed_dim": 4,
@@ -51,3 +56,21 @@ CALM: dict[str, dict[str, float]] = {
     "uctransnet": {"embeddings_dropout_rate": 0.0, "attention_dropout_rate": 0.0},
     "unet": {},
 }
+
+
+def build_small(name: str, seed: int = 0, **options: Any) -> nn.Module:
+    """A small network for five classes with fresh weights; `options` go before those of `SMALL`."""
+    torch.manual_seed(seed)
+    return build_network(name, num_classes=5, **{**SMALL[name], **options})
+
+
+def settled(network: nn.Module) -> nn.Module:
+    """With statistics of real batches, and with positions that tell places apart, in eval mode."""
+    with torch.no_grad():
+        for key, parameter in network.named_parameters():
+            if "position_embeddings" in key or "pos_embed" in key:
+                nn.init.normal_(parameter)
+        network.train()
+        for _ in range(3):
+            network(torch.randn(2, 3, *network.img_size))
+    return network.eval()

@@ -132,6 +132,12 @@ class TestEveryNetwork:
         with pytest.raises(ValueError, match=f"{name}: unknown option 'wdith'"):
             build_network(name, num_classes=5, wdith=3, **options)
 
+    def test_another_number_of_classes_differs_in_the_head_alone(self, name: str, options: dict) -> None:
+        five, seven = (build(name, options, classes).state_dict() for classes in (5, 7))
+        prefix = build(name, options).head_prefix
+        differing = {key for key in five if five[key].shape != seven[key].shape}
+        assert five.keys() == seven.keys() and differing == {key for key in five if key.startswith(prefix)}
+
     def test_gradient_checkpointing_changes_no_gradient_and_no_statistics(self, name: str, options: dict) -> None:
         x, runs = images(options), []
         for use_checkpoint in (False, True):

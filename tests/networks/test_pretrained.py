@@ -286,3 +286,26 @@ def test_interpolated_positions_are_told_of(tmp_path: Path, caplog: pytest.LogCa
     caplog.set_level("INFO")
     load_weights(build_network("uctransnet", num_classes=3, **{**options, "img_size": (48, 64)}), tmp_path / "a.pth")
     assert any("4 tables of positions were interpolated" in message for message in caplog.messages)
+
+
+def test_a_table_without_dimensions_is_refused(tmp_path: Path) -> None:
+    state = swin().state_dict()
+    state["swin_unet.layers.0.blocks.0.attn.relative_position_bias_table"] = torch.tensor(3.0)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"relative_position_bias_table has shape \(\), expected \(49, 1\)"):
+        load_weights(swin(), tmp_path / "a.pth")
+
+
+def test_a_head_of_another_network_is_no_question_of_classes(tmp_path: Path) -> None:
+    """TransUNet and HiFormer call theirs alike."""
+    torch.save(build_network("hiformer_s", num_classes=9, **SMALL["hiformer_s"]).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="is of another network"):
+        load_weights(build_network("transunet", num_classes=9, **SMALL["transunet"]), tmp_path / "a.pth")
+
+
+def test_an_npz_of_another_byte_order_is_turned(tmp_path: Path) -> None:
+    network, other = (build_network("unet", num_classes=3, **SMALL["unet"]) for _ in range(2))
+    arrays = {key: value.numpy() for key, value in network.state_dict().items()}
+    np.savez(tmp_path / "a.npz", **{key: array.astype(array.dtype.newbyteorder(">")) for key, array in arrays.items()})
+    load_weights(other, tmp_path / "a.npz")
+    assert same_weights(network, other)

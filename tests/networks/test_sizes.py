@@ -1,4 +1,4 @@
-"""Any image size: what is padded, Swin's windows where they do not tile a map, and tables of other windows."""
+"""Any image size in every network: padding, positions of other sizes, Swin's windows that do not tile a map."""
 
 from __future__ import annotations
 
@@ -10,15 +10,110 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from networks.pretrained import load_weights
-from networks.sizes import as_size, nearest_size, pad_to, resize_bias_table, round_up, size_error
+from networks import list_networks, load_weights
+from networks.positions import resize_bias_table, resize_positions
+from networks.sizes import as_size, checked_size, pad_to, round_up
 from networks.swin_unet import Block, SwinUnet
 from selfreg import FeatureTap
+from tests.networks.small import build_small, settled
 from tests.reference.swin import PartialWindowBlock
+from utils import summed_heads
 
-NARROW = {"num_classes": 3, "embed_dim": 8, "num_heads": (1, 2, 2, 4)}
+STRIDES = {**dict.fromkeys(list_networks(), 16), "pvt_cascade": 32, "swin_unet": 32}
+SMALLEST = {**dict.fromkeys(list_networks(), 17), "pvt_cascade": 33, "swin_unet": 32, "unet": 32}
+POSITIONS = {
+    "hiformer_b": "All2Cross.pos_embed.0",
+    "trans_cascade": "transformer.embeddings.position_embeddings",
+    "transunet": "transformer.embeddings.position_embeddings",
+    "uctransnet": "mtc.embeddings_2.position_embeddings",
+}
+PADDED = [(name, {}) for name in list_networks() if name != "unet"] + [("hiformer_b", {"use_fusion": True})]
+
+
+@pytest.mark.parametrize("name, options", [*PADDED, ("unet", {})])
+def test_a_batch_of_one_trains_at_the_smallest_size(name: str, options: dict) -> None:
+    least = SMALLEST[name]
+    network = build_small(name, img_size=least, **options).train()
+    summed_heads(network(torch.randn(1, 1, least, least))).square().mean().backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+    for size, nearest in ((least - 1, f"{least}"), (1, f"{least}"), ((100, least - 1), f"100 {least}")):
+        with pytest.raises(ValueError, match=rf"^{name}: img_size .* nearest that does is {nearest} \("):
+            build_small(name, img_size=size, **options)
+
+
+@pytest.mark.parametrize("name, options", PADDED)
+@pytest.mark.parametrize("size", [(33, 47), (97, 64)])
+def test_padded_is_the_larger_network_on_a_padded_image(name: str, options: dict, size: tuple[int, int]) -> None:
+    stride = STRIDES[name]
+    whole = tuple(math.ceil(side / stride) * stride for side in size)
+    network, larger = settled(build_small(name, img_size=size, **options)), build_small(name, img_size=whole, **options)
+    larger.load_state_dict(network.state_dict())
+    x, canvas = torch.randn(2, 1, *size), torch.zeros(2, 1, *whole)
+    canvas[:, :, : size[0], : size[1]] = x
+    logits = summed_heads(network(x))
+    assert logits.shape == (2, 5, *size)
+    assert torch.equal(logits, summed_heads(larger.eval()(canvas))[:, :, : size[0], : size[1]])
+
+
+@pytest.mark.parametrize("name", [name for name, options in PADDED if name != "pvt_cascade" and not options])
+@pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 1, 32, 48), (1, 1, 16, 16), (1, 32, 32)])
+def test_another_input_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: got an input of shape .*; expected \(B, 1 or 3, 32, 32\): resize"):
+        build_small(name)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+@pytest.mark.parametrize("size", [(64, 64), (96, 48), (17, 130)])
+def test_positions_of_another_size_are_interpolated(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    """Bicubically, from a square grid; a class token in front of the patches keeps its own."""
+    source, network = settled(build_small(name, img_size=80)), build_small(name, seed=1, img_size=size)
+    state = source.state_dict()
+    assert all(tensor is state[key] for key, tensor in source.fit_positions(state).items())
+    fitted = network.fit_positions(state)
+    assert list(fitted) == list(state)
+    differing = {key for key, own in network.state_dict().items() if own.shape != state[key].shape}
+    assert POSITIONS[name] in differing and all(fitted[key] is state[key] for key in state if key not in differing)
+    for key in differing:
+        side = math.isqrt(state[key].shape[1])  # 5 at a stride of 16
+        token, patches = state[key][:, : -(side**2)], state[key][:, -(side**2) :]
+        grid = [math.ceil(pixels / 16) * side // 5 for pixels in size]
+        maps = F.interpolate(patches.transpose(1, 2).unflatten(2, (side, side)), size=grid, mode="bicubic")
+        torch.testing.assert_close(fitted[key], torch.cat([token, maps.flatten(2).transpose(1, 2)], dim=1))
+    torch.save(state, tmp_path / "w.pth")
+    report = load_weights(network, tmp_path / "w.pth", complete=True)
+    assert not report.missing and not report.skipped
+    assert all(torch.equal(own, fitted[key]) for key, own in network.state_dict().items())
+    assert summed_heads(network.eval()(torch.randn(1, 1, *size))).isfinite().all()
+
+
+@pytest.mark.parametrize("name, key", POSITIONS.items())
+def test_positions_that_cannot_be_fitted_are_refused(name: str, key: str, tmp_path: Path) -> None:
+    state = build_small(name).state_dict()
+    _, count, width = state[key].shape
+    for shape in ((1, 7, width), (1, 0, width), (1, count, width + 1), (count, width)):
+        torch.save({**state, key: torch.zeros(shape)}, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=rf"{key} has shape"):
+            load_weights(build_small(name), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("grid", [(5, 5), (2, 2), (3, 7)])
+def test_positions_are_resized_as_timm_does(grid: tuple[int, int], extra: int) -> None:
+    table = torch.randn(1, extra + 16, 6)
+    expected = resample_abs_pos_embed(table, list(grid), [4, 4], num_prefix_tokens=extra, antialias=False)
+    torch.testing.assert_close(resize_positions(table, grid, extra=extra), expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 6), (16,), (1, 0, 6), (1, 10**12, 6)])
+def test_positions_of_no_square_are_left_to_be_refused(shape: tuple[int, ...]) -> None:
+    table = torch.zeros(1).expand(shape)  # which may claim any number of rows
+    assert resize_positions(table, (4, 2)) is table
+
+
 TABLE = "relative_position_bias_table"
 # Windows that are cut on one side or both, that are larger than the map of a stage, and that tile a part of the stages.
 SIZES = [((40, 52), 3), ((64, 96), 7), ((33, 130), 5), ((32, 225), 6)]
@@ -26,8 +121,7 @@ SIZES = [((40, 52), 3), ((64, 96), 7), ((33, 130), 5), ((32, 225), 6)]
 
 def swin(img_size: int | tuple[int, int], window_size: int = 7, **options: object) -> SwinUnet:
     """A narrow network whose every parameter counts: fresh ones are small, biases zero."""
-    torch.manual_seed(0)
-    network = SwinUnet(img_size=img_size, window_size=window_size, **{**NARROW, **options})
+    network = build_small("swin_unet", img_size=img_size, window_size=window_size, **options)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -76,28 +170,6 @@ def test_swin_block_kept_whole_on_small_maps(side: int, shifted: bool) -> None:
     torch.testing.assert_close(block(x), shrunk(x))
 
 
-@pytest.mark.parametrize("size, window", SIZES)
-def test_swin_pads_the_image_with_zeros_and_crops(size: tuple[int, int], window: int) -> None:
-    padded = tuple(math.ceil(side / 32) * 32 for side in size)
-    network, larger = swin(size, window), swin(padded, window)
-    x = torch.randn(2, 1, *size)
-    canvas = torch.zeros(2, 1, *padded)
-    canvas[:, :, : size[0], : size[1]] = x
-    logits = network(x)
-    assert logits.shape == (2, 3, *size)
-    assert torch.equal(logits, larger(canvas)[:, :, : size[0], : size[1]])
-
-
-@pytest.mark.parametrize("size", [(33, 47), (100, 32), (57, 57)])
-def test_swin_trains_at_any_size(size: tuple[int, int]) -> None:
-    network = swin(size, 4).train()
-    logits, features = FeatureTap(network)(torch.randn(1, 3, *size))
-    assert logits.shape == (1, 3, *size)
-    assert all(f.ndim == 4 and f.shape[1] % 2 == 0 for stage in features.encoder for f in stage)
-    logits.square().mean().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
-
-
 def test_swin_gradients_at_a_padded_size() -> None:
     """Those of the naive windows, and the same when blocks are run again."""
     size, window, x = (40, 52), 3, torch.randn(2, 1, 40, 52, dtype=torch.float64)
@@ -125,17 +197,13 @@ def test_swin_weights_of_224_load_at_any_size(size: int | tuple[int, int], tmp_p
     for (name, ours), theirs in zip(network.state_dict().items(), released.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
     logits = network(torch.randn(1, 1, *as_size(size)))
-    assert logits.shape == (1, 3, *as_size(size)) and torch.isfinite(logits).all()
+    assert logits.shape == (1, 5, *as_size(size)) and torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize(
-    "size, options, nearest",
-    [(31, {}, "32"), (1, {}, "32"), ((200, 10), {}, "200 32"), (15, {"patch_size": 2}, "16")],
-)
-def test_swin_refuses_less_than_one_token(size: int | tuple[int, int], options: dict, nearest: str) -> None:
-    with pytest.raises(ValueError, match=f"img_size .* does not fit patches .* nearest that does is {nearest} \\("):
-        swin(size, **options)
-    assert swin(tuple(int(side) for side in nearest.split() * 2)[:2], **options)
+def test_swin_of_finer_patches_is_smaller() -> None:
+    with pytest.raises(ValueError, match=r"img_size 15 does not fit patches .* nearest that does is 16 \("):
+        swin(15, patch_size=2)
+    assert swin(16, patch_size=2)(torch.randn(1, 1, 16, 16)).shape == (1, 5, 16, 16)
 
 
 class TestTablesOfOtherWindows:
@@ -178,7 +246,8 @@ class TestTablesOfOtherWindows:
 
     def test_leaves_a_view_of_more_numbers_than_memory_holds(self) -> None:
         table = torch.zeros(1).expand((10**6 + 1) ** 2, 2)
-        assert resize_bias_table(table, (4, 4)) is table
+        left = resize_bias_table(table, (4, 4))
+        assert left.shape == table.shape and left.data_ptr() == table.data_ptr()
 
     @pytest.mark.parametrize("target", [{"img_size": 256, "window_size": 8}, {"img_size": 96, "window_size": 6}])
     def test_swin_loads_them(self, target: dict, tmp_path: Path) -> None:
@@ -261,12 +330,14 @@ def test_round_up_is_the_smallest_that_holds() -> None:
             assert round_up((side, 1), multiple) == (smallest, multiple)
 
 
-def test_nearest_size_and_its_error() -> None:
-    for side in range(1, 60):
-        found = nearest_size(side, lambda n: n % 10 == 5)
-        assert found == min(range(5, 99, 10), key=lambda n: (abs(n - side), -n))
-    message = str(size_error("net", (3, 4), "patches", (32, 48)))
-    assert message == "net: img_size 3 4 does not fit patches; the nearest that does is 32 48 (--img_size 32 48)"
+def test_a_size_too_small_names_the_nearest() -> None:
+    assert checked_size("net", 17, 17, "tokens") == (17, 17) and checked_size("net", (17, 40), 17, "") == (17, 40)
+    for size, text, nearest in ((16, "16", "17"), ((3, 40), "3 40", "17 40"), ((3, 4), "3 4", "17")):
+        with pytest.raises(ValueError) as error:
+            checked_size("net", size, 17, "tokens")
+        assert str(error.value) == (
+            f"net: img_size {text} does not fit tokens; the nearest that does is {nearest} (--img_size {nearest})"
+        )
 
 
 def test_pad_to() -> None:

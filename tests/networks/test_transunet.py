@@ -1,8 +1,7 @@
-"""TransUNet and its encoder: equal to the published network, any size, the ImageNet start."""
+"""TransUNet and its encoder: the published details, formulas, dropout, the ImageNet start, refusals."""
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import pytest
@@ -12,98 +11,19 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from networks import load_weights
-from networks.r50_vit import R50ViT, fit_positions
 from networks.transunet import TransUNet
 from selfreg import FeatureTap
-from tests.reference import golden
+from tests.networks.small import SMALL, build_small
 
-NAME = "transunet_r50_vit_b16_nc9"
 POSITIONS = "transformer.embeddings.position_embeddings"
-BACKBONE = {"hidden_size": 16, "num_heads": 2, "num_layers": 2, "mlp_dim": 24}
-BACKBONE |= {"cnn_width": 8, "cnn_units": (1, 2, 1), "norm_groups": 4}
-SMALL = {**BACKBONE, "img_size": 32, "head_channels": 16, "decoder_channels": (16, 8, 8, 4)}
+MLP_DIM = SMALL["transunet"]["mlp_dim"]
 
 
 def build(seed: int = 0, **options: object) -> TransUNet:
-    torch.manual_seed(seed)
-    network = TransUNet(num_classes=5, **{**SMALL, **options})
-    nn.init.normal_(network.transformer.embeddings.position_embeddings)  # zeros tell no place from another
+    """With a stage of two units, and with positions that tell places apart: fresh ones are zeros."""
+    network = build_small("transunet", seed, **{"cnn_units": (1, 2, 1), **options})
+    nn.init.normal_(network.transformer.embeddings.position_embeddings)
     return network.eval()
-
-
-@pytest.fixture(scope="module")
-def published() -> TransUNet:
-    network = golden.fill_network(TransUNet(num_classes=9)).eval()
-    table = golden.normal(zlib.crc32(POSITIONS.encode()), (1, 196, 768)) * 0.02
-    network.load_state_dict({POSITIONS: torch.from_numpy(table)}, strict=False)
-    return network
-
-
-@pytest.mark.skipif(not golden.available(f"keys/{NAME}"), reason="the published names are not here")
-def test_names_shapes_order_and_values(published: TransUNet) -> None:
-    state, entries = published.state_dict(), golden.published_keys(NAME)
-    assert [(k, list(v.shape)) for k, v in state.items()] == [(e["key"], e["shape"]) for e in entries]
-    assert sum(p.numel() for p in published.parameters()) == golden.figures(f"keys/{NAME}")["n_parameters"]
-    for entry in entries:
-        if "fill_sum" in entry:
-            total = state[entry["key"]].double().sum().item()
-            assert total == pytest.approx(entry["fill_sum"], rel=1e-9, abs=1e-9 * entry["fill_abssum"])
-
-
-@pytest.mark.skipif(not golden.available("keys/trans_cascade_nc9_kept_embeddings"), reason="the names are not here")
-def test_the_encoder_has_the_names_of_transcascade_too(published: TransUNet) -> None:
-    entries = golden.published_keys("trans_cascade_nc9_kept_embeddings")
-    theirs = [(e["key"], e["shape"]) for e in entries if e["key"].startswith("transformer.")]
-    assert [(f"transformer.{k}", list(v.shape)) for k, v in published.transformer.state_dict().items()] == theirs
-
-
-@pytest.mark.skipif(not golden.available(f"forward/{NAME}"), reason="the published logits are not here")
-@pytest.mark.parametrize("kind", ["f32", "f64"])
-def test_logits(published: TransUNet, kind: str) -> None:
-    dtype = {"f32": torch.float32, "f64": torch.float64}[kind]
-    (key, recorded), *others = golden.figures(f"forward/{NAME}")["outputs"].items()
-    assert not others and recorded["mode"] == "eval"
-    with torch.no_grad():
-        logits = published.to(dtype)(golden.image(recorded["input_seed"], tuple(recorded["input_shape"]), dtype))
-    published.float()
-    ours, theirs = golden.sampled(logits, golden.arrays(f"forward/{NAME}"), key, kind)
-    assert list(logits.shape) == recorded["shape"]
-    assert golden.relative(ours, theirs) < 1e-9 if kind == "f64" else abs(ours - theirs).max() < 2e-5
-    total, rel = recorded[kind]["abssum"], {"f32": 1e-5, "f64": 1e-9}[kind]
-    assert logits.double().abs().sum().item() == pytest.approx(total, rel=rel)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (48, 32), (33, 47), (17, 32)])
-def test_a_batch_of_one_of_any_size_trains(size: tuple[int, int]) -> None:
-    logits = build(img_size=size).train()(torch.randn(1, 1, *size))
-    assert logits.shape == (1, 5, *size)
-    logits.square().mean().backward()
-
-
-def test_other_sizes_are_padded_below_and_to_the_right_and_cropped() -> None:
-    x = torch.randn(2, 1, 33, 47)
-    padded = build(img_size=48)(F.pad(x, (0, 1, 0, 15)))
-    assert torch.equal(build(img_size=(33, 47))(x), padded[:, :, :33, :47])
-
-
-@pytest.mark.parametrize("size, nearest", [(16, "17"), ((1, 40), "17 40"), ((64, 16), "64 17")])
-def test_too_small_a_size_names_the_nearest(size: int | tuple[int, int], nearest: str) -> None:
-    with pytest.raises(ValueError, match=f"transunet: img_size .* nearest that does is {nearest} "):
-        build(img_size=size)
-
-
-def test_one_channel_is_three_equal_ones() -> None:
-    network, x = build(), torch.randn(2, 1, 32, 32)
-    assert torch.equal(network(x), network(x.repeat(1, 3, 1, 1)))
-    with torch.no_grad():
-        other = build(in_channels=3)(torch.randn(2, 3, 32, 32))
-    assert other.shape == (2, 5, 32, 32)
-
-
-@pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 1, 32, 48), (1, 1, 16, 16), (1, 32, 32)])
-def test_inputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"transunet: got an input of shape .*expected \(B, 1 or 3, 32, 32\)"):
-        build()(torch.randn(*shape))
 
 
 def test_features_of_every_resolution() -> None:
@@ -111,7 +31,7 @@ def test_features_of_every_resolution() -> None:
     encoder = [tuple(f.shape[1:]) for (f,) in features.encoder]
     assert encoder == [(8, 16, 16), (32, 7, 7), (64, 4, 4), (16, 2, 2)]
     assert [tuple(f.shape[1:]) for (f,) in features.decoder] == [(16, 4, 4), (8, 8, 8), (8, 16, 16)]
-    assert features.final.shape == (2, 4, 32, 32)
+    assert features.final.shape == (2, 8, 32, 32)
 
 
 def test_the_skip_at_4_gets_back_what_the_pooling_loses() -> None:
@@ -163,61 +83,11 @@ def test_dropout_acts_in_training_alone(rates: dict[str, float]) -> None:
 
 
 def test_fresh_weights() -> None:
-    network = R50ViT(grid=(2, 2), **{**BACKBONE, "mlp_dim": 64})
+    network = build_small("transunet", mlp_dim=64).transformer
     assert not network.embeddings.position_embeddings.any()
     weight = network.encoder.layer[1].ffn.fc1.weight
     assert 0.9 < weight.abs().max() / (6 / (16 + 64)) ** 0.5 <= 1  # Glorot's uniform bound
     assert network.encoder.layer[1].ffn.fc1.bias.abs().max() < 1e-5
-
-
-def test_recomputing_changes_no_gradient_and_no_statistics() -> None:
-    x, runs = torch.randn(2, 1, 32, 32), []
-    for use_checkpoint in (False, True):
-        network = build(use_checkpoint=use_checkpoint, attention_dropout_rate=0.2).train()
-        torch.manual_seed(1)  # of the dropout
-        logits, features = FeatureTap(network)(x)
-        stages = [*features.encoder, *features.decoder]
-        (logits.square().mean() + sum(f.square().mean() for (f,) in stages)).backward()
-        runs.append(([p.grad for p in network.parameters()], list(network.buffers())))
-    for plain, recomputed in zip(*(gradients for gradients, _ in runs), strict=True):
-        torch.testing.assert_close(plain, recomputed, rtol=0, atol=1e-7)
-    assert all(torch.equal(a, b) for a, b in zip(*(buffers for _, buffers in runs), strict=True))
-
-
-def test_exports() -> None:
-    network, x = build(img_size=(33, 47)), torch.randn(1, 1, 33, 47)
-    assert torch.equal(torch.export.export(network, (x,)).module()(x), network(x))
-
-
-def test_positions_of_our_own_size_stay() -> None:
-    network, state = build(img_size=(32, 64)), build(img_size=(32, 64)).state_dict()
-    assert network.fit_positions(state)[POSITIONS] is state[POSITIONS]
-
-
-@pytest.mark.parametrize("grid", [(5, 5), (2, 2), (3, 7)])
-def test_positions_are_resized_as_timm_does(grid: tuple[int, int]) -> None:
-    state = {POSITIONS: torch.randn(1, 16, 6), "other": torch.randn(3)}
-    fitted = fit_positions(state, grid, "transformer.")
-    expected = resample_abs_pos_embed(state[POSITIONS], list(grid), [4, 4], num_prefix_tokens=0, antialias=False)
-    torch.testing.assert_close(fitted[POSITIONS], expected, rtol=0, atol=5e-6)
-    assert fitted["other"] is state["other"] and state[POSITIONS].shape == (1, 16, 6)
-
-
-@pytest.mark.parametrize("shape", [(1, 12, 6), (16,), (1, 0, 6), (1, 10**12, 6)])
-def test_positions_of_no_square_are_left_to_be_refused(shape: tuple[int, ...]) -> None:
-    state = {POSITIONS: torch.zeros(1).expand(shape)}  # which may claim any number of rows
-    assert fit_positions(state, (4, 2), "transformer.")[POSITIONS] is state[POSITIONS]
-
-
-def test_weights_of_another_size_load(tmp_path: Path) -> None:
-    source, target = build(seed=1, img_size=64), build(seed=2, img_size=(40, 100))
-    torch.save(source.state_dict(), tmp_path / "w.pth")
-    report = load_weights(target, tmp_path / "w.pth")
-    assert report.missing == report.skipped == ()
-    ours, theirs = target.state_dict(), source.state_dict()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours if key != POSITIONS)
-    assert torch.equal(ours[POSITIONS], target.fit_positions(theirs)[POSITIONS])
-    assert ours[POSITIONS].shape == (1, 3 * 7, 16)
 
 
 def source(**options: object) -> TransUNet:
@@ -258,8 +128,8 @@ def jax_file(network: TransUNet) -> dict[str, Tensor]:
         at = f"Transformer/encoderblock_{i}"
         norm(f"{at}/LayerNorm_0", layer.attention_norm, -1)
         norm(f"{at}/LayerNorm_2", layer.ffn_norm, -1)
-        dense(f"{at}/MlpBlock_3/Dense_0", layer.ffn.fc1, (16, 24), (24,))
-        dense(f"{at}/MlpBlock_3/Dense_1", layer.ffn.fc2, (24, 16), (16,))
+        dense(f"{at}/MlpBlock_3/Dense_0", layer.ffn.fc1, (16, MLP_DIM), (MLP_DIM,))
+        dense(f"{at}/MlpBlock_3/Dense_1", layer.ffn.fc2, (MLP_DIM, 16), (16,))
         for part in ("query", "key", "value"):
             dense(f"{at}/MultiHeadDotProductAttention_1/{part}", getattr(layer.attn, part), (16, 2, 8), (2, 8))
         dense(f"{at}/MultiHeadDotProductAttention_1/out", layer.attn.out, (2, 8, 16), (16,))
@@ -327,7 +197,7 @@ def test_an_array_of_a_strange_shape_is_refused(tmp_path: Path, name: str, shape
         load_weights(build(), tmp_path / "w.pth")
 
 
-REFUSED = {"in_channels": [2], "hidden_size": [15, 0], "num_heads": [3, 0], "num_layers": [0], "mlp_dim": [0]}
+REFUSED = {"hidden_size": [15, 0], "num_heads": [3, 0], "num_layers": [0], "mlp_dim": [0]}
 REFUSED |= {"cnn_width": [6, 0], "cnn_units": [(3, 4), (3, 0, 9)], "norm_groups": [3, 0], "head_channels": [0]}
 REFUSED |= {"decoder_channels": [(16, 8, 8), (16, 8, 8, 3)], "dropout_rate": [1.0], "attention_dropout_rate": [-0.1]}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -106,7 +107,39 @@ def test_a_warm_up_needs_the_epoch() -> None:
         KDloss(warmup_epochs=-1)
 
 
+@pytest.mark.parametrize("epoch", [-1, float("nan")])
+def test_impossible_epochs_are_refused(epoch: float) -> None:
+    with pytest.raises(ValueError, match=f"epoch is {epoch}"):
+        KDloss(warmup_epochs=2)(*stages(), epoch)
+
+
+@pytest.mark.parametrize("options", [{"warmup_epochs": None}, {"lambda_x": "a"}, {"lambda_x": None}, {"lambda_1": "a"}])
+def test_what_is_no_number_is_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is .*; expected a finite number"):
+        KDloss(**options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: f[:, :0], r"encoder\[1\]\[0\] has shape \(2, 0, 4, 4\)"),
+        (lambda f: f[:, :, :0], r"encoder\[1\]\[0\] has shape \(2, 8, 0, 4\)"),
+        (lambda f: f.long(), r"encoder\[1\]\[0\] is of torch.int64"),
+        (lambda f: torch.complex(f, f), r"encoder\[1\]\[0\] is of torch.complex64"),
+        (lambda f: None, "encoder is list"),
+    ],
+)
+def test_maps_that_are_none_name_the_layer(change: Callable, message: str) -> None:
+    encoder, decoder, final = stages()
+    with pytest.raises(ValueError, match=message):
+        KDloss()([encoder[0], change(encoder[1].detach())], decoder, final)
+    with pytest.raises(ValueError, match="encoder is NoneType"):
+        KDloss()(None, decoder, final)
+
+
 def test_unknown_distances_are_refused() -> None:
+    with pytest.raises(ValueError, match="distance is \\['mse'\\]"):
+        KDloss(distance=["mse"])
     for make in (lambda: KDloss(distance="l1"), lambda: intra_fd(stages()[0][0], distance="l1")):
         with pytest.raises(ValueError, match="distance is 'l1'; expected one of mse, cosine, normalized_mse"):
             make()

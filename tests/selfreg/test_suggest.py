@@ -210,3 +210,10 @@ def test_the_shapes_are_no_part_of_the_spec() -> None:
     bare = TapSpec(spec.encoder, spec.decoder, spec.final, spec.final_side, spec.channels_last)
     assert bare == spec and hash(bare) == hash(spec) and eval(repr(spec)) == spec
     assert isinstance(FeatureTap(SmallU(), bare)(torch.randn(1, 1, 16, 16))[1], Features)
+
+
+def test_an_example_too_small_for_the_depth_is_refused() -> None:
+    network = build_network("unet", num_classes=3, img_size=32, width=4)
+    with pytest.raises(ValueError, match=r"of size \(16, 16\) is too small for its depth: 'down4\..*give a larger one"):
+        suggest_spec(network, torch.randn(1, 1, 16, 16))
+    assert suggest_spec(network, torch.randn(1, 1, 32, 32)) == network.tap_spec
