@@ -12,25 +12,10 @@ import yaml
 
 import test as test_command
 import train as train_command
-from configs.config import _SECTIONS, get_config, network_keywords
+from configs.config import get_config, network_keywords
 from networks import build_network, list_networks
 from scripts import export_weights
-from tests.conftest import ROOT
-from tests.networks.small import SMALL
-
-CONFIGS = {get_config(file).MODEL.TYPE: file for file in sorted((ROOT / "configs").glob("*.yaml"))}
-
-
-def small_config(name: str, folder: Path) -> Path:
-    """The shipped yaml of a network, made small enough for a test."""
-    content = yaml.safe_load(CONFIGS[name].read_text())
-    options = {**SMALL[name]}
-    content.setdefault("DATA", {}).update(IMG_SIZE=options.pop("img_size"), BATCH_SIZE=4, NUM_WORKERS=0)
-    section = {key.upper(): list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-    content["MODEL"][_SECTIONS[name]] = section
-    content.setdefault("TRAIN", {})["EPOCHS"] = 1
-    (folder / CONFIGS[name].name).write_text(yaml.safe_dump(content))
-    return folder / CONFIGS[name].name
+from tests.networks.small import CONFIGS, small_config
 
 
 def test_every_network_has_a_yaml() -> None:

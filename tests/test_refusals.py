@@ -40,7 +40,7 @@ TRAIN_ERRORS = {
     "val_cases": (["--val_cases", "2"], "--val_cases"),
     "lambda": (["--lambda_x", "-1"], "LOSS.LAMBDA_1 is -1"),
     "weights": (["--opts", "MODEL.PRETRAIN_CKPT", "absent.pth"], "absent.pth: no such checkpoint"),
-    "network": (["--opts", "MODEL.TYPE", "resnet"], "unknown network 'resnet'; expected one of swin_unet, unet"),
+    "network": (["--opts", "MODEL.TYPE", "resnet"], "unknown network 'resnet'; expected one of hiformer_b, hiformer_l"),
     "resume": (["--resume", "absent.pth"], "absent.pth: no such checkpoint"),
     "n_gpu": (["--n_gpu", "2"], "--n_gpu"),
     "precision": (["--precision", "float8"], "PRECISION is 'float8'; expected one of float32, tf32, bfloat16 (--prec"),

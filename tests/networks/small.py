@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
+from configs.config import _SECTIONS, get_config
 from networks import build_network
+from tests.conftest import ROOT
 
 _HIFORMER = {
     "img_size": 32,
@@ -74,3 +78,19 @@ def settled(network: nn.Module) -> nn.Module:
         for _ in range(3):
             network(torch.randn(2, 3, *network.img_size))
     return network.eval()
+
+
+# The shipped yaml of every network.
+CONFIGS = {get_config(file).MODEL.TYPE: file for file in sorted((ROOT / "configs").glob("*.yaml"))}
+
+
+def small_config(name: str, folder: Path) -> Path:
+    """The shipped yaml of a network, made small enough for a test."""
+    content = yaml.safe_load(CONFIGS[name].read_text())
+    options = {**SMALL[name]}
+    content.setdefault("DATA", {}).update(IMG_SIZE=options.pop("img_size"), BATCH_SIZE=4, NUM_WORKERS=0)
+    section = {key.upper(): list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    content["MODEL"][_SECTIONS[name]] = section
+    content.setdefault("TRAIN", {})["EPOCHS"] = 1
+    (folder / CONFIGS[name].name).write_text(yaml.safe_dump(content))
+    return folder / CONFIGS[name].name

@@ -22,6 +22,7 @@ from losses import Criterion, KDloss
 from networks import build_network
 from selfreg import FeatureTap
 from tests.conftest import make_synapse
+from tests.networks.small import small_config
 from tests.reliability import runs
 from trainer import Schedule
 
@@ -42,6 +43,14 @@ def test_the_step_is_that_of_one_process_that_averages_the_half_batches(tmp_path
         assert (found["model"][key] - value).abs().max() < 1e-6, key
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(losses, abs=1e-6)
+
+
+def test_parameters_without_a_gradient_keep_nobody_waiting(synapse: Path, tmp_path: Path) -> None:
+    """HiFormer's discarded fusion has some."""
+    words = ["--dataset", "Synapse", "--root_path", synapse, "--cfg", small_config("hiformer_s", tmp_path)]
+    run = ["--output_dir", tmp_path / "run", "--max_iterations", "2"]
+    _, error = runs.finish([*runs.TORCHRUN, "train.py", *map(str, [*words, *run])])
+    assert "Traceback" not in error and runs.last(tmp_path / "run")["step"] == 2
 
 
 def averaged(root: Path, epochs: int) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -84,7 +93,7 @@ def test_only_the_first_writes(synapse: Path, tmp_path: Path) -> None:
     assert out.count("first rate") == 1 and "in 2 processes" in out and "Traceback" not in error
     assert runs.starts_of(run) == 1 and len(list((run / "log").iterdir())) == 1
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 2], "one row a step, one of the validation"
+    assert steps == [1, 1, 2, 2], "one row of the gradients, one a step, one of the validation"
     assert {p.name for p in run.iterdir()} == {
         *("config.yaml", "log.txt", "metrics.jsonl", "log", "last.pth", "best.pth")
     }
