@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, test_parser
-from configs.config import config_beside, data_keywords, get_config, naming, network_keywords, size_of
+from configs.config import config_beside, data_keywords, get_config, naming, network_keywords, overlap_of, size_of
 
 _log = logging.getLogger("test.py")
 
@@ -61,6 +61,7 @@ def _test(args: argparse.Namespace) -> int:
                 "network": cfg.MODEL.TYPE,
                 "img_size": cfg.DATA.IMG_SIZE,
                 "inference": cfg.TEST.INFERENCE,
+                "overlap": overlap_of(cfg),
                 "precision": cfg.TEST.PRECISION,
                 "metrics": cfg.TEST.METRICS,
             }
@@ -129,7 +130,7 @@ def _predict(
         "batch_size": cfg.TEST.BATCH_SIZE,
         "device": device,
         "autocast": autocast,
-        "overlap": cfg.TEST.OVERLAP if cfg.TEST.INFERENCE == "slide" else None,
+        "overlap": overlap_of(cfg),
     }
     measured = {"method": cfg.TEST.METRICS, "assd": cfg.TEST.ASSD}
     places, begun = ranks.share(len(volumes)), time.monotonic()

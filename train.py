@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, train_parser
-from configs.config import check_continues, data_keywords, get_config, naming, network_keywords, size_of, to_plain
+from configs.config import (
+    check_continues,
+    data_keywords,
+    get_config,
+    naming,
+    network_keywords,
+    overlap_of,
+    size_of,
+    to_plain,
+)
 
 _log = logging.getLogger("train.py")
 
@@ -183,6 +192,7 @@ def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[...,
     _log.info("validation on %s", ", ".join(val_set.cases))
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     how = {"img_size": size, "batch_size": cfg.TEST.BATCH_SIZE, "device": ranks.device, "autocast": autocast}
+    how["overlap"] = overlap_of(cfg)
 
     def scores(network: Any, progress: Callable) -> dict[str, float]:
         return validate(network, val_set, class_names=names, progress=progress, ranks=ranks, **how)
@@ -256,8 +266,8 @@ def _start_weights(network: Any, paths: str | Sequence[str], args: argparse.Name
             load_weights(network, path, ignore_head=args.ignore_head, trust=args.trust_checkpoint)
         else:
             _log.info(
-                "no ImageNet start: %s is not there, so training starts from random weights; "
-                "put the public checkpoint there (see the yaml), or name a file by --opts MODEL.PRETRAIN_CKPT FILE",
+                "no ImageNet start: %s is not there, so what it would fill starts from random weights; put it there "
+                "(README, Networks, says where it is from), or name a file by --opts MODEL.PRETRAIN_CKPT FILE",
                 path,
             )
 

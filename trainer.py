@@ -236,13 +236,17 @@ class Trainer:
         """Record what each part of the loss adds to the gradient, and warn where one drowns the segmentation."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         norms = self.criterion.gradient_norms(logits, label, features, parameters, epoch)
+        together = self.ranks.total(torch.tensor(list(norms.values()))) / self.ranks.world  # means over the parts
+        norms = dict(zip(norms, together.tolist(), strict=True))
+        if not (self.ranks.first and all(map(math.isfinite, norms.values()))):  # a step that is left out says so itself
+            return
         self.record.gradients(self.step + 1, self.epoch, norms)
         most = self.options.gradient_factor * norms["segmentation"]
         for name, norm in norms.items():
             if name != "segmentation" and norm > most > 0:
                 _log.warning(
                     "step %d: the gradient of %s is %.1f times the segmentation loss's; expected %g times at most "
-                    "(LOSS.GRADIENT_FACTOR): lower its weight, or try --distance normalized_mse or --warmup_epochs",
+                    "(LOSS.GRADIENT_FACTOR): lower its weight, or see docs/stability.md for other distances",
                     *(self.step + 1, name, norm / norms["segmentation"], self.options.gradient_factor),
                 )
 

@@ -71,7 +71,11 @@ def train_parser() -> argparse.ArgumentParser:
     )
     add("--ignore_head", action="store_true", help="take PRETRAIN_CKPT without its last layer: another class count")
     add("--val_cases", type=int, help="training cases held out to choose best.pth by (0: none, as published)")
-    add("--distance", metavar="|".join(DISTANCES), help="between channels (default: mse, as published)")
+    add(
+        "--distance",
+        metavar="|".join(DISTANCES),
+        help="how the regulariser compares channels (default: mse, as published)",
+    )
     add("--warmup_epochs", type=float, help="epochs over which the regulariser's weights rise from 0")
     add("--workers", type=int, help="processes that load data")
     add("--cache", metavar="DIR", help="keep a memory-mapped copy of the training slices there and read that")
@@ -90,7 +94,7 @@ def test_parser() -> argparse.ArgumentParser:
     add("--output", default="", metavar="DIR", help="where results go (default: --output_dir)")
     add("--metrics", choices=("fast", "medpy"), help="how distances are computed; the same numbers")
     add("--inference", choices=("zoom", "slide"), help="resize slices (the default), or slide a window over them")
-    add("--overlap", type=float, help="of neighbouring windows, from 0 to below 1 (default: 0.5)")
+    add("--overlap", type=float, help="of neighbouring windows that slide, from 0 to below 1 (default: 0.5)")
     add("--is_savenii", action="store_true", help="accepted for the published command; predictions are always written")
     return parser
 

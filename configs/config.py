@@ -21,7 +21,7 @@ from configs.defaults import default_config
 # Keys that take a list too, with an example of what is in it.
 _ONE_OR_MORE = {"DATA.IMG_SIZE": 224, "MODEL.PRETRAIN_CKPT": "weights.pth"}
 # The section of MODEL with a network's options, by their names.
-_SECTIONS = {
+SECTIONS = {
     "hiformer_b": "HIFORMER",
     "hiformer_l": "HIFORMER",
     "hiformer_s": "HIFORMER",
@@ -90,11 +90,11 @@ def network_keywords(cfg: CfgNode) -> dict[str, Any]:
         ValueError: MODEL.TYPE is a network that has no keys in the configuration.
     """
     name = cfg.MODEL.TYPE
-    if name not in _SECTIONS:
-        raise ValueError(f"MODEL.TYPE: unknown network {name!r}; expected one of {', '.join(_SECTIONS)}")
+    if name not in SECTIONS:
+        raise ValueError(f"MODEL.TYPE: unknown network {name!r}; expected one of {', '.join(SECTIONS)}")
     options = {
         key.lower(): tuple(value) if isinstance(value, list) else value
-        for key, value in cfg.MODEL[_SECTIONS[name]].items()
+        for key, value in cfg.MODEL[SECTIONS[name]].items()
         if key not in _READ_BY_NOTHING
     }
     if name == "swin_unet":
@@ -111,6 +111,11 @@ def size_of(cfg: CfgNode) -> tuple[int, int]:
     """(H, W) of the network's input in pixels."""
     size = cfg.DATA.IMG_SIZE
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def overlap_of(cfg: CfgNode) -> float | None:
+    """The overlap of the windows that slide over an image at its own resolution; None where it is resized instead."""
+    return cfg.TEST.OVERLAP if cfg.TEST.INFERENCE == "slide" else None
 
 
 def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def default_config() -> CfgNode:
                 "WARMUP_STEPS": 0,  # linear rise to the base rate; 0 as published
                 "CLIP_GRAD": 0.0,  # largest gradient norm; 0: no clipping, as published
                 "ACCUMULATION_STEPS": 1,
-                "USE_CHECKPOINT": False,  # recompute Swin blocks in the backward pass
+                "USE_CHECKPOINT": False,  # recompute blocks in the backward pass
                 "SYNC_BN": False,  # batch norm over the whole batch of several processes; on GPUs alone
                 "SAVE_FREQ": 0,  # epochs between epoch_N.pth files; 0: none
                 "SAVE_SECONDS": 60.0,  # between saves of last.pth, in mid-epoch too; 0: a save after every batch

@@ -14,6 +14,7 @@ from datasets.base import Volume
 from datasets.transforms import resize_image, resize_label
 from distributed import Ranks
 from evaluation.sliding import check_overlap, sliding_scores
+from utils import summed_heads
 
 # A CPU gains nothing from larger passes, and their maps leave its caches: 24 slices take a fifth longer than 6 x 4.
 _MOST_ON_A_CPU = 4
@@ -102,10 +103,7 @@ def _predict_batch(
 def _logits(network: nn.Module, autocast: torch.dtype | None, batch: Tensor) -> Tensor:
     """(B, 1, H, W) to logits (B, K, H, W), those of several heads summed."""
     with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
-        logits = network(batch)
-    if isinstance(logits, (tuple, list)):
-        logits = torch.stack([head.float() for head in logits]).sum(dim=0)
-    return logits
+        return summed_heads(network(batch))
 
 
 def validate(

@@ -94,13 +94,14 @@ class Criterion(nn.Module):
         for name, other in (("scr", "lambda_2"), ("ifd", "lambda_1")):
             alone = copy.copy(self.kd)
             setattr(alone, other, 0.0)
-            losses[name] = alone.terms(*features, epoch).loss
+            weight = max(alone.lambda_1, alone.lambda_2) * alone.warmth(epoch)
+            losses[name] = alone.terms(*features, epoch).loss if weight else torch.zeros(())
         random.setstate(draws)
         return {name: _gradient_norm(loss, parameters) for name, loss in losses.items()}
 
 
 def _gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    if not loss.requires_grad:  # of a term whose weight is 0
+    if not loss.requires_grad:  # of a term whose weight is 0, or of features that are all frozen
         return 0.0
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     return nn.utils.get_total_norm([g for g in gradients if g is not None]).item()

@@ -3,7 +3,7 @@
 A network is a module with `forward`, (B, C, H, W) to logits (B, K, H, W) or to a tuple of several heads', and
 
 - `tap_spec`: which of its modules carry its features (`selfreg.TapSpec`);
-- `head_prefix`: how the names of the parameters that make the classes begin;
+- `head_prefix`: how the names of the parameters that make the classes begin, one or a tuple of several;
 - `has_unused_parameters`, True where some may get no gradient, which several processes have to know;
 - where it has positions: `fit_positions(state)`, the tensors of a file with those of another size interpolated;
 - where it may start from a public classifier: `from_imagenet(state)`, its own names for such a file's tensors, or None.

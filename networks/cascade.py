@@ -218,8 +218,7 @@ class TransCascade(_Cascade):
 
     def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
         """Our names for the arrays of Google's R50+ViT-B_16.npz, or None where `state` is no such file."""
-        start = r50_vit.from_jax(state, prefix="transformer.", grid=self.transformer.to_map.grid)
-        return None if start is None else ImageNetStart(start, whole=("transformer.",))
+        return r50_vit.from_jax(state, prefix="transformer.", grid=self.transformer.to_map.grid)
 
     def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`state` with its position embeddings resized to our grid, see `r50_vit.fit_positions`."""

@@ -161,16 +161,18 @@ class HiFormer(nn.Module):
             final="conv_pred",
         )
 
-    @staticmethod
-    def from_imagenet(state: Mapping[str, Tensor]) -> ImageNetStart | None:
+    def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
         """Our names for the tensors of torchvision's ResNet or of a Swin classifier, or None where `state` is neither.
 
         The published start has both; each file fills its own part of the pyramid. Swin's patch mergings become those
         between the levels.
         """
         if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
+            start = {name: value for key, value in state.items() for name in _resnet_names(key)}
+            if not start.keys() <= self.state_dict().keys():
+                return None  # of a deeper one, whose later blocks would be left out
             return ImageNetStart(
-                {name: value for key, value in state.items() for name in _resnet_names(key)},
+                start,
                 whole=tuple(f"{_PYRAMID}{part}." for part in ("resnet_layers", "p2", "p3")),
             )
         if "patch_embed.proj.weight" in state and "layers.0.blocks.0.norm1.weight" in state:

@@ -26,10 +26,12 @@ class ImageNetStart:
     """What a network makes of an ImageNet classifier (`from_imagenet`): `tensors` under the network's own names.
 
     Parameters whose names begin with one of `whole` must all be there and fit; of the others, what fits is taken.
+    `resized` names the file's tables of positions that were interpolated.
     """
 
     tensors: Mapping[str, Tensor]
     whole: tuple[str, ...]
+    resized: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,14 @@ def load_weights(
         wanted = {k: v for k, v in wanted.items() if k.startswith(start.whole) or v.shape == own[k].shape}
         _check_shapes(wanted, own, head, path)
         _check_whole(wanted, own, start, path)
+    used = () if start is None else start.resized
+    resized += len(used)
     _check_finite(wanted, path)
     report = LoadReport(
         loaded=tuple(k for k in own if k in wanted),
-        skipped=tuple(k for k in state if not k.endswith(_DERIVED_BUFFERS) and not _used(k, state[k], wanted)),
+        skipped=tuple(
+            k for k in state if not (k.endswith(_DERIVED_BUFFERS) or k in used or _used(k, state[k], wanted))
+        ),
         missing=tuple(k for k in own if k not in wanted),
     )
     if complete and (report.missing or report.skipped):
@@ -165,7 +171,7 @@ def _with_own_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dic
 
 
 def _check_shapes(
-    wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str | tuple[()], path: str | Path
+    wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str | tuple[str, ...], path: str | Path
 ) -> None:
     differing = [k for k, v in wanted.items() if v.shape != own[k].shape]
     if not differing:

@@ -14,6 +14,7 @@ from timm.layers import StdConv2d
 from torch import Tensor, nn
 
 from networks.positions import fit_embeddings, resize_positions
+from networks.pretrained import ImageNetStart
 from networks.recompute import run
 from networks.sizes import pad_to
 
@@ -294,7 +295,7 @@ _JAX_NAMES = (
 _JAX_MARKS = ("conv_root/kernel", "embedding/kernel", "Transformer/posembed_input/pos_embedding")
 
 
-def from_jax(state: Mapping[str, Tensor], prefix: str, grid: tuple[int, int] | None = None) -> dict[str, Tensor] | None:
+def from_jax(state: Mapping[str, Tensor], prefix: str, grid: tuple[int, int]) -> ImageNetStart | None:
     """Google's R50+ViT-B_16.npz (ImageNet-21k) under our names, or None where `state` is no such file.
 
     Convolutions turn from (H, W, in, out), dense layers from (in, out); the class token's place is dropped, and the
@@ -303,7 +304,7 @@ def from_jax(state: Mapping[str, Tensor], prefix: str, grid: tuple[int, int] | N
     Args:
         state: the file's arrays by their names.
         prefix: of the `R50ViT` in the network, such as `transformer.`.
-        grid: (h, w) of our tokens; given, the position embeddings, a square's in the file, are resized to it.
+        grid: (h, w) of our tokens; the position embeddings, a square's in the file, are resized to it.
     """
     if any(mark not in state for mark in _JAX_MARKS):
         return None
@@ -314,9 +315,10 @@ def from_jax(state: Mapping[str, Tensor], prefix: str, grid: tuple[int, int] | N
             ours = re.sub(pattern, replacement, ours)
         if ours.startswith(("embeddings/", "encoder/")):
             start[prefix + ours.replace("/", ".")] = _our_layout(name, value)
-    if grid is not None:
-        start[prefix + _POSITIONS] = resize_positions(start[prefix + _POSITIONS], grid)
-    return start
+    positions = start[prefix + _POSITIONS]
+    start[prefix + _POSITIONS] = resize_positions(positions, grid)
+    resized = () if start[prefix + _POSITIONS] is positions else _JAX_MARKS[-1:]
+    return ImageNetStart(start, whole=(prefix,), resized=resized)
 
 
 def _our_layout(name: str, value: Tensor) -> Tensor:

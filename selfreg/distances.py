@@ -22,19 +22,22 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     Args:
         a, b: (B, n, *space), compared channel by channel.
     """
-    a, b = a.flatten(2), b.flatten(2)
-    products = a.square().sum(2) * b.square().sum(2)
-    alive = products > 0
+    return 1 - (_unit(a.flatten(2)) * _unit(b.flatten(2))).sum(2).mean()
+
+
+def _unit(a: Tensor) -> Tensor:
+    """Channels (B, n, N) at length 1; a dead one stays 0, without a slope."""
+    peak = a.detach().abs().amax(2, keepdim=True)  # squares of very small or large numbers leave the range of float32
+    a = a / torch.where(peak > 0, peak, 1)
     # The root has no slope at 0, so what is dead leaves before it.
-    lengths = torch.where(alive, products, 1).sqrt()
-    return 1 - torch.where(alive, (a * b).sum(2) / lengths, 0).mean()
+    return a / torch.where(peak > 0, a.square().sum(2, keepdim=True), 1).sqrt()
 
 
 def normalized_mse(a: Tensor, b: Tensor) -> Tensor:
     """Squared distance over the energy of both, `sum((a - b)^2) / (sum(a^2) + sum(b^2))`, from 0 to 2.
 
-    Scaling both by one number leaves it as it is, so it can neither outgrow the segmentation loss nor be lowered by
-    making all features small. Two maps that are dead throughout are at distance 0.
+    Scaling both by one number leaves it as it is, so it neither grows with the features nor is lowered by making all of
+    them small. Two maps that are dead throughout are at distance 0.
     """
     energy = a.square().sum() + b.square().sum()
     return (a - b).square().sum() / energy.clamp_min(torch.finfo(energy.dtype).tiny)

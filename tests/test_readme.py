@@ -71,6 +71,7 @@ def test_flags_and_files_exist() -> None:
         "--layout",
         "--nproc_per_node",
         "--only",
+        "--rounds",
     }
     assert set(re.findall(r"--[a-z][a-z_0-9-]*", README)) <= known
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from configs.config import _SECTIONS, get_config
+from configs.config import SECTIONS, get_config
 from networks import build_network
 from tests.conftest import ROOT
 
@@ -90,7 +90,7 @@ def small_config(name: str, folder: Path) -> Path:
     options = {**SMALL[name]}
     content.setdefault("DATA", {}).update(IMG_SIZE=options.pop("img_size"), BATCH_SIZE=4, NUM_WORKERS=0)
     section = {key.upper(): list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-    content["MODEL"][_SECTIONS[name]] = section
+    content["MODEL"][SECTIONS[name]] = section
     content.setdefault("TRAIN", {})["EPOCHS"] = 1
     (folder / CONFIGS[name].name).write_text(yaml.safe_dump(content))
     return folder / CONFIGS[name].name

@@ -212,14 +212,23 @@ def test_imagenet_starts_of_both_stand_together(tmp_path: Path) -> None:
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
+def deeper(path: Path) -> Path:
+    torch.save(torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 2, 1, 1]).state_dict(), path)
+    return path
+
+
 def test_another_file_is_no_imagenet_start(tmp_path: Path) -> None:
-    assert HiFormer.from_imagenet(build().state_dict()) is None
+    assert build().from_imagenet(build().state_dict()) is None
     unet = build_network("swin_unet", num_classes=2, img_size=32, embed_dim=8, num_heads=(1, 2, 2, 4)).state_dict()
-    assert HiFormer.from_imagenet({k.removeprefix("swin_unet."): v for k, v in unet.items()}) is None
+    assert build().from_imagenet({k.removeprefix("swin_unet."): v for k, v in unet.items()}) is None
     deep = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1]).state_dict()
     torch.save(deep, tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match="lacks All2Cross.pyramid.resnet_layers.6.1.conv1.weight"):
         load_weights(build(cnn_width=64, cnn_depths=(1, 1, 2)), tmp_path / "resnet.pth")
+    with pytest.raises(
+        ValueError, match="is of another network"
+    ):  # deeper than ours: its later blocks would be left out
+        load_weights(build(cnn_width=64, cnn_depths=(1, 1, 1)), deeper(tmp_path / "deeper.pth"))
     torch.save(swin_classifier(embed_dim=8), tmp_path / "swin.pth")
     with pytest.raises(ValueError, match="is of another network"):
         load_weights(build(), tmp_path / "swin.pth")

@@ -166,11 +166,14 @@ def test_a_loaded_layer_computes_what_the_files_arrays_say() -> None:
 # 2 x 8 tokens are as many as the file's 4 x 4, and stand elsewhere.
 @pytest.mark.parametrize("side, size, grid", [(3, (32, 64), (2, 4)), (4, (32, 128), (2, 8))])
 def test_the_files_positions_are_resized_to_our_grid(
-    tmp_path: Path, side: int, size: tuple[int, int], grid: tuple[int, int]
+    tmp_path: Path, side: int, size: tuple[int, int], grid: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     file, network = jax_file(source(img_size=16 * side)), build(img_size=size)
     torch.save(file, tmp_path / "w.pth")
-    load_weights(network, tmp_path / "w.pth")
+    report = load_weights(network, tmp_path / "w.pth")
+    assert "Transformer/posembed_input/pos_embedding" not in report.skipped
+    assert any("1 tables of positions were interpolated" in message for message in caplog.messages)
     table = file["Transformer/posembed_input/pos_embedding"][:, 1:]
     expected = resample_abs_pos_embed(table, list(grid), [side, side], num_prefix_tokens=0, antialias=False)
     torch.testing.assert_close(network.state_dict()[POSITIONS], expected, rtol=0, atol=5e-6)
