@@ -218,11 +218,11 @@ class TransCascade(_Cascade):
 
     def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
         """Our names for the arrays of Google's R50+ViT-B_16.npz, or None where `state` is no such file."""
-        return r50_vit.from_jax(state, prefix="transformer.", grid=self.transformer.to_map.grid)
+        return self.transformer.from_imagenet(state, "transformer.")
 
     def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`state` with its position embeddings resized to our grid, see `r50_vit.fit_positions`."""
-        return r50_vit.fit_positions(state, self.transformer.to_map.grid, prefix="transformer.")
+        """`state` with its position embeddings resized to our grid, bicubically."""
+        return self.transformer.fit_positions(state, "transformer.")
 
     def check(self, x: Tensor) -> None:
         check_image(self.network, x, self.img_size)

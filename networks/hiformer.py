@@ -10,6 +10,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Sum
+from networks.options import check_counts, check_even, check_rates, check_stages
 from networks.positions import fit_bias_tables, fit_embeddings
 from networks.pretrained import ImageNetStart
 from networks.recompute import run
@@ -102,12 +103,17 @@ class HiFormer(nn.Module):
             raise ValueError(f"hiformer: variant is {variant!r}; expected one of {', '.join(_VARIANTS)}")
         self.name = f"hiformer_{variant}"
         check_stem(self.name, in_channels)
-        _check_counts(
-            self.name, swin_depths=swin_depths, num_heads=num_heads, cnn_depths=cnn_depths, fusion_heads=fusion_heads
-        )
-        _check_widths(self.name, embed_dim, window_size, cnn_width, decoder_width)
+        stages = {"swin_depths": swin_depths, "num_heads": num_heads, "cnn_depths": cnn_depths}
+        check_stages(self.name, len(STRIDES), **stages)
+        check_stages(self.name, len(STRIDES[::2]), fusion_heads=fusion_heads)
+        check_even(self.name, embed_dim=embed_dim, cnn_width=cnn_width)
+        check_counts(self.name, window_size=window_size)
+        if decoder_width < GROUPS or decoder_width % GROUPS:
+            raise ValueError(
+                f"{self.name}: decoder_width is {decoder_width}; expected a multiple of {GROUPS} (group norm)"
+            )
         _check_heads(self.name, embed_dim, num_heads, fusion_heads)
-        _check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.use_checkpoint = use_checkpoint
         self.img_size = checked_size(
             self.name, img_size, _SMALLEST, f"a stride of {STRIDES[-1]} with two places a side"
@@ -206,23 +212,6 @@ class HiFormer(nn.Module):
         return self.segmentation_head(self.conv_pred(self.merge(coarse, fine)))
 
 
-def _check_counts(network: str, **options: Sequence[int]) -> None:
-    for option, values in options.items():
-        count = 2 if option == "fusion_heads" else len(STRIDES)
-        if len(values) != count or min(values) < 1:
-            raise ValueError(f"{network}: {option} is {tuple(values)}; expected {count} whole numbers above 0")
-
-
-def _check_widths(network: str, embed_dim: int, window_size: int, cnn_width: int, decoder_width: int) -> None:
-    for option, width in (("embed_dim", embed_dim), ("cnn_width", cnn_width)):
-        if width < 2 or width % 2:
-            raise ValueError(f"{network}: {option} is {width}; expected an even number above 0")
-    if window_size < 1:
-        raise ValueError(f"{network}: window_size is {window_size}; expected a whole number above 0")
-    if decoder_width < GROUPS or decoder_width % GROUPS:
-        raise ValueError(f"{network}: decoder_width is {decoder_width}; expected a multiple of {GROUPS} (group norm)")
-
-
 def _check_heads(network: str, embed_dim: int, num_heads: Sequence[int], fusion_heads: Sequence[int]) -> None:
     dims = [embed_dim * 2**i for i in range(len(STRIDES))]
     for option, heads, widths in (("num_heads", num_heads, dims), ("fusion_heads", fusion_heads, dims[::2])):
@@ -231,12 +220,6 @@ def _check_heads(network: str, embed_dim: int, num_heads: Sequence[int], fusion_
                 f"{network}: the widths {widths} cannot be divided among {option} {tuple(heads)}; "
                 f"change embed_dim or {option}"
             )
-
-
-def _check_rates(network: str, **options: float) -> None:
-    for option, rate in options.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"{network}: {option} is {rate}; expected a number from 0 to below 1")
 
 
 def _resnet_names(key: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from timm.layers import trunc_normal_
 from timm.models.pvt_v2 import Block, OverlapPatchEmbed
 from torch import Tensor, nn
 
+from networks.options import check_rates, check_stages
 from networks.recompute import run
 
 STRIDE = 32  # pixels a side of one place of the coarsest map
@@ -64,8 +65,7 @@ class PVTv2(nn.Module):
     ) -> None:
         super().__init__()
         _check_stages(embed_dims, depths, num_heads, mlp_ratios)
-        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate}
-        _check_rates(rates)
+        check_rates("pvt_v2", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.use_checkpoint = use_checkpoint
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
         # All patch embeddings stand before all blocks, in the order of the published names.
@@ -97,21 +97,13 @@ def _check_stages(
     embed_dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], mlp_ratios: Sequence[float]
 ) -> None:
     stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
-    for option, values in stages.items():
-        if len(values) != len(_SR_RATIOS) or min(values) <= 0:
-            raise ValueError(f"pvt_v2: {option} is {tuple(values)}; expected four numbers above 0, one a stage")
+    check_stages("pvt_v2", len(_SR_RATIOS), **stages)
     for dim, heads in zip(embed_dims, num_heads, strict=True):
         if dim % 2 or dim % heads:
             raise ValueError(
                 f"pvt_v2: embed_dims {tuple(embed_dims)} must be even and multiples of num_heads "
                 f"{tuple(num_heads)}: {dim} is not so with {heads}; change one of them"
             )
-
-
-def _check_rates(rates: Mapping[str, float]) -> None:
-    for option, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"pvt_v2: {option} is {rate}; expected a number from 0 to below 1")
 
 
 def _init_weights(module: nn.Module) -> None:

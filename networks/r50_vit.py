@@ -13,6 +13,8 @@ from einops import rearrange
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
+from networks.layers import Mlp
+from networks.options import check_counts, check_rates, check_stages
 from networks.positions import fit_embeddings, resize_positions
 from networks.pretrained import ImageNetStart
 from networks.recompute import run
@@ -122,23 +124,6 @@ class Attention(nn.Module):
         return self.proj_dropout(self.out(rearrange(x, "b h n d -> b n (h d)")))
 
 
-class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
-
-    def __init__(self, hidden_size: int, mlp_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, mlp_dim)
-        self.fc2 = nn.Linear(mlp_dim, hidden_size)
-        self.act = nn.GELU()
-        self.dropout = nn.Dropout(dropout)
-        for linear in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.normal_(linear.bias, std=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(self.act(self.fc1(x)))))
-
-
 class Block(nn.Module):
     """Transformer layer with the norms first."""
 
@@ -217,11 +202,11 @@ class R50ViT(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        counts = {"num_layers": num_layers, "mlp_dim": mlp_dim, "num_heads": num_heads, "norm_groups": norm_groups}
-        _check_counts(counts, cnn_units)
+        check_counts("r50_vit", num_layers=num_layers, mlp_dim=mlp_dim, num_heads=num_heads, norm_groups=norm_groups)
+        check_stages("r50_vit", 3, cnn_units=cnn_units)
         _check_multiple("hidden_size", hidden_size, "num_heads", num_heads)
         _check_multiple("cnn_width", cnn_width, "norm_groups", norm_groups)
-        _check_rates({"dropout_rate": dropout_rate, "attention_dropout_rate": attention_dropout_rate})
+        check_rates("r50_vit", dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate)
         resnet = ResNetV2(cnn_width, cnn_units, groups=norm_groups, use_checkpoint=use_checkpoint)
         self.embeddings = Embeddings(resnet, 16 * cnn_width, hidden_size, math.prod(grid), dropout_rate)
         layers = [
@@ -243,13 +228,30 @@ class R50ViT(nn.Module):
         tokens, skips = self.embeddings(x)
         return self.to_map(self.encoder(tokens)), skips
 
+    def fit_positions(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """The `state` of a network, in which this encoder is `prefix`, with position embeddings of another grid at ours."""
+        return fit_embeddings(state, {prefix + _POSITIONS: self.to_map.grid})
 
-def _check_counts(counts: Mapping[str, int], cnn_units: Sequence[int]) -> None:
-    for option, value in counts.items():
-        if value < 1:
-            raise ValueError(f"r50_vit: {option} is {value}; expected a whole number above 0")
-    if len(cnn_units) != 3 or min(cnn_units) < 1:
-        raise ValueError(f"r50_vit: cnn_units is {tuple(cnn_units)}; expected three whole numbers above 0")
+    def from_imagenet(self, state: Mapping[str, Tensor], prefix: str) -> ImageNetStart | None:
+        """Google's R50+ViT-B_16.npz (ImageNet-21k) for a network in which this encoder is `prefix`; None where `state`,
+        the arrays by their names, is no such file.
+
+        Convolutions turn from (H, W, in, out), dense layers from (in, out); the class token's place is dropped, and
+        the position embeddings, a square's in the file, are resized to our grid. The classifier is left out.
+        """
+        if any(mark not in state for mark in _JAX_MARKS):
+            return None
+        start = {}
+        for name, value in state.items():
+            ours = name
+            for pattern, replacement in _JAX_NAMES:
+                ours = re.sub(pattern, replacement, ours)
+            if ours.startswith(("embeddings/", "encoder/")):
+                start[prefix + ours.replace("/", ".")] = _our_layout(name, value)
+        positions = start[prefix + _POSITIONS]
+        start[prefix + _POSITIONS] = resize_positions(positions, self.to_map.grid)
+        resized = () if start[prefix + _POSITIONS] is positions else _JAX_MARKS[-1:]
+        return ImageNetStart(start, whole=(prefix,), resized=resized)
 
 
 def _check_multiple(option: str, value: int, of: str, divisor: int) -> None:
@@ -257,23 +259,6 @@ def _check_multiple(option: str, value: int, of: str, divisor: int) -> None:
         raise ValueError(
             f"r50_vit: {option} is {value}; expected an even multiple of {of} {divisor}: change one of them"
         )
-
-
-def _check_rates(rates: Mapping[str, float]) -> None:
-    for option, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"r50_vit: {option} is {rate}; expected a number from 0 to below 1")
-
-
-def fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int], prefix: str) -> dict[str, Tensor]:
-    """`state` with the position embeddings of another square grid resized to (h, w), bicubically.
-
-    Args:
-        state: tensors by the network's names; what it holds beside the position embeddings stays as it is.
-        grid: (h, w) of our tokens.
-        prefix: of the `R50ViT` in the network, such as `transformer.`.
-    """
-    return fit_embeddings(state, {prefix + _POSITIONS: grid})
 
 
 # Names in Google's R50+ViT-B_16.npz, and what stands for them in ours.
@@ -293,32 +278,6 @@ _JAX_NAMES = (
     (r"/(kernel|scale)$", "/weight"),
 )
 _JAX_MARKS = ("conv_root/kernel", "embedding/kernel", "Transformer/posembed_input/pos_embedding")
-
-
-def from_jax(state: Mapping[str, Tensor], prefix: str, grid: tuple[int, int]) -> ImageNetStart | None:
-    """Google's R50+ViT-B_16.npz (ImageNet-21k) under our names, or None where `state` is no such file.
-
-    Convolutions turn from (H, W, in, out), dense layers from (in, out); the class token's place is dropped, and the
-    classifier is left out.
-
-    Args:
-        state: the file's arrays by their names.
-        prefix: of the `R50ViT` in the network, such as `transformer.`.
-        grid: (h, w) of our tokens; the position embeddings, a square's in the file, are resized to it.
-    """
-    if any(mark not in state for mark in _JAX_MARKS):
-        return None
-    start = {}
-    for name, value in state.items():
-        ours = name
-        for pattern, replacement in _JAX_NAMES:
-            ours = re.sub(pattern, replacement, ours)
-        if ours.startswith(("embeddings/", "encoder/")):
-            start[prefix + ours.replace("/", ".")] = _our_layout(name, value)
-    positions = start[prefix + _POSITIONS]
-    start[prefix + _POSITIONS] = resize_positions(positions, grid)
-    resized = () if start[prefix + _POSITIONS] is positions else _JAX_MARKS[-1:]
-    return ImageNetStart(start, whole=(prefix,), resized=resized)
 
 
 def _our_layout(name: str, value: Tensor) -> Tensor:

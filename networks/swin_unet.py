@@ -13,6 +13,7 @@ from timm.layers import trunc_normal_
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
+from networks.options import check_even
 from networks.positions import fit_bias_tables
 from networks.pretrained import ImageNetStart
 from networks.recompute import run
@@ -263,8 +264,7 @@ class SwinUnet(nn.Module):
         if not mlp_ratio > 0:
             raise ValueError(f"swin_unet: mlp_ratio is {mlp_ratio}; expected a number above 0")
         check_stem("swin_unet", in_channels)
-        if embed_dim % 2:
-            raise ValueError(f"swin_unet: embed_dim is {embed_dim}; expected an even number, its halves are compared")
+        check_even("swin_unet", embed_dim=embed_dim)
         if len(depths) != len(num_heads) or len(depths) < 2:
             raise ValueError(
                 f"swin_unet: depths {tuple(depths)} and num_heads {tuple(num_heads)} must have one entry a stage"

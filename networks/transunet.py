@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from networks import r50_vit
+from networks.options import check_counts
 from networks.pretrained import ImageNetStart
 from networks.r50_vit import STRIDE, R50ViT
 from networks.recompute import run
@@ -137,11 +137,11 @@ class TransUNet(nn.Module):
 
     def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
         """Our names for the arrays of Google's R50+ViT-B_16.npz, or None where `state` is no such file."""
-        return r50_vit.from_jax(state, prefix="transformer.", grid=self.transformer.to_map.grid)
+        return self.transformer.from_imagenet(state, "transformer.")
 
     def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`state` with its position embeddings resized to our grid, see `r50_vit.fit_positions`."""
-        return r50_vit.fit_positions(state, self.transformer.to_map.grid, prefix="transformer.")
+        """`state` with its position embeddings resized to our grid, bicubically."""
+        return self.transformer.fit_positions(state, "transformer.")
 
     def forward(self, x: Tensor) -> Tensor:
         check_image("transunet", x, self.img_size)
@@ -152,8 +152,7 @@ class TransUNet(nn.Module):
 
 
 def _check_decoder(head_channels: int, decoder_channels: Sequence[int]) -> None:
-    if head_channels < 1:
-        raise ValueError(f"transunet: head_channels is {head_channels}; expected a whole number above 0")
+    check_counts("transunet", head_channels=head_channels)
     if len(decoder_channels) != 4 or any(width < 2 or width % 2 for width in decoder_channels):
         raise ValueError(
             f"transunet: decoder_channels is {tuple(decoder_channels)}; expected four even numbers above 0"

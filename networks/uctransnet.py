@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from networks.layers import Mlp
+from networks.options import check_counts, check_even, check_rates
 from networks.positions import fit_embeddings
 from networks.recompute import run
 from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
@@ -109,22 +111,6 @@ class ChannelAttention(nn.Module):
         return context.mean(dim=1).transpose(1, 2)
 
 
-class MLP(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, width: int, hidden: int, drop_rate: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(drop_rate)
-        for layer in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.normal_(layer.bias, std=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
-
-
 class Block(nn.Module):
     """Attention across the channels of all scales, then an MLP a scale, both on normed tokens and added to them."""
 
@@ -136,7 +122,7 @@ class Block(nn.Module):
         self.attn_norm = _LayerNorm(sum(widths))
         self.channel_attn = ChannelAttention(widths, num_heads, attention_drop_rate)
         _add_scales(self, "ffn_norm", map(_LayerNorm, widths))
-        _add_scales(self, "ffn", (MLP(width, expand_ratio * width, drop_rate) for width in widths))
+        _add_scales(self, "ffn", (Mlp(width, expand_ratio * width, drop_rate) for width in widths))
 
     def forward(self, *tokens: Tensor) -> list[Tensor]:
         everything = self.attn_norm(torch.cat(tokens, dim=2))
@@ -255,9 +241,11 @@ class UCTransNet(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        counts = {"num_layers": num_layers, "num_heads": num_heads, "expand_ratio": expand_ratio}
+        check_stem("uctransnet", in_channels)
+        check_even("uctransnet", base_channel=base_channel)
+        check_counts("uctransnet", num_layers=num_layers, num_heads=num_heads, expand_ratio=expand_ratio)
         rates = {"embeddings_dropout_rate": embeddings_dropout_rate, "attention_dropout_rate": attention_dropout_rate}
-        _check_options(in_channels, base_channel, counts, rates | {"dropout_rate": dropout_rate})
+        check_rates("uctransnet", **rates, dropout_rate=dropout_rate)
         self.img_size = checked_size("uctransnet", img_size, _SMALLEST, "four poolings with two places a side left")
         self.use_checkpoint = use_checkpoint
         self.padded_size = round_up(self.img_size, _STRIDE)
@@ -306,15 +294,3 @@ class UCTransNet(nn.Module):
         for up, skip in zip((self.up4, self.up3, self.up2, self.up1), skips[::-1], strict=True):
             x = run(up, x, skip, recompute=self.use_checkpoint)
         return x
-
-
-def _check_options(in_channels: int, base_channel: int, counts: Mapping[str, int], rates: Mapping[str, float]) -> None:
-    check_stem("uctransnet", in_channels)
-    if base_channel < 2 or base_channel % 2:
-        raise ValueError(f"uctransnet: base_channel is {base_channel}; expected an even number above 0")
-    for option, value in counts.items():
-        if value < 1:
-            raise ValueError(f"uctransnet: {option} is {value}; expected a whole number above 0")
-    for option, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"uctransnet: {option} is {rate}; expected 0 or more, below 1")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.options import check_even
 from networks.recompute import run
 from networks.sizes import checked_size
 from selfreg import TapSpec
@@ -103,8 +104,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         checked_size("unet", img_size, _SMALLEST, "four poolings")
-        if width < 2 or width % 2:
-            raise ValueError(f"unet: width is {width}; expected an even number above 0")
+        check_even("unet", width=width)
         self.in_channels, self.use_checkpoint = in_channels, use_checkpoint
         factor = 2 if bilinear else 1
         self.inc = DoubleConv(in_channels, width)
