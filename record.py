@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -75,8 +76,19 @@ class Record:
         if step % self.log_freq == 0 or step in (1, self.total_steps):
             self._write({"step": step, "epoch": epoch, "lr": lr, **terms}, "train", {"lr": lr, **terms})
 
-    def gradients(self, step: int, epoch: int, norms: Mapping[str, float]) -> None:
-        """Record what each part of the loss adds to the gradient of a step that is about to be taken."""
+    def gradients(self, step: int, epoch: int, norms: Mapping[str, float], factor: float) -> None:
+        """Record what each part of the loss adds to the gradient of a step that is about to be taken; warn of one that
+        exceeds the segmentation's by `factor`. A step whose norms are not finite is left out, and says so itself."""
+        if not self.folder or not all(map(math.isfinite, norms.values())):
+            return
+        most = factor * norms["segmentation"]
+        for name, norm in norms.items():
+            if name != "segmentation" and norm > most > 0:
+                _log.warning(
+                    "step %d: the gradient of %s is %.1f times the segmentation loss's; expected %g times at most "
+                    "(LOSS.GRADIENT_FACTOR): lower its weight, or see docs/stability.md for other distances",
+                    *(step, name, norm / norms["segmentation"], factor),
+                )
         self._write({"step": step, "epoch": epoch, **{f"grad_{k}": v for k, v in norms.items()}}, "gradient", norms)
 
     def scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:

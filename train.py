@@ -210,7 +210,7 @@ def _criterion(loss: Any, num_classes: int) -> Any:
 
 
 def _schedule(cfg: Any, batches: int) -> Any:
-    from trainer import Schedule
+    from schedule import Schedule
 
     return Schedule(
         epochs=cfg.TRAIN.EPOCHS,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from checkpoint import LAST, save_checkpoint, save_last
 from distributed import Ranks
 from record import Record
+from schedule import Schedule
 from selfreg import Features, FeatureTap
 from state import check_state
 from utils import brief_of, generator_states, restore_generators, summed_heads
@@ -33,34 +34,6 @@ _OF_ANOTHER_RUN = (KeyError, IndexError, RuntimeError, ValueError, TypeError, At
 
 class Diverged(RuntimeError):
     """The loss, the gradient or the weights are not finite."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long to train and at what rate (SPEC section 4).
-
-    The rate after step n, counted from 0, is `base_lr * (1 - n/N)^power`; it is set after the step, so the first two
-    steps both run at `base_lr`. `warmup_steps` first raises it linearly; `power` 0 keeps it constant.
-    """
-
-    epochs: int
-    steps_per_epoch: int
-    base_lr: float
-    power: float = 0.9
-    max_steps: int = 0
-    warmup_steps: int = 0
-
-    @property
-    def total_steps(self) -> int:
-        """N, in optimiser steps."""
-        steps = self.epochs * self.steps_per_epoch
-        return min(steps, self.max_steps) if self.max_steps else steps
-
-    def lr_after(self, step: int) -> float:
-        """The rate to set after optimiser step `step`; -1 gives the rate of the first one."""
-        if step + 1 < self.warmup_steps:
-            return self.base_lr * (step + 2) / (self.warmup_steps + 1)
-        return self.base_lr * max(0.0, 1 - max(step, 0) / self.total_steps) ** self.power
 
 
 @dataclass(frozen=True)
@@ -233,22 +206,12 @@ class Trainer:
         return self.options.gradient_factor > 0 and first_of_step and self.step % self.options.gradient_freq == 0
 
     def _weigh(self, logits: Any, label: Tensor, features: Features, epoch: float) -> None:
-        """Record what each part of the loss adds to the gradient, and warn where one drowns the segmentation."""
+        """Record what each part of the loss adds to the gradient, as a mean over all processes."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         norms = self.criterion.gradient_norms(logits, label, features, parameters, epoch)
-        together = self.ranks.total(torch.tensor(list(norms.values()))) / self.ranks.world  # means over the parts
-        norms = dict(zip(norms, together.tolist(), strict=True))
-        if not (self.ranks.first and all(map(math.isfinite, norms.values()))):  # a step that is left out says so itself
-            return
-        self.record.gradients(self.step + 1, self.epoch, norms)
-        most = self.options.gradient_factor * norms["segmentation"]
-        for name, norm in norms.items():
-            if name != "segmentation" and norm > most > 0:
-                _log.warning(
-                    "step %d: the gradient of %s is %.1f times the segmentation loss's; expected %g times at most "
-                    "(LOSS.GRADIENT_FACTOR): lower its weight, or see docs/stability.md for other distances",
-                    *(self.step + 1, name, norm / norms["segmentation"], self.options.gradient_factor),
-                )
+        together = (self.ranks.total(torch.tensor(list(norms.values()))) / self.ranks.world).tolist()
+        means = dict(zip(norms, together, strict=True))
+        self.record.gradients(self.step + 1, self.epoch, means, self.options.gradient_factor)
 
     def _agree(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """The terms of the whole batch; and let all processes know whether one is to stop, and whether to save.

@@ -90,7 +90,6 @@ def _predict_batch(
     batch_size: int,
 ) -> Tensor:
     """Slices (B, H, W) float32 to labels (B, H, W) uint8, on their device."""
-
     logits_of = partial(_logits, network, autocast)
     if overlap is None:
         logits = logits_of(resize_image(images, size).unsqueeze(1))

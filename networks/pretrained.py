@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,26 +113,18 @@ def load_weights(
     given = _with_own_prefix(state, own) if start is None else start.tensors
     given = {k: v for k, v in given.items() if k in own}
     wanted = getattr(network, "fit_positions", dict)(given)
-    resized = sum(wanted[k].shape != v.shape for k, v in given.items())
-    if start is None:
-        if ignore_head:
-            wanted = {k: v for k, v in wanted.items() if not k.startswith(head)}
-        _check_shapes(wanted, own, head, path)
-        _check_coverage(wanted, own, least, path)
-    else:
+    resized = sum(wanted[k].shape != v.shape for k, v in given.items()) + len(start.resized if start else ())
+    if start:  # the decoder takes what fits of it
         wanted = {k: v for k, v in wanted.items() if k.startswith(start.whole) or v.shape == own[k].shape}
-        _check_shapes(wanted, own, head, path)
+    elif ignore_head:
+        wanted = {k: v for k, v in wanted.items() if not k.startswith(head)}
+    _check_shapes(wanted, own, head, path)
+    if start:
         _check_whole(wanted, own, start, path)
-    used = () if start is None else start.resized
-    resized += len(used)
+    else:
+        _check_coverage(wanted, own, least, path)
     _check_finite(wanted, path)
-    report = LoadReport(
-        loaded=tuple(k for k in own if k in wanted),
-        skipped=tuple(
-            k for k in state if not (k.endswith(_DERIVED_BUFFERS) or k in used or _used(k, state[k], wanted))
-        ),
-        missing=tuple(k for k in own if k not in wanted),
-    )
+    report = _report(state, own, wanted, start.resized if start else ())
     if complete and (report.missing or report.skipped):
         what = f"it lacks {report.missing[0]}" if report.missing else f"it also holds {report.skipped[0]}"
         count = len(report.missing) + len(report.skipped)
@@ -151,12 +143,22 @@ def load_weights(
     return report
 
 
-def _used(key: str, value: Tensor, wanted: Mapping[str, Tensor]) -> bool:
-    """Whether what is wanted of a file holds a tensor of it: under its name, or the same numbers under another."""
-    if any(name == key or name.endswith(f".{key}") for name in wanted):
-        return True
-    place = value.untyped_storage().data_ptr()
-    return any(taken.untyped_storage().data_ptr() == place for taken in wanted.values())
+def _report(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: Mapping[str, Tensor], resized: Sequence[str]
+) -> LoadReport:
+    """By the names of the file, `state`, and of the network, `own`; `resized` of the file are used, but not as they are."""
+    places = {value.untyped_storage().data_ptr() for value in wanted.values()}
+
+    def used(key: str) -> bool:
+        """Under its own name, or the same numbers under another."""
+        by_name = key in resized or any(name == key or name.endswith(f".{key}") for name in wanted)
+        return by_name or state[key].untyped_storage().data_ptr() in places
+
+    return LoadReport(
+        loaded=tuple(k for k in own if k in wanted),
+        skipped=tuple(k for k in state if not (k.endswith(_DERIVED_BUFFERS) or used(k))),
+        missing=tuple(k for k in own if k not in wanted),
+    )
 
 
 def _with_own_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -229,7 +229,7 @@ class R50ViT(nn.Module):
         return self.to_map(self.encoder(tokens)), skips
 
     def fit_positions(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """The `state` of a network, in which this encoder is `prefix`, with position embeddings of another grid at ours."""
+        """`state` of a network in which this encoder is `prefix`, with position embeddings of another grid at ours."""
         return fit_embeddings(state, {prefix + _POSITIONS: self.to_map.grid})
 
     def from_imagenet(self, state: Mapping[str, Tensor], prefix: str) -> ImageNetStart | None:

@@ -100,12 +100,12 @@ def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distanc
 def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:
     if not isinstance(stages, Sequence) or not all(isinstance(stage, Tensor | Sequence) for stage in stages):
         raise ValueError(f"KDloss: {part} is {type(stages).__name__}; expected a list of stages, each a map or several")
-    stages = [[stage] if isinstance(stage, Tensor) else list(stage) for stage in stages]
-    if not stages or not all(stages):
+    maps = [[stage] if isinstance(stage, Tensor) else list(stage) for stage in stages]
+    if not maps or not all(maps):
         raise ValueError(
-            f"KDloss: {part} has {[len(s) for s in stages]} feature maps by stage; expected at least one each"
+            f"KDloss: {part} has {[len(s) for s in maps]} feature maps by stage; expected at least one each"
         )
-    return stages
+    return maps
 
 
 class KDloss(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ def measure(
 class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         pulls: Sequence[Pull],
         teacher: _Teacher | None,
         lambda_1: float,
@@ -84,15 +84,9 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_loss: Tensor, *of_terms: Tensor) -> tuple[Tensor | None, ...]:
-        return (
-            None,
-            None,
-            None,
-            None,
-            None,
-            *(None if g is None else g * of_loss.to(g.dtype) for g in ctx.saved_tensors),
-        )
+    def backward(ctx: Any, of_loss: Tensor, *of_terms: Tensor) -> tuple[Tensor | None, ...]:
+        of_features = [None if g is None else g * of_loss.to(g.dtype) for g in ctx.saved_tensors]
+        return None, None, None, None, None, *of_features
 
 
 class _Rows(NamedTuple):
@@ -158,8 +152,8 @@ def _inter(
     size = teacher.common_size(rows.shape)
     of_student, of_teacher = channels
     if size != tuple(rows.shape[2:]) or distance is not mse:  # the gradient of the pooling is best left to torch
-        goal = teacher.pooled[size][:, of_teacher]
-        return _by_torch(lambda f: distance(_pool(f[:, of_student], size), goal), rows, weight, gradient)
+        pooled = teacher.pooled[size][:, of_teacher]
+        return _by_torch(lambda f: distance(_pool(f[:, of_student], size), pooled), rows, weight, gradient)
     goal = teacher.at(size, rows.axis)
     every = len(of_student) == rows.shape[1]
     if every:  # sort the teacher's draws by the student's instead of gathering both

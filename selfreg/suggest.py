@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from selfreg.features import TapSpec
 from selfreg.onepass import RANKS
+from selfreg.trace import Call, Trace
 
 Space = tuple[int, ...]
 
@@ -49,7 +47,7 @@ def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec
     try:
         if image is None:
             raise _NotUnderstood("the example holds no tensor (B, C, H, W) or (B, C, D, H, W)")
-        return _spec(_Trace(model, inputs), image)
+        return _spec(Trace(model, inputs), image)
     except _NotUnderstood as reason:
         raise ValueError(
             f"suggest_spec: {type(model).__name__}: {reason}; name the modules yourself, TapSpec(encoder=[...], "
@@ -61,84 +59,16 @@ class _NotUnderstood(Exception):
     """Why a network is not taken for a U."""
 
 
-class _Call(NamedTuple):
-    """A module that gave a tensor; `output` is dead once the network has let go of it."""
-
-    name: str
-    module: nn.Module
-    shape: torch.Size
-    output: weakref.ref[Tensor]
-    reads: torch.Size  # shape of its first input, empty where that is no tensor
-    givers: tuple[str, ...]  # the modules that gave this very input, inner before outer
-    same: tuple[str, ...]  # the modules that gave this very output before: its own last part, if it adds nothing
-
-
-class _Trace:
-    """One forward pass: `calls` in the order in which modules end, so the parts of a module stand before it.
-
-    It keeps shapes, not tensors, so it takes no more memory than the pass itself.
-    """
-
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.calls: list[_Call] = []
-        self.times: Counter[str] = Counter()
-        self._givers: dict[int, tuple[weakref.ref[Tensor], tuple[str, ...]]] = {}
-        with _left_as_it_was(model), torch.no_grad(), ExitStack() as hooks:
-            for name, module in model.named_modules():
-                if name:
-                    hooks.enter_context(module.register_forward_hook(self._hook(name), with_kwargs=True))
-            self.output = model(*inputs)
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            self.times[name] += 1
-            if not isinstance(output, Tensor):
-                return
-            read = next(iter((*inputs, *named.values())), None)
-            shape, givers = (read.shape, self._names_of(read)) if isinstance(read, Tensor) else (torch.Size(), ())
-            same = self._names_of(output)
-            self.calls.append(_Call(name, module, output.shape, weakref.ref(output), shape, givers, same))
-            self._givers[id(output)] = weakref.ref(output), (*same, name)
-
-        return hook
-
-    def _names_of(self, tensor: Tensor) -> tuple[str, ...]:
-        """The modules that gave this very tensor, not an equal one."""
-        reference, names = self._givers.get(id(tensor), (None, ()))
-        return names if reference is not None and reference() is tensor else ()
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the time being; afterwards every module's own mode, the buffers and the random state are back."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
-    devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-    python_random = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            for module, _ in modes:
-                module.training = False
-            yield
-    finally:
-        random.setstate(python_random)
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                setattr(module, name, buffer.copy_(before))
-
-
 class _Map(NamedTuple):
     name: str
     module: nn.Module
     channels: int
     space: Space
-    same: tuple[str, ...]  # see _Call
+    same: tuple[str, ...]  # see Call
     ahead: int  # the modules around it whose layers work at another size, which they go on to: it is a part of these
 
 
-def _spec(trace: _Trace, image: Tensor) -> TapSpec:
+def _spec(trace: Trace, image: Tensor) -> TapSpec:
     outputs = trace.output if isinstance(trace.output, tuple | list) else (trace.output,)
     logits = next((x for x in outputs if isinstance(x, Tensor) and x.ndim == image.ndim), None)
     if logits is None:
@@ -175,7 +105,7 @@ def _spec(trace: _Trace, image: Tensor) -> TapSpec:
     )
 
 
-def _check_depth(calls: list[_Call], image: Tensor) -> None:
+def _check_depth(calls: list[Call], image: Tensor) -> None:
     """A stage of a single point is taken for no stage, so an example must be large enough to have none."""
     for call in calls:
         point = len(call.shape) == image.ndim and math.prod(call.shape[2:]) == 1
@@ -186,7 +116,7 @@ def _check_depth(calls: list[_Call], image: Tensor) -> None:
             )
 
 
-def _output_convolution(trace: _Trace, outputs: Sequence[Any], classes: int, image: Tensor) -> int:
+def _output_convolution(trace: Trace, outputs: Sequence[Any], classes: int, image: Tensor) -> int:
     """The index of its call: the one whose output is returned (the finest of several), or the last with K channels."""
     calls = trace.calls
     convolutions = [i for i, c in enumerate(calls) if isinstance(c.module, _ConvNd) and len(c.reads) == image.ndim]
@@ -202,7 +132,7 @@ def _output_convolution(trace: _Trace, outputs: Sequence[Any], classes: int, ima
     return at
 
 
-def _start_of_head(calls: list[_Call], made: list[int], at: int, image: Tensor) -> int:
+def _start_of_head(calls: list[Call], made: list[int], at: int, image: Tensor) -> int:
     """Of a head that goes on refining the classes, the convolution that makes them of something else."""
     classes, around = calls[at].shape[1], _around(calls[at].name)
     heads = [
@@ -214,7 +144,7 @@ def _start_of_head(calls: list[_Call], made: list[int], at: int, image: Tensor) 
     return next((i for i in inside if calls[i].reads[1] != classes), at)
 
 
-def _maps(trace: _Trace, end: int, image: Tensor, channels_last: bool) -> list[_Map]:
+def _maps(trace: Trace, end: int, image: Tensor, channels_last: bool) -> list[_Map]:
     """What could be a stage's map: read in this layout, of this batch, with more than a point."""
     calls = [call for call in trace.calls[:end] if len(call.shape) == image.ndim]
     space = {call.name: _space(call.shape, channels_last) for call in calls}
@@ -232,7 +162,7 @@ def _maps(trace: _Trace, end: int, image: Tensor, channels_last: bool) -> list[_
     return [m for m in maps if m.space in real]
 
 
-def _flat(calls: list[_Call], channels_last: bool) -> dict[str, Space]:
+def _flat(calls: list[Call], channels_last: bool) -> dict[str, Space]:
     """Modules that give the size they read with no rise in between, and this size: what is coarser in them is a detail
     (keys pooled for attention, a pyramid, a gate), no level of the network."""
     rises: set[str] = set()
@@ -248,7 +178,7 @@ def _flat(calls: list[_Call], channels_last: bool) -> dict[str, Space]:
     return flat
 
 
-def _homes(calls: list[_Call], space: dict[str, Space]) -> dict[str, Space]:
+def _homes(calls: list[Call], space: dict[str, Space]) -> dict[str, Space]:
     """Modules whose output has the size at which two of their layers of weights or more work, and this size."""
     layers = Counter((name, space[c.name]) for c in calls if _is_weighted(c.module) for name in _around(c.name))
     return {call.name: space[call.name] for call in calls if layers[call.name, space[call.name]] > 1}

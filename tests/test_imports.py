@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = ("selfreg", "configs", "datasets", "networks", "losses", "evaluation", "analysis", "scripts")
-SINGLE = ("train", "test", "trainer", "record", "state", "checkpoint", "distributed", "utils")
+SINGLE = ("train", "test", "trainer", "schedule", "record", "state", "checkpoint", "distributed", "utils")
 OURS = {*ROOMS, *SINGLE}
 
 # Which of our own rooms each may import (DESIGN's table), and what else beside the standard library.
@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "checkpoint": ({"utils"}, {"numpy", "torch", "safetensors"}),
     "record": ({"utils"}, {"torch", "tqdm"}),
     "state": ({"checkpoint"}, {"torch"}),
-    "trainer": ({"selfreg", "utils", "record", "state", "checkpoint", "distributed"}, {"torch"}),
+    "schedule": (set(), set()),
+    "trainer": ({"selfreg", "utils", "record", "state", "checkpoint", "distributed", "schedule"}, {"torch"}),
     "scripts": (
         OURS - {"scripts", "train", "test"},
         # tests: the naive versions that the benchmark measures against

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -120,6 +121,23 @@ class TestEveryNetwork:
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < 0.9 * losses[0]
+
+    def test_one_step_lowers_the_loss(self, name: str, options: dict) -> None:
+        """Down the gradient, on the same batch and the same draws."""
+        network = build(name, {**options, **CALM[name]}).train()
+        tap, criterion = FeatureTap(network), Criterion(5, kd=KDloss())
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+        x = images(options)
+        label, losses = (x[:, 0] > 0).long(), []
+        for _ in range(2):
+            random.seed(0)
+            torch.manual_seed(1)
+            logits, features = tap(x)
+            losses.append(criterion(logits, label, features)["loss"])
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+        assert losses[1] < losses[0]
 
     def test_parameters_without_a_gradient_are_said_to_be(self, name: str, options: dict) -> None:
         """Several processes have to know, or wait for them for ever."""

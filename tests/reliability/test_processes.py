@@ -20,11 +20,11 @@ from datasets.loading import build_loader
 from distributed import Ranks
 from losses import Criterion, KDloss
 from networks import build_network
+from schedule import Schedule
 from selfreg import FeatureTap
 from tests.conftest import make_synapse
 from tests.networks.small import small_config
 from tests.reliability import runs
-from trainer import Schedule
 
 pytestmark = [pytest.mark.reliability, pytest.mark.xdist_group("processes")]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from configs import arguments
 from selfreg import KDloss, inter_fd, intra_fd
 from selfreg.distances import by_name
 from tests.reference.losses import naive_cosine, naive_inter, naive_intra, naive_mse, naive_normalized_mse
@@ -143,6 +144,12 @@ def test_unknown_distances_are_refused() -> None:
     for make in (lambda: KDloss(distance="l1"), lambda: intra_fd(stages()[0][0], distance="l1")):
         with pytest.raises(ValueError, match="distance is 'l1'; expected one of mse, cosine, normalized_mse"):
             make()
+
+
+def test_the_command_line_offers_the_distances_there_are() -> None:
+    assert set(arguments.DISTANCES) == set(NAIVE)
+    for name in arguments.DISTANCES:
+        KDloss(distance=name)
 
 
 def test_a_missing_teacher_is_refused() -> None:
