@@ -146,7 +146,7 @@ def load_weights(
 def _report(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: Mapping[str, Tensor], resized: Sequence[str]
 ) -> LoadReport:
-    """By the names of the file, `state`, and of the network, `own`; `resized` of the file are used, but not as they are."""
+    """By names of the file, `state`, and of the network, `own`; `resized` ones of the file are used, but changed."""
     places = {value.untyped_storage().data_ptr() for value in wanted.values()}
 
     def used(key: str) -> bool:
