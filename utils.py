@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scipy", "h5py",
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # options of mallopt(3)
 _PARTIAL = ".partial-"  # what the name of a file that is being written begins with
 _LOCK = ".lock"
+_KEPT_MESSAGES = 10_000
 
 
 def seed_everything(seed: int, deterministic: bool, rank: int = 0) -> None:
@@ -269,6 +271,8 @@ def logging_session(name: str, *, quiet: bool = False) -> Iterator[None]:
     console.setLevel(logging.WARNING if quiet else logging.INFO)
     console.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(console)
+    if not quiet:  # what is said before `log_to` knows its file is kept for it
+        root.addHandler(MemoryHandler(_KEPT_MESSAGES, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
     try:
         yield
     except BaseException:
@@ -283,10 +287,15 @@ def logging_session(name: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 def log_to(path: Path) -> None:
-    """Write messages, with every detail, to a file too, until the session ends."""
+    """Write messages, with every detail, to a file too, those of the session so far and until it ends."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
+    root = logging.getLogger()
+    for early in [h for h in root.handlers if isinstance(h, MemoryHandler)]:
+        early.setTarget(handler)
+        early.flush()
+        root.removeHandler(early)
+    root.addHandler(handler)
 
 
 def environment(device: torch.device) -> dict[str, str]:

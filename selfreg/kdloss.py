@@ -113,8 +113,7 @@ class KDloss(nn.Module):
 
     The mean squared error of the publication grows with the square of the features' size, which some networks do not
     bound (sums of skip connections, no norm before the tap): there it can drown the segmentation loss. The other
-    distances do not grow with the features and are 2 at most, though their weight still matters; a warm-up lets
-    features settle first.
+    distances do not grow with the features, though their weight still matters; a warm-up lets features settle first.
 
     Args:
         lambda_x: weight of both terms (the paper's text says 0.015, its command 0.010).

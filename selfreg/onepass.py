@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from selfreg.distances import Distance, mse
 
 _HALVES = (torch.float16, torch.bfloat16)
-_POOL = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
+_POOL: dict[int, Callable[..., Tensor]] = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
 
 RANKS = tuple(_POOL)  # of the feature maps: (B, C, H, W) and (B, C, D, H, W)
 
@@ -52,7 +52,8 @@ def measure(
     """
     teacher = None if final is None else _Teacher(final.detach(), [p.feature.shape for p in pulls if p.scr])
     features = [pull.feature if torch.is_grad_enabled() else pull.feature.detach() for pull in pulls]
-    return _OnePass.apply(pulls, teacher, lambda_1, lambda_2, distance, *features)
+    terms: tuple[Tensor, Tensor, Tensor] = _OnePass.apply(pulls, teacher, lambda_1, lambda_2, distance, *features)
+    return terms
 
 
 class _OnePass(torch.autograd.Function):
@@ -76,8 +77,8 @@ class _OnePass(torch.autograd.Function):
                 ifd = ifd + _intra(rows, _share(lambda_2, pull.ifd, rows), gradient, distance) / pull.ifd
             if pull.scr:
                 share = _share(lambda_1, pull.scr, rows)
-                scr = scr + _inter(rows, teacher, drawn, share, gradient, distance) / pull.scr
-            gradients.append(rows.restore(gradient).to(feature.dtype) if wanted else None)
+                scr = scr + _inter(rows, cast(_Teacher, teacher), drawn, share, gradient, distance) / pull.scr
+            gradients.append(None if gradient is None else rows.restore(gradient).to(feature.dtype))
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(scr, ifd)
         return lambda_1 * scr + lambda_2 * ifd, scr, ifd
@@ -227,7 +228,7 @@ def _pool_to_all(final: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[Tensor
         # Pieces begin where windows of every size do.
         pieces = math.gcd(final.shape[2], *(size[0] for size in sizes))
     pooled: list[list[Tensor]] = [[] for _ in sizes]
-    for one in final.split(1):
+    for one in final.chunk(len(final)):
         strips = [_in_full_precision(strip) for strip in one.chunk(pieces, dim=2)]
         for of_size, size in zip(pooled, sizes, strict=True):
             part = (size[0] // pieces, *size[1:])
@@ -244,5 +245,5 @@ def _on_device(pulls: Sequence[Pull], device: torch.device) -> list[tuple[Tensor
     """The drawn channels of all maps as indices, sent in one piece."""
     lengths = [len(drawn) for pull in pulls for drawn in pull.channels]
     indices = torch.tensor([c for pull in pulls for drawn in pull.channels for c in drawn], dtype=torch.int64)
-    parts = indices.to(device, non_blocking=True).split(lengths)
+    parts = torch.split_with_sizes(indices.to(device, non_blocking=True), lengths)
     return list(zip(parts[::2], parts[1::2], strict=True))

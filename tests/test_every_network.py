@@ -72,4 +72,6 @@ def test_a_network_may_start_from_several_files(
     words = ["--dataset", "Synapse", "--root_path", str(synapse), "--cfg", str(cfg)]
     assert train_command.main([*words, "--output_dir", str(tmp_path / "run"), "--max_iterations", "1"]) == 0
     said = [message for message in caplog.messages if "ImageNet start" in message or "tensors loaded" in message]
+    log = (tmp_path / "run/log.txt").read_text()
+    assert all(message in log for message in said), "the log begins with what was said before its folder was made"
     assert ["absent.pth" in said[0], "a.pth" in said[1], "b.pth" in said[2]] == [True] * 3 and len(said) == 3
