@@ -116,7 +116,7 @@ def default_config() -> CfgNode:
                 "LAMBDA_2": 0.015,  # internal feature distillation (IFD)
                 "DISTANCE": "mse",  # between channels: mse as published, cosine, normalized_mse (no scale moves them)
                 "WARMUP_EPOCHS": 0.0,  # both weights rise linearly over so many epochs; 0 as published
-                "GRADIENT_FACTOR": 10.0,  # warn of a term with so many times the segmentation's gradient; 0: do not look
+                "GRADIENT_FACTOR": 10.0,  # warn of a term with so many times the segmentation's gradient; 0: no look
                 "GRADIENT_FREQ": 200,  # steps between looks at that; each takes three backward passes more
             },
             "TRAIN": {
