@@ -18,11 +18,11 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], *, extra: int = 0
     """Embeddings (1, extra + n*n, C) of a square of places, bicubically at the places of another grid.
 
     The first `extra`, of class tokens, stay as they are. The very same tensor where it has that grid already, or is
-    of no square, which then does not fit.
+    of no square or of a single place, which says nothing of others and then does not fit.
     """
     count = positions.shape[1] - extra if positions.ndim == 3 else 0
     side = math.isqrt(max(0, count))
-    if side**2 != count or not 0 < side <= _LARGEST_SIDE or grid == (side, side):
+    if side**2 != count or not 1 < side <= _LARGEST_SIDE or grid == (side, side):
         return positions
     square = rearrange(positions[:, extra:].double(), "b (h w) c -> b c h w", h=side)
     resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
@@ -33,7 +33,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], *, extra: int = 0
 def resize_bias_table(table: Tensor, window: tuple[int, int]) -> Tensor:
     """A table of biases at relative positions, ((2w-1)^2, heads), bicubically at those within `window` (Swin's way).
 
-    The very same tensor where it has that size already, or is no table of a square window.
+    The very same tensor where it has that size already, or is no table of a square window of two or more.
     """
     size = tuple(2 * side - 1 for side in window)
     side = math.isqrt(len(table)) if table.ndim == 2 else 0

@@ -288,11 +288,15 @@ def test_interpolated_positions_are_told_of(tmp_path: Path, caplog: pytest.LogCa
     assert any("4 tables of positions were interpolated" in message for message in caplog.messages)
 
 
-def test_a_table_without_dimensions_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(), (1, 1), (0, 1), (48, 1), (25, 2)])
+def test_a_table_of_no_window_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A table of one row, too: it says nothing of positions that could be interpolated."""
     state = swin().state_dict()
-    state["swin_unet.layers.0.blocks.0.attn.relative_position_bias_table"] = torch.tensor(3.0)
+    state["swin_unet.layers.0.blocks.0.attn.relative_position_bias_table"] = torch.ones(shape)
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"relative_position_bias_table has shape \(\), expected \(49, 1\)"):
+    with pytest.raises(
+        ValueError, match="relative_position_bias_table (has shape|is sparse, quantised, complex or empty)"
+    ):
         load_weights(swin(), tmp_path / "a.pth")
 
 
