@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group that is the default when it is first imported as their own, and DDP imports it: imported
+# here, before there is a group, it keeps none alive, nor the threads of one.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -111,6 +116,9 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=_PATIENCE)
     yield Ranks(rank, world, local_rank(), device)
     dist.destroy_process_group()  # not after an error: some wait for the others, which wait for this one
+    # Gloo's threads end with the last that holds the group, DDP in a cycle among them. One that still lets go of a
+    # tensor while Python ends would bring the process down, with its work done.
+    gc.collect()
 
 
 def _meeting_place() -> dist.Store:

@@ -99,6 +99,33 @@ def test_only_the_first_writes(synapse: Path, tmp_path: Path) -> None:
     }
 
 
+LEAVES = """
+import pathlib
+import torch
+from distributed import process_group
+
+def train():
+    with process_group(torch.device("cpu")) as ranks:
+        network = ranks.together(torch.nn.Linear(2, 2))
+        network(torch.ones(1, 2)).sum().backward()
+        return ranks.gather(1)
+
+threads = lambda: len(list(pathlib.Path("/proc/self/task").iterdir()))
+before = threads()
+train()
+print(f"{threads() - before} more")
+"""
+
+
+def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
+    """One that does may abort a process whose run is done."""
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    environment = {**os.environ, "PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
+    out, _ = runs.finish([*runs.TORCHRUN, str(script)], env=environment)
+    assert re.findall(r"-?\d+ more", out) == ["0 more", "0 more"]
+
+
 def ranks_of(torchrun: int) -> dict[int, int]:
     """Rank to process number, of the living processes that a torchrun has started."""
     found = {}
