@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,17 +24,57 @@ MOST_PIXELS = 2**26  # a slice of 8192 x 8192
 MOST_VOXELS = 2**30  # a scan of 512 x 512 x 4096
 MOST_PACKED = 1032  # bytes that deflate can make of one; other packings make fewer
 
+_DEFECTS_SHOWN = 8  # in one line; who has more finds each by its own in the log
+
 
 class BadFile(ValueError):
     """A file that is read but cannot be used; the message names it."""
 
 
+class Defect(NamedTuple):
+    """One thing that is wrong: the file it is in, and what was found, what was expected and what to do."""
+
+    path: Path
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+class Defects(ValueError):
+    """Everything that is wrong with what was given, found before anything was begun; `defects` has each by its file.
+
+    As text it is one line: `where`, how many there are, and the first of them.
+    """
+
+    def __init__(self, where: object, defects: Sequence[Defect]) -> None:
+        self.where, self.defects = where, tuple(defects)
+        shown = "; ".join(map(str, self.defects[:_DEFECTS_SHOWN]))
+        more = len(self.defects) - _DEFECTS_SHOWN
+        super().__init__(
+            f"{where}: {len(self.defects)} defect{'s' * (len(self.defects) > 1)}, nothing was begun: {shown}"
+            + (f"; and {more} more" if more > 0 else "")
+        )
+
+
 class Sample(NamedTuple):
-    """One training slice: `image` (H, W) float32, `label` (H, W) uint8, and the file's `name`."""
+    """One training slice: `image` (H, W) or, in colour, (3, H, W) float32, `label` (H, W) uint8, and its `name`."""
 
     image: np.ndarray
     label: np.ndarray
     name: str
+
+
+class SlicedImage(Protocol):
+    """A volume that is read a range of slices at a time, so that it need not fit into memory."""
+
+    shape: tuple[int, ...]
+    ndim: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, slices: slice) -> np.ndarray:
+        """The slices of a range, float32."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +83,14 @@ class Geometry:
 
     `spacing` and `origin` are (x, y, z); `direction` is the row-major 3x3 matrix. `axis_order` says how our
     arrays (D, H, W) follow from the file's (x, y, z): "zxy" is the published Synapse order, "zyx" is the one
-    SimpleITK hands out.
+    SimpleITK hands out. `flips` names the axes of the file that our arrays run through backwards, such as "xy".
     """
 
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     origin: tuple[float, ...] = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     axis_order: str = "zyx"
+    flips: str = ""
 
     @property
     def array_spacing(self) -> tuple[float, float, float]:
@@ -69,12 +110,18 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Volume:
-    """One case: `image` (D, H, W) float32, `label` (D, H, W) uint8 or None, and its geometry where it is known."""
+    """One case: `image` (D, H, W) or (D, 3, H, W) float32, `label` (D, H, W) uint8 or None, geometry where it is known.
+
+    `image` may be read only as far as it is asked for: a `SlicedImage`. A picture is a volume of one slice that is
+    measured and written in two dimensions: `is_picture`; `source` is then the file that it came from.
+    """
 
     name: str
-    image: np.ndarray
+    image: np.ndarray | SlicedImage
     label: np.ndarray | None = None
     geometry: Geometry | None = None
+    is_picture: bool = False
+    source: Path | None = None
 
 
 def read_list(path: Path) -> list[str]:

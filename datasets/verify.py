@@ -19,6 +19,7 @@ import numpy as np
 from datasets.base import (
     MOST_PIXELS,
     MOST_VOXELS,
+    Defect,
     Geometry,
     brief,
     check_claim,
@@ -51,16 +52,6 @@ _ROUNDING = 1e-4  # what interpolation and float16 leave beyond the range is no 
 _SPACING_DIGITS = 3  # mm; scanners round no finer
 _GEOMETRY_BYTES = 1024  # nine numbers and the head of their array take 200
 _LABELS_SHOWN = 12
-
-
-class Defect(NamedTuple):
-    """One thing that is wrong: the file it is in, and what was found, what was expected and what to do."""
-
-    path: Path
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.what}"
 
 
 class Header(NamedTuple):
