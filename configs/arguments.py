@@ -39,6 +39,9 @@ FLAGS = {
     "workers": "DATA.NUM_WORKERS",
     "cache": "DATA.CACHE",
     "val_cases": "DATA.VAL_CASES",
+    "axis": "DATA.AXIS",
+    "folds": "DATA.FOLDS",
+    "fold": "DATA.FOLD",
     "metrics": "TEST.METRICS",
     "inference": "TEST.INFERENCE",
     "overlap": "TEST.OVERLAP",
@@ -70,6 +73,8 @@ def train_parser() -> argparse.ArgumentParser:
         help="go on from FILE, or (auto) from output_dir/last.pth where there is one",
     )
     add("--ignore_head", action="store_true", help="take PRETRAIN_CKPT without its last layer: another class count")
+    add("--folds", type=int, metavar="K", help="cross-validation: train and test K times, each part held out once")
+    add("--fold", type=int, metavar="I", help="of --folds K, only part I, from 0 on")
     add("--val_cases", type=int, help="training cases held out to choose best.pth by (0: none, as published)")
     add(
         "--distance",
@@ -90,7 +95,7 @@ def test_parser() -> argparse.ArgumentParser:
     parser = _shared_parser("test.py", "Evaluate a run or a checkpoint on whole volumes, or predict NIfTI files.")
     add = parser.add_argument
     add("--checkpoint", default="", metavar="FILE_OR_RUN", help="weights, or a run's folder (default: --output_dir)")
-    add("--input", default="", metavar="FILE_OR_FOLDER", help="predict these NIfTI images instead; no labels needed")
+    add("--input", default="", metavar="FILE_OR_FOLDER", help="NIfTI, DICOM or pictures to predict, without labels")
     add("--output", default="", metavar="DIR", help="where results go (default: --output_dir)")
     add("--metrics", choices=("fast", "medpy"), help="how distances are computed; the same numbers")
     add("--inference", choices=("zoom", "slide"), help="resize slices (the default), or slide a window over them")
@@ -104,7 +109,7 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--cfg", default="", metavar="FILE", help="experiment file (yaml), such as those in configs/")
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change any key of the configuration")
-    add("--dataset", help="Synapse or Phantom")
+    add("--dataset", help="Synapse, ACDC, GlaS, MoNuSeg, Phantom, or Folder: images/ and labels/ of your own")
     add("--root_path", metavar="DIR", help="data folder (default: data/<dataset>)")
     add("--volume_path", metavar="DIR", help="folder of the test volumes (default: as --root_path)")
     add(
@@ -112,7 +117,8 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the lists (default: lists/lists_<dataset>, else the data's own, else the shipped split)",
     )
-    add("--num_classes", type=int, help="classes, the background included")
+    add("--num_classes", type=int, help="classes, the background included (default: the data set's own)")
+    add("--axis", choices=("x", "y", "z"), help="of own volumes, to slice along (default: the coarsest)")
     add("--output_dir", metavar="DIR", help="folder of the run")
     add("--max_epochs", type=int, help="epochs to train")
     add("--max_iterations", type=int, help="steps to train at most")

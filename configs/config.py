@@ -16,7 +16,7 @@ import yaml
 from yacs.config import CfgNode
 
 from configs.checks import check_values, value_at
-from configs.defaults import default_config
+from configs.defaults import OF_DATASET, default_config
 
 # Keys that take a list too, with an example of what is in it.
 _ONE_OR_MORE = {"DATA.IMG_SIZE": 224, "MODEL.PRETRAIN_CKPT": "weights.pth"}
@@ -54,6 +54,16 @@ def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapp
     for key, value in (overrides or {}).items():
         _set(cfg, key, value, "command line")
     _settle(cfg)
+    return filled(cfg, OF_DATASET.get(cfg.DATA.DATASET, {}))
+
+
+def filled(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
+    """The configuration, frozen, with what is known of its data (dotted key to value) where a key is empty."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in facts.items():
+        if value_at(cfg, key) in (0, "", []):
+            _set(cfg, key, value, "data")
     cfg.freeze()
     return cfg
 
@@ -101,6 +111,7 @@ def network_keywords(cfg: CfgNode) -> dict[str, Any]:
         options |= {"drop_rate": cfg.MODEL.DROP_RATE, "drop_path_rate": cfg.MODEL.DROP_PATH_RATE}
     return {
         "num_classes": cfg.MODEL.NUM_CLASSES,
+        "in_channels": cfg.MODEL.IN_CHANNELS,
         "img_size": size_of(cfg),
         "use_checkpoint": cfg.TRAIN.USE_CHECKPOINT,
         **options,
@@ -138,7 +149,7 @@ def to_plain(cfg: CfgNode) -> dict[str, Any]:
 # What may differ between a run and its continuation: where things are, how long it goes on, what is written when.
 _MAY_DIFFER = (
     *("OUTPUT_DIR", "GPU_ID", "N_GPU", "ENVIRONMENT", "TEST", "DATA.ROOT_PATH", "DATA.VOLUME_PATH", "DATA.LIST_DIR"),
-    *("DATA.NUM_WORKERS", "DATA.START_METHOD", "DATA.CACHE", "DATA.WINDOW", "DATA.AXIS_ORDER"),
+    *("DATA.NUM_WORKERS", "DATA.START_METHOD", "DATA.CACHE"),
     *("MODEL.NAME", "MODEL.PRETRAIN_CKPT"),
     *("TRAIN.EPOCHS", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ", "TRAIN.SAVE_SECONDS", "TRAIN.LOG_FREQ"),
     *("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TRAIN.USE_CHECKPOINT", "LOSS.GRADIENT_FACTOR", "LOSS.GRADIENT_FREQ"),
@@ -294,7 +305,8 @@ def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
     if isinstance(default, bool) and isinstance(value, int) and value in (0, 1):
         return bool(value)
     if isinstance(default, list) and isinstance(value, (list, tuple)):
-        return [_as_type(item, default[0], dotted, source) for item in value]
+        example = default[0] if default else 0
+        return [_as_type(item, example, dotted, source) for item in value]
     if type(value) is not type(default):
         raise ValueError(
             f"{source}: {dotted} is {value!r} ({type(value).__name__}); "

@@ -16,6 +16,17 @@ _R50_VIT = {
     "ATTENTION_DROPOUT_RATE": 0.0,
 }
 
+_IMAGES = {"MODEL.NUM_CLASSES": 2, "MODEL.IN_CHANNELS": 3, "DATA.INTENSITY": "range"}
+_CT = {"MODEL.NUM_CLASSES": 9, "MODEL.IN_CHANNELS": 1, "DATA.INTENSITY": "window", "DATA.AXIS_ORDER": "zxy"}
+# What an empty key stands for, by data set; of a folder of one's own, the files say it.
+OF_DATASET = {
+    "Synapse": _CT,
+    "Phantom": _CT,
+    "ACDC": {**_CT, "MODEL.NUM_CLASSES": 4, "DATA.INTENSITY": "percentile"},
+    "GlaS": _IMAGES,
+    "MoNuSeg": _IMAGES,
+}
+
 
 def default_config() -> CfgNode:
     """A fresh configuration, not frozen."""
@@ -39,8 +50,16 @@ def default_config() -> CfgNode:
                 "START_METHOD": "",  # of the workers: fork, spawn, forkserver; none: the system's own
                 "CACHE": "",  # folder for a memory-mapped copy of the training slices; none: read the files each time
                 "VAL_CASES": 0,  # training cases held out for validation; 0 as published
-                "WINDOW": [-125.0, 275.0],  # HU range of a NIfTI input, as in the prepared data
-                "AXIS_ORDER": "zxy",  # of a NIfTI input, as in the prepared data
+                "FOLDS": 0,  # cross-validation: parts that the training cases fall into; 0: none
+                "FOLD": 0,  # of these, the part that is held out and tested on
+                # How stored numbers become [0, 1]: window (WINDOW), percentile (0.5 to 99.5 of each volume), range (all
+                # that 8 or 16 bits hold). This and the keys down to LABEL_VALUES: empty is the data set's own.
+                "INTENSITY": "",
+                "WINDOW": [-125.0, 275.0],  # in HU
+                "AXIS_ORDER": "",  # of arrays (D, H, W), as axes of the NIfTI file, such as zxy
+                "ORIENTATION": "",  # where a file's x, y, z are to point before that, such as LPS; none: as stored
+                "AXIS": "",  # of own volumes, that slices are taken along: x, y or z of ORIENTATION; none: the coarsest
+                "LABEL_VALUES": [],  # what mask files hold for class 0, 1, ...; none: the class itself
                 "PHANTOM": {"SIZE": 96, "DEPTH": 32, "TRAIN_CASES": 24, "TEST_CASES": 8, "SEED": 2021},
             },
             "AUG": {
@@ -51,7 +70,8 @@ def default_config() -> CfgNode:
             "MODEL": {
                 "TYPE": "swin_unet",
                 "NAME": "",  # a label; published yamls carry it
-                "NUM_CLASSES": 9,
+                "NUM_CLASSES": 0,  # the background included; 0: the data set's own
+                "IN_CHANNELS": 0,  # 1, or 3 for colour; 0: the data set's own
                 "PRETRAIN_CKPT": "",  # weights to start from: a file, or a list of files
                 "DROP_RATE": 0.0,  # this and the next are Swin-UNet's; published keys
                 "DROP_PATH_RATE": 0.2,
@@ -139,6 +159,7 @@ def default_config() -> CfgNode:
                 "LOG_FREQ": 20,  # steps between lines of metrics.jsonl
                 "IMAGE_FREQ": 200,  # steps between TensorBoard panels
                 "VAL_FREQ": 10,  # epochs between validations
+                "VAL_DICE": "per_class",  # that chooses best.pth: per_class, or lumped, the foreground as one class
             },
             "TEST": {
                 "BATCH_SIZE": 24,

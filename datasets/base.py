@@ -65,6 +65,20 @@ class Sample(NamedTuple):
     name: str
 
 
+class Slices(Protocol):
+    """Training slices by index, and the file that each is read from."""
+
+    names: list[str]
+    num_classes: int
+
+    @property
+    def files(self) -> list[Path]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
 class SlicedImage(Protocol):
     """A volume that is read a range of slices at a time, so that it need not fit into memory."""
 

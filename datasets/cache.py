@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import time
@@ -17,8 +18,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import Sample, read_through
-from datasets.synapse import SynapseSlices, slice_path
+from datasets.base import Sample, Slices, read_through
 
 _log = logging.getLogger(__name__)
 
@@ -27,25 +27,26 @@ _IMAGE, _LABEL = np.dtype("<f4"), np.dtype("u1")
 # A partial file that nobody has written to for so long was left by a build that was killed.
 _ABANDONED_SECONDS = 3600
 
-Shape = tuple[int, int]
+Shape = tuple[int, ...]  # (H, W), or (C, H, W) in colour
 
 
 class CachedSlices(Dataset):
     """The samples of `source`, read from a cache that is built on first use and again once a source file has changed.
 
     A data file holds, slice after slice, the image as float32 and the label as uint8; an index in JSON tells their
-    shapes. The names of both are digests of what is in them: the data folder, the list and num_classes, and the size
-    and time stamp of every source file. So nothing else is ever taken for it, and several data sets share a folder.
+    shapes. The names of both are digests of what is in them: the files, the list, num_classes and `settings`, and the
+    size and time stamp of every source file. So nothing else is ever taken for it, and several data sets share a folder.
     The index comes last and each file is first written under another name: a build that is killed, or one beside
     another, leaves nothing that would be believed.
 
     Args:
         source: the slices to keep; each is read, and so checked, when the cache is built.
         folder: where to keep them; it is made where it is missing, and may be deleted between runs.
+        settings: what else the samples follow from, such as how intensities are scaled.
     """
 
-    def __init__(self, source: SynapseSlices, folder: str | Path) -> None:
-        self.source, self.folder = source, Path(folder)
+    def __init__(self, source: Slices, folder: str | Path, settings: str = "") -> None:
+        self.source, self.folder, self.settings = source, Path(folder), settings
         self._stem = ""
         self._places: list[tuple[int, Shape]] | None = None  # where each record begins, and its shape
         self._data: np.ndarray | None = None
@@ -66,8 +67,8 @@ class CachedSlices(Dataset):
             self._data = np.asarray(np.memmap(self._path("bin"), np.uint8, "r"))
         start, shape = self._places[index]
         middle = start + _image_bytes(shape)
-        image, label = self._data[start:middle].view(_IMAGE), self._data[middle : middle + shape[0] * shape[1]]
-        return Sample(image.reshape(shape), label.view(_LABEL).reshape(shape), name)
+        image, label = self._data[start:middle].view(_IMAGE), self._data[middle : middle + shape[-2] * shape[-1]]
+        return Sample(image.reshape(shape), label.view(_LABEL).reshape(shape[-2:]), name)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the data: each process maps the file for itself."""
@@ -84,10 +85,13 @@ class CachedSlices(Dataset):
         """
         if self._places is not None:
             return
-        files = [slice_path(self.source.folder, name).stat() for name in self.names]
-        content = [_VERSION, str(self.source.folder.resolve()), self.source.num_classes, self.names]
+        # A volume is the file of many slices; a label may have a file of its own.
+        every = [*self.source.files, *getattr(self.source, "label_files", ())]
+        found = {path: path.stat() for path in dict.fromkeys(every)}
+        files = [found[path] for path in self.source.files]
+        content = [_VERSION, self._where(), self.source.num_classes, self.names, self.settings]
         own = f"slices-{_digest(content)}-"
-        self._stem = own + _digest([(file.st_size, file.st_mtime_ns) for file in files])
+        self._stem = own + _digest([(found[path].st_size, found[path].st_mtime_ns) for path in every])
         shapes = self._read_index()
         if shapes is None:
             why = "is out of date or damaged" if any(self.folder.glob(f"{own}*.json")) else "holds none of these slices"
@@ -104,7 +108,7 @@ class CachedSlices(Dataset):
         """The shapes of the cached slices; None where there is no whole cache of the source files as they are."""
         try:
             rows = json.loads(self._path("json").read_text(encoding="utf-8"))["slices"]
-            shapes = [(int(height), int(width)) for height, width in (row["shape"] for row in rows)]
+            shapes = [tuple(int(side) for side in row["shape"]) for row in rows]
             size = self._path("bin").stat().st_size
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -140,8 +144,12 @@ class CachedSlices(Dataset):
             {"name": name, "shape": shape, "source_size": file.st_size, "source_mtime_ns": file.st_mtime_ns}
             for name, shape, file in zip(self.names, shapes, files, strict=True)
         ]
-        where = {"source": str(self.source.folder.resolve()), "num_classes": self.source.num_classes}
+        where = {"source": self._where(), "num_classes": self.source.num_classes}
         return json.dumps({"version": _VERSION, **where, "slices": rows}, indent=1)
+
+    def _where(self) -> str:
+        """The folder of the source files."""
+        return str(Path(os.path.commonpath([path.parent.resolve() for path in set(self.source.files)])))
 
     def _remove_older(self, own: str) -> None:
         """Delete what is left of earlier states of the same source files."""
@@ -160,12 +168,12 @@ def _digest(content: Any) -> str:
 
 
 def _image_bytes(shape: Shape) -> int:
-    return shape[0] * shape[1] * _IMAGE.itemsize
+    return math.prod(shape) * _IMAGE.itemsize
 
 
 def _record_bytes(shape: Shape) -> int:
     """Bytes of an image, its label and the filling that lets the next image begin at a whole number."""
-    size = _image_bytes(shape) + shape[0] * shape[1]
+    size = _image_bytes(shape) + shape[-2] * shape[-1]
     return size + -size % _IMAGE.itemsize
 
 

@@ -17,7 +17,7 @@ from datasets.transforms import Draw, RandomGenerator
 
 
 class Batch(NamedTuple):
-    """`image` (B, 1, H, W) float32, `label` (B, H, W) uint8, and the names of the slices."""
+    """`image` (B, C, H, W) float32, of one channel or three, `label` (B, H, W) uint8, and the names of the slices."""
 
     image: torch.Tensor
     label: torch.Tensor
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Slices of one shape as they were read: `image`, `label` (b, H, W), their draws, and their places in the batch."""
+    """Slices of one shape: `image` (b, C, H, W), `label` (b, H, W), their draws, and their places in the batch."""
 
     image: torch.Tensor
     label: torch.Tensor
@@ -110,14 +110,19 @@ def collate(drawn: Sequence[tuple[Sample, Draw]]) -> RawBatch:
         by_shape.setdefault(sample.image.shape, []).append(place)
     groups = [
         Group(
-            torch.from_numpy(np.stack([drawn[place][0].image for place in places])),
+            torch.from_numpy(np.stack([drawn[place][0].image for place in places]).reshape(-1, *_as_chw(shape))),
             torch.from_numpy(np.stack([drawn[place][0].label for place in places])),
             [drawn[place][1] for place in places],
             places,
         )
-        for places in by_shape.values()
+        for shape, places in by_shape.items()
     ]
     return RawBatch(groups, [sample.name for sample, _ in drawn])
+
+
+def _as_chw(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(H, W) of a slice in grey or (C, H, W) as (C, H, W)."""
+    return (1, *shape)[-3:]
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
@@ -159,14 +164,15 @@ class TrainingLoader:
         return map(self._transformed, self.reader)
 
     def _transformed(self, raw: RawBatch) -> Batch:
-        size, transform = (len(raw.names), *self.dataset.transform.size), self.dataset.transform
-        image = torch.empty(size, dtype=torch.float32, device=self.device)
-        label = torch.empty(size, dtype=torch.uint8, device=self.device)
+        count, transform = len(raw.names), self.dataset.transform
+        channels = raw.groups[0].image.shape[1]
+        image = torch.empty((count, channels, *transform.size), dtype=torch.float32, device=self.device)
+        label = torch.empty((count, *transform.size), dtype=torch.uint8, device=self.device)
         for group in raw.groups:
             # From pinned memory these return at once, and the device does the rest while the next batch is read.
             there = (part.to(self.device, non_blocking=True) for part in (group.image, group.label))
             image[group.places], label[group.places] = transform(*there, group.draws)
-        return Batch(image.unsqueeze(1), label, raw.names)
+        return Batch(image, label, raw.names)
 
 
 def build_loader(

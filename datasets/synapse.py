@@ -248,6 +248,11 @@ class SynapseSlices(Dataset):
         self.folder, self.names, self.num_classes = folder, list(names), num_classes
         require_listed(slice_path(folder, name) for name in self.names)
 
+    @property
+    def files(self) -> list[Path]:
+        """The file of each slice."""
+        return [slice_path(self.folder, name) for name in self.names]
+
     def __len__(self) -> int:
         return len(self.names)
 

@@ -241,15 +241,18 @@ class RandomGenerator:
         On a CPU the result of a slice does not depend, to the last bit, on the slices beside it.
 
         Args:
-            image, label: a slice (H, W) with its draw, or (B, H, W) with a draw for each; NumPy arrays or tensors.
+            image, label: a slice (H, W) with its draw, or (B, H, W) with a draw for each, the image also (B, C, H, W);
+                NumPy arrays or tensors.
         """
         draws = [draws] if isinstance(draws, Draw) else draws
-        if len(draws) != (len(image) if image.ndim == 3 else 1):
+        if len(draws) != (len(image) if image.ndim > 2 else 1):
             raise ValueError(f"RandomGenerator: got {len(draws)} draws for {tuple(image.shape)}; expected one a slice")
+        planes = image.reshape(-1, *image.shape[2:]) if image.ndim == 4 else image  # a colour is a slice like any other
+        each_plane = [draw for draw in draws for _ in range(len(planes) // len(draws))] if image.ndim > 2 else draws
 
         def augment_image(batch: Tensor) -> Tensor:
             # Slice by slice, as a quarter turn may change the shape; and on a CPU each then stays in the cache.
-            each = zip(batch.split(1), draws, strict=True)
+            each = zip(batch.split(1), each_plane, strict=True)
             return torch.cat([_spline(_augment(one, draw), self.size) for one, draw in each])
 
         def augment_label(batch: Tensor) -> Tensor:
@@ -257,4 +260,5 @@ class RandomGenerator:
             shape, each = tuple(batch.shape[1:]), zip(batch.split(1), draws, strict=True)
             return torch.cat([_gather(one, _lookup(shape, self.size, draw, one.device)) for one, draw in each])
 
-        return _apply(image, augment_image), _apply(label, augment_label)
+        planes = _apply(planes, augment_image)
+        return planes.reshape(*image.shape[:-2], *self.size), _apply(label, augment_label)

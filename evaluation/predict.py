@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Volume
+from datasets.base import SlicedImage, Volume
 from datasets.transforms import resize_image, resize_label
 from distributed import Ranks
 from evaluation.sliding import check_overlap, sliding_scores
@@ -22,40 +22,44 @@ _MOST_ON_A_CPU = 4
 
 def predict_volume(
     network: nn.Module,
-    volume: np.ndarray | Tensor,
+    volume: np.ndarray | Tensor | SlicedImage,
     *,
     img_size: int | Sequence[int],
     batch_size: int = 24,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
     overlap: float | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Label a volume slice by slice: cubic zoom to the network's size, argmax, nearest zoom back.
 
     With `overlap`, nothing is zoomed: a window of the network's size slides over each slice at its own resolution, and
     the logits of the windows are blended before the argmax (`evaluation.sliding`). That suits a network that was
-    trained on crops, or on images of about this resolution. One batch of slices at a time goes to the device and comes
-    back as labels of the volume's own size.
+    trained on crops, or on images of about this resolution. One batch of slices at a time is asked of the volume, goes
+    to the device and comes back as labels of the volume's own size.
 
     Args:
-        network: (B, 1, H, W) to logits (B, K, H, W), or to a tuple of heads, which are summed; it is run in eval mode.
-        volume: (D, H, W) numbers, intensities as in training.
+        network: (B, C, H, W) to logits (B, K, H, W), or to a tuple of heads, which are summed; it is run in eval mode.
+        volume: (D, H, W), or in colour (D, C, H, W), numbers, intensities as in training.
         img_size: side or (H, W) of the network's input.
         batch_size: slices, or windows of them, a pass at most; on a CPU never more than 4.
         device: where the network is.
         autocast: run the network in this type, such as torch.bfloat16, where that is safe; None in its own.
         overlap: None zooms, as published; the share in [0, 1) by which neighbouring windows overlap slides.
+        out: where to put the labels, such as a file mapped into memory; None makes an array.
 
     Returns:
         (D, H, W) uint8.
 
     Raises:
-        ValueError: the volume is not three-dimensional or is empty, batch_size is below 1, or overlap is no such share.
+        ValueError: the volume has another shape or is empty, batch_size is below 1, or overlap is no such share.
     """
-    volume = volume.detach() if isinstance(volume, Tensor) else np.asarray(volume)
-    if volume.ndim != 3 or 0 in volume.shape:
+    volume = volume.detach() if isinstance(volume, Tensor) else volume
+    volume = volume if hasattr(volume, "ndim") else np.asarray(volume)
+    if volume.ndim not in (3, 4) or 0 in volume.shape:
         raise ValueError(
-            f"predict_volume: got a volume of shape {tuple(volume.shape)}; expected (D, H, W) with at least one voxel"
+            f"predict_volume: got a volume of shape {tuple(volume.shape)}; expected (D, H, W), or (D, C, H, W) in "
+            "colour, with at least one voxel"
         )
     if batch_size < 1:
         raise ValueError(f"predict_volume: batch_size is {batch_size}; expected at least 1")
@@ -63,7 +67,7 @@ def predict_volume(
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if torch.device(device).type == "cpu":
         batch_size = min(batch_size, _MOST_ON_A_CPU)
-    prediction = torch.empty(tuple(volume.shape), dtype=torch.uint8)
+    prediction = np.empty((volume.shape[0], *volume.shape[-2:]), np.uint8) if out is None else out
     was_training = network.training
     network.eval()
     try:
@@ -72,12 +76,11 @@ def predict_volume(
             # A batch is copied, as torch takes neither every kind of array nor, without a warning, a read-only one.
             images = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
             images = images.to(device, torch.float32)
-            prediction[first : first + batch_size] = _predict_batch(
-                network, images, size, autocast, overlap, batch_size
-            )
+            labels = _predict_batch(network, images, size, autocast, overlap, batch_size)
+            prediction[first : first + batch_size] = labels.cpu().numpy()
     finally:
         network.train(was_training)
-    return prediction.numpy()
+    return prediction
 
 
 @torch.inference_mode()
@@ -89,18 +92,21 @@ def _predict_batch(
     overlap: float | None,
     batch_size: int,
 ) -> Tensor:
-    """Slices (B, H, W) float32 to labels (B, H, W) uint8, on their device."""
+    """Slices (B, H, W) or (B, C, H, W) float32 to labels (B, H, W) uint8, on their device."""
     logits_of = partial(_logits, network, autocast)
+    count, (height, width) = len(images), images.shape[-2:]
     if overlap is None:
-        logits = logits_of(resize_image(images, size).unsqueeze(1))
+        planes = resize_image(images.reshape(-1, height, width), size)
+        logits = logits_of(planes.reshape(count, -1, *size))
     else:
-        logits = sliding_scores(logits_of, images.unsqueeze(1), window=size, overlap=overlap, batch_size=batch_size)
+        windows = {"window": size, "overlap": overlap, "batch_size": batch_size}
+        logits = sliding_scores(logits_of, images.reshape(count, -1, height, width), **windows)
     labels = logits.max(dim=1).indices  # the same as argmax, which takes four times as long on a CPU
-    return resize_label(labels.to(torch.uint8), tuple(images.shape[1:]))
+    return resize_label(labels.to(torch.uint8), (height, width))
 
 
 def _logits(network: nn.Module, autocast: torch.dtype | None, batch: Tensor) -> Tensor:
-    """(B, 1, H, W) to logits (B, K, H, W), those of several heads summed."""
+    """(B, C, H, W) to logits (B, K, H, W), those of several heads summed."""
     with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
         return summed_heads(network(batch))
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "configs": (set(), {"yacs", "yaml"}),
     "losses": ({"selfreg"}, {"torch"}),
     "networks": ({"selfreg", "checkpoint"}, {"torch", "timm", "einops", "safetensors"}),
-    "datasets": (set(), {"numpy", "scipy", "torch", "h5py"}),
+    "datasets": (set(), {"numpy", "scipy", "torch", "h5py", "PIL", "SimpleITK"}),
     "evaluation": (
         # What a volume is, the one resize there is, files that are whole or absent, a share of the cases.
         {"datasets", "utils", "distributed"},

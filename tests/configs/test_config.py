@@ -98,7 +98,7 @@ def test_weights_to_start_from_are_a_file_or_several() -> None:
 def test_the_keys_of_a_network_are_its_options_with_their_defaults(name: str) -> None:
     keywords = network_keywords(get_config(overrides={"MODEL.TYPE": name}))
     parameters = inspect.signature(networks._NETWORKS[name]).parameters
-    assert set(keywords) == set(parameters) - {"in_channels", "variant"}
+    assert set(keywords) == set(parameters) - {"variant"}
     own = set(keywords) - {"num_classes", "img_size", "use_checkpoint"}
     assert {key: keywords[key] for key in own} == {key: parameters[key].default for key in own}
 

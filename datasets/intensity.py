@@ -1,0 +1,87 @@
+"""From the numbers that a file stores to the [0, 1] that a network is trained on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.base import SlicedImage, check_image
+
+HOW = ("window", "percentile", "range")
+PERCENTILES = (0.5, 99.5)
+_SAMPLED = 2**24  # voxels; of a larger volume a regular grid of so many tells its percentiles
+_BLOCK = 16  # slices read at a time
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How stored numbers become [0, 1].
+
+    Args:
+        how: "window" clips to a window, that of CT in HU; "percentile" to the 0.5th and 99.5th percentile of each
+            volume; "range" divides by what the file's type can hold, 255 or 65535.
+        window: (low, high) of "window".
+
+    Raises:
+        ValueError: there is no such way, or the window is empty.
+    """
+
+    how: str = "window"
+    window: tuple[float, float] = (-125.0, 275.0)
+
+    def __post_init__(self) -> None:
+        if self.how not in HOW:
+            raise ValueError(f"DATA.INTENSITY is {self.how!r}; expected one of {', '.join(HOW)}")
+        _check_window(*self.window)
+
+    def limits(self, image: SlicedImage | np.ndarray, where: object) -> tuple[float, float]:
+        """The stored numbers that become 0 and 1, of a volume (D, ...) that is read a few slices at a time.
+
+        Raises:
+            ValueError: the file's numbers are not whole, or begin below 0, and have no range; it is named as `where`.
+        """
+        if self.how == "window":
+            return self.window
+        if self.how == "percentile":
+            return _percentiles(image)
+        dtype = np.dtype(image.dtype)
+        if dtype.kind != "u":
+            raise ValueError(
+                f"{where}: holds {dtype}, whose range says nothing; expected 8 or 16 bits without a sign, or give "
+                "--opts DATA.INTENSITY percentile"
+            )
+        return 0.0, float(np.iinfo(dtype).max)
+
+    def scale(self, image: np.ndarray, limits: tuple[float, float], where: object = "image") -> np.ndarray:
+        """The image, float32 in [0, 1]; of a volume of one value, zeros."""
+        low, high = limits
+        return scale_intensity(image, low, high if high > low else low + 1.0, where)
+
+
+def scale_intensity(image: np.ndarray, low: float = -125.0, high: float = 275.0, where: object = "image") -> np.ndarray:
+    """Clip to [low, high] and scale it to [0, 1], float32 (SPEC section 6: [-125, 275] HU).
+
+    Raises:
+        ValueError: the window is empty, or the image holds NaN or infinite values; the message names `where`.
+    """
+    # In float32 from the start, so that `high` itself becomes 1 and never the float above it.
+    bottom, top = _check_window(low, high)
+    return (np.clip(check_image(image, where), bottom, top) - bottom) / (top - bottom)
+
+
+def _check_window(low: float, high: float) -> tuple[np.float32, np.float32]:
+    bottom, top = np.float32(low), np.float32(high)
+    if not (np.isfinite([bottom, top]).all() and bottom < top):
+        raise ValueError(f"the intensity window is {low} to {high}; expected two finite numbers, the lower one first")
+    return bottom, top
+
+
+def _percentiles(image: SlicedImage | np.ndarray) -> tuple[float, float]:
+    """The `PERCENTILES` of a volume; where a percent holds one value, its lowest and highest."""
+    step = math.ceil(math.sqrt(math.prod(image.shape) / _SAMPLED))
+    planes = [np.asarray(image[first : first + _BLOCK])[..., ::step, ::step] for first in range(0, len(image), _BLOCK)]
+    sampled = np.concatenate(planes)
+    low, high = (float(value) for value in np.percentile(sampled, PERCENTILES))
+    return (low, high) if low < high else (float(sampled.min()), float(sampled.max()))
