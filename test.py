@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, test_parser
-from configs.config import config_beside, data_keywords, get_config, naming, network_keywords, overlap_of, size_of
+from configs.config import (
+    config_beside,
+    data_keywords,
+    filled,
+    get_config,
+    look_keywords,
+    naming,
+    network_keywords,
+    overlap_of,
+    reading_keywords,
+    size_of,
+)
 
 _log = logging.getLogger("test.py")
 
@@ -33,7 +44,7 @@ def _test(args: argparse.Namespace) -> int:
     if not named:
         raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
     cfg_files = (config_beside(named), args.cfg)
-    cfg = get_config(*cfg_files, opts=args.opts, overrides=_test_overrides(args))
+    cfg = _with_its_data(get_config(*cfg_files, opts=args.opts, overrides=_test_overrides(args)), args.input)
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, cfg.TRAIN.EPOCHS)
     output_dir = _output_dir(args, weights)
@@ -69,6 +80,17 @@ def _test(args: argparse.Namespace) -> int:
     return 0
 
 
+def _with_its_data(cfg: Any, given: str) -> Any:
+    """The configuration, completed by the data where it is not that of a run, which has been."""
+    from datasets import look_through
+
+    if cfg.MODEL.NUM_CLASSES:
+        return cfg
+    if given:
+        raise ValueError("the number of classes is not known; give the run that the weights are of, or --num_classes")
+    return filled(cfg, look_through(cfg.DATA.DATASET, **look_keywords(cfg)))
+
+
 def _test_overrides(args: argparse.Namespace) -> dict[str, Any]:
     """The keys that the flags set, and those of a run's configuration that another machine or data folder forgets."""
     overrides = {"GPU_ID": 0, "N_GPU": 1} | overrides_of(args)
@@ -92,20 +114,23 @@ def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
     return Path(output_dir)
 
 
-def _find_volumes(cfg: Any, nifti_input: str, ranks: Any) -> Any:
+def _find_volumes(cfg: Any, given: str, ranks: Any) -> Any:
     """The volumes to predict, every one of them read and checked before anything is written."""
+    from datasets.inputs import InputVolumes
     from tqdm import tqdm
 
-    from datasets import build_dataset, check_all
-    from evaluation.nifti import NiftiVolumes
+    from datasets import build_dataset, check_all, reading
 
-    if nifti_input:
-        volumes = NiftiVolumes(Path(nifti_input), axis_order=cfg.DATA.AXIS_ORDER, window=tuple(cfg.DATA.WINDOW))
+    if given:
+        volumes = InputVolumes(Path(given), reading(**reading_keywords(cfg)))
     else:
         volumes = build_dataset(cfg.DATA.DATASET, "test", **data_keywords(cfg, test=True))
     if ranks.first:
         bar = partial(tqdm, total=len(volumes), desc="checking the data", leave=False, disable=not sys.stderr.isatty())
-        check_all(volumes, bar, threads=2)
+        if given:
+            volumes.check(bar)
+        else:
+            check_all(volumes, bar, threads=2)
     ranks.wait()
     return volumes
 
@@ -114,41 +139,59 @@ def _predict(
     network: Any, volumes: Any, output_dir: Path, cfg: Any, ranks: Any, autocast: Any
 ) -> Iterator[tuple[int, Any]]:
     """Predict this process's cases; writes each mask and overlay, yields each one's place and its scores."""
-    import torch
-
     from datasets import class_names
-    from evaluation.metrics import compare_classes
-    from evaluation.nifti import write_mask
-    from evaluation.predict import predict_volume
+    from evaluation.predict import predict_volume, room_for
     from evaluation.report import CaseResult, write_overlay
     from record import in_words
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
-    device = ranks.device
     how = {
         "img_size": size_of(cfg),
         "batch_size": cfg.TEST.BATCH_SIZE,
-        "device": device,
+        "device": ranks.device,
         "autocast": autocast,
         "overlap": overlap_of(cfg),
     }
-    measured = {"method": cfg.TEST.METRICS, "assd": cfg.TEST.ASSD}
     places, begun = ranks.share(len(volumes)), time.monotonic()
     for done, place in enumerate(places):
         volume = volumes[place]
         left = in_words((time.monotonic() - begun) / done * (len(places) - done)) if done else "?"
         shape = "x".join(map(str, volume.image.shape))
         _log.info("%d/%d  %s  %s  %s left", place + 1, len(volumes), volume.name, shape, left)
-        mask = predict_volume(network, volume.image, **how)
-        write_mask(output_dir / "predictions" / f"{volume.name}.nii.gz", mask, volume.geometry)
+        mask = predict_volume(network, volume.image, out=room_for(volume, output_dir), **how)
+        _write_mask(output_dir / "predictions", volume, mask, cfg)
         write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
-        scores = (
-            ()
-            if volume.label is None
-            # A GPU measures where it predicts; the truth follows the prediction there.
-            else compare_classes(torch.from_numpy(mask).to(device), volume.label, cfg.MODEL.NUM_CLASSES, **measured)
-        )
-        yield place, CaseResult(volume.name, scores)
+        yield place, CaseResult(volume.name, *_scores(volume, mask, cfg, ranks.device))
+
+
+def _write_mask(folder: Path, volume: Any, mask: Any, cfg: Any) -> None:
+    """The prediction beside others, with what the training labels held for each class: a picture, or NIfTI."""
+    from evaluation.pictures import write_picture_mask
+
+    from evaluation.nifti import write_mask
+
+    values = reading_keywords(cfg)["label_values"]
+    if volume.is_picture:
+        write_picture_mask(folder / volume.name, mask[0], values, volume.source)
+    else:
+        write_mask(folder / f"{volume.name}.nii.gz", mask, volume.geometry, values)
+
+
+def _scores(volume: Any, mask: Any, cfg: Any, device: Any) -> Sequence[Any]:
+    """The scores of each class at unit spacing and, where the spacing is known, in mm too."""
+    import torch
+
+    from evaluation.metrics import compare_classes
+
+    if volume.label is None:
+        return ((),)
+    # A GPU measures where it predicts; the truth follows the prediction there.
+    pair = (torch.from_numpy(mask).to(device), volume.label)
+    if volume.is_picture:
+        pair = tuple(labels[0] for labels in pair)
+    how = {"method": cfg.TEST.METRICS, "assd": cfg.TEST.ASSD}
+    spacings = [None, volume.geometry.array_spacing] if volume.geometry else [None]
+    return [compare_classes(*pair, cfg.MODEL.NUM_CLASSES, spacing, **how) for spacing in spacings]
 
 
 def _report(results: Sequence[Any], output_dir: Path, cfg: Any, settings: dict[str, object]) -> None:

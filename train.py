@@ -15,7 +15,9 @@ from configs.arguments import overrides_of, run_guarded, train_parser
 from configs.config import (
     check_continues,
     data_keywords,
+    filled,
     get_config,
+    look_keywords,
     naming,
     network_keywords,
     overlap_of,
@@ -30,11 +32,12 @@ _PUBLISHED_BATCH = 24
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns 0 done, 2 bad input, 3 diverged, 130 or 143 interrupted."""
-    return run_guarded("train.py", lambda: _train(train_parser().parse_args(argv)))
+    words = sys.argv[1:] if argv is None else list(argv)
+    return run_guarded("train.py", lambda: _train(train_parser().parse_args(words), words))
 
 
 # Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace, words: Sequence[str]) -> int:
     import distributed
     import utils
 
@@ -43,6 +46,8 @@ def _train(args: argparse.Namespace) -> int:
         raise ValueError("--output_dir is not given; expected a folder for this run, such as runs/first")
     output_dir = Path(cfg.OUTPUT_DIR)
     utils.check_writable(output_dir, "--output_dir")
+    if cfg.DATA.FOLDS and args.fold is None:
+        return _cross_validate(cfg, words, output_dir)
     device = utils.select_device(cfg.GPU_ID, cfg.N_GPU, distributed.local_rank())
     with ExitStack() as run:
         ranks = run.enter_context(distributed.process_group(device))
@@ -53,8 +58,20 @@ def _train(args: argparse.Namespace) -> int:
         return _fit(cfg, output_dir, args, ranks)
 
 
+def _cross_validate(cfg: Any, words: Sequence[str], output_dir: Path) -> int:
+    import distributed
+    import utils
+    from crossval import cross_validate
+
+    if distributed.local_rank() is not None:
+        raise ValueError("--folds starts commands of its own; with torchrun give each fold by itself, --fold 0, 1, ...")
+    with utils.logging_session("train.py"):
+        return cross_validate(words, cfg.DATA.FOLDS, output_dir)
+
+
 def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> int:
     import utils
+    from datasets import keep_folds
     from trainer import Diverged
 
     saved = _saved_state(args, output_dir)
@@ -64,6 +81,8 @@ def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> in
         if saved and saved.instead_of:
             # It is damaged, and would take the place of the sound save at the next one.
             saved.instead_of.unlink(missing_ok=True)
+        if cfg.DATA.FOLDS:
+            keep_folds(cfg.DATA.DATASET, **data_keywords(cfg))
         _open_record(trainer, output_dir)
     try:
         trainer.fit()
@@ -87,10 +106,10 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, saved: Any, ran
     autocast = utils.select_precision(cfg.PRECISION, device)
     if cfg.COMPILE:
         utils.check_compiler(device)
+    cfg = _with_its_data(cfg, ranks)
     network = _network(cfg, args, saved, device)
     utils.keep_freed_memory()
     loader, validate = _build_data(cfg, ranks, autocast)
-    cfg = _resolved(cfg)
     criterion = _criterion(cfg.LOSS, cfg.MODEL.NUM_CLASSES)
     optimizer, schedule = _optimizer(network, cfg.TRAIN), _schedule(cfg, len(loader))
     trainer = Trainer(
@@ -144,17 +163,16 @@ def _open_record(trainer: Any, output_dir: Path) -> None:
     _log.info("%s, first rate %g, %s%s", what, rate, trainer.device, processes)
 
 
-def _resolved(cfg: Any) -> Any:
-    """The configuration with the folders that its empty keys stand for."""
-    from datasets import locate
+def _with_its_data(cfg: Any, ranks: Any) -> Any:
+    """The configuration with what its empty keys stand for: folders, and what files of one's own say of themselves."""
+    from tqdm import tqdm
 
-    root, lists = locate(cfg.DATA.DATASET, cfg.DATA.ROOT_PATH, cfg.DATA.LIST_DIR)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATA.ROOT_PATH, cfg.DATA.LIST_DIR = str(root), str(lists)
-    cfg.DATA.VOLUME_PATH = cfg.DATA.VOLUME_PATH or str(root)
-    cfg.freeze()
-    return cfg
+    from datasets import look_through
+
+    bar = partial(tqdm, desc="looking at the data", leave=False, disable=not sys.stderr.isatty())
+    facts = look_through(cfg.DATA.DATASET, **look_keywords(cfg), progress=bar) if ranks.local_rank == 0 else {}
+    ranks.wait()
+    return filled(cfg, facts or look_through(cfg.DATA.DATASET, **look_keywords(cfg)))
 
 
 def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[..., dict[str, float]] | None]:
@@ -193,9 +211,10 @@ def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[...,
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     how = {"img_size": size, "batch_size": cfg.TEST.BATCH_SIZE, "device": ranks.device, "autocast": autocast}
     how["overlap"] = overlap_of(cfg)
+    lumped = cfg.TRAIN.VAL_DICE == "lumped"
 
     def scores(network: Any, progress: Callable) -> dict[str, float]:
-        return validate(network, val_set, class_names=names, progress=progress, ranks=ranks, **how)
+        return validate(network, val_set, class_names=names, progress=progress, ranks=ranks, lumped=lumped, **how)
 
     return loader, scores
 

@@ -136,9 +136,35 @@ def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
         "root_path": (test and cfg.DATA.VOLUME_PATH) or cfg.DATA.ROOT_PATH,
         "list_dir": cfg.DATA.LIST_DIR,
         "val_cases": cfg.DATA.VAL_CASES,
+        "folds": cfg.DATA.FOLDS,
+        "fold": cfg.DATA.FOLD,
         "cache": cfg.DATA.CACHE,
-        "phantom_options": {key.lower(): value for key, value in cfg.DATA.PHANTOM.items()},
+        "reading": reading_keywords(cfg),
+        "phantom_options": _phantom_options(cfg),
     }
+
+
+def reading_keywords(cfg: CfgNode) -> dict[str, Any]:
+    """The keywords of `datasets.reading` that a configuration stands for."""
+    return {
+        "channels": cfg.MODEL.IN_CHANNELS,
+        "label_values": tuple(cfg.DATA.LABEL_VALUES) or tuple(range(cfg.MODEL.NUM_CLASSES)),
+        "intensity": cfg.DATA.INTENSITY,
+        "window": tuple(cfg.DATA.WINDOW),
+        "axis_order": cfg.DATA.AXIS_ORDER,
+        "orientation": cfg.DATA.ORIENTATION,
+    }
+
+
+def look_keywords(cfg: CfgNode) -> dict[str, Any]:
+    """The keywords of `datasets.look_through` that a configuration stands for, beside the name."""
+    data = cfg.DATA
+    where = {"root_path": data.ROOT_PATH, "list_dir": data.LIST_DIR, "axis": data.AXIS}
+    return where | {"num_classes": cfg.MODEL.NUM_CLASSES, "phantom_options": _phantom_options(cfg)}
+
+
+def _phantom_options(cfg: CfgNode) -> dict[str, Any]:
+    return {key.lower(): value for key, value in cfg.DATA.PHANTOM.items()}
 
 
 def to_plain(cfg: CfgNode) -> dict[str, Any]:

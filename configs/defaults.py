@@ -16,15 +16,21 @@ _R50_VIT = {
     "ATTENTION_DROPOUT_RATE": 0.0,
 }
 
-_IMAGES = {"MODEL.NUM_CLASSES": 2, "MODEL.IN_CHANNELS": 3, "DATA.INTENSITY": "range"}
+_PICTURES = {
+    "MODEL.NUM_CLASSES": 2,
+    "MODEL.IN_CHANNELS": 3,
+    "DATA.INTENSITY": "range",
+    "DATA.AXIS_ORDER": "zyx",
+    "DATA.LABEL_VALUES": [0, 255],
+}
 _CT = {"MODEL.NUM_CLASSES": 9, "MODEL.IN_CHANNELS": 1, "DATA.INTENSITY": "window", "DATA.AXIS_ORDER": "zxy"}
 # What an empty key stands for, by data set; of a folder of one's own, the files say it.
 OF_DATASET = {
     "Synapse": _CT,
     "Phantom": _CT,
     "ACDC": {**_CT, "MODEL.NUM_CLASSES": 4, "DATA.INTENSITY": "percentile"},
-    "GlaS": _IMAGES,
-    "MoNuSeg": _IMAGES,
+    "GlaS": _PICTURES,
+    "MoNuSeg": _PICTURES,
 }
 
 

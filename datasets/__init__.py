@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import phantom, synapse
-from datasets.base import read_list, read_through
-from datasets.cache import CachedSlices
-from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes, case_of
-from datasets.verify import check_quick
+from datasets import acdc, histology, phantom, synapse
+from datasets.base import Slices, Volume
+from datasets.check import check_all, check_quick
+from datasets.folds import held_out, read_folds, write_folds
+from datasets.intensity import Reading, reading
+from datasets.layouts import LAYOUTS
 
-__all__ = ["build_dataset", "check_all", "check_quick", "class_names", "list_datasets", "locate", "split_cases"]
+__all__ = [
+    "build_dataset",
+    "check_all",
+    "check_quick",
+    "class_names",
+    "keep_folds",
+    "list_datasets",
+    "locate",
+    "look_through",
+    "reading",
+    "split_cases",
+]
 
-_CLASS_NAMES = {"Synapse": synapse.ORGANS, "Phantom": synapse.ORGANS}
-_PARTS = ("train_npz", "test_vol_h5")
+_CLASS_NAMES = {
+    "Synapse": synapse.ORGANS,
+    "Phantom": synapse.ORGANS,
+    "ACDC": acdc.CLASSES,
+    "Folder": (),
+    **histology.CLASSES,
+}
+_MADE_BY = {"Synapse": "prepare_synapse.py", "ACDC": "prepare_acdc.py"} | dict.fromkeys(
+    histology.CLASSES, "prepare_histology.py"
+)
 _SHIPPED = Path(__file__).parent / "splits"
 
 
@@ -30,6 +50,34 @@ def class_names(name: str, num_classes: int) -> list[str]:
     return list(known) or [f"class {i}" for i in range(1, num_classes)]
 
 
+def look_through(
+    name: str,
+    *,
+    root_path: str = "",
+    list_dir: str = "",
+    num_classes: int = 0,
+    axis: str = "",
+    phantom_options: Mapping[str, Any] | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> dict[str, Any]:
+    """What a data set says of itself, by configuration key: its folders and, of files of one's own, all that is empty.
+
+    Args:
+        name: one of `list_datasets()`; a Folder is looked at whole, and split where it is not yet.
+        root_path, list_dir: see `build_dataset`.
+        num_classes, axis, progress: see `datasets.folder.look_through`.
+        phantom_options: keywords of `datasets.phantom.prepare_phantom`.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as in `build_dataset` and `datasets.folder.look_through`.
+    """
+    _prepare(name, root_path, phantom_options)
+    root, lists = locate(name, root_path, list_dir)
+    own = LAYOUTS[name].look_through(root, lists, num_classes=num_classes, axis=axis, progress=progress)
+    folders = {"DATA.ROOT_PATH": str(root), "DATA.VOLUME_PATH": str(root)}
+    return own | folders | ({"DATA.LIST_DIR": str(lists)} if lists.is_dir() else {})
+
+
 def build_dataset(
     name: str,
     split: str,
@@ -38,39 +86,78 @@ def build_dataset(
     root_path: str = "",
     list_dir: str = "",
     val_cases: int = 0,
+    folds: int = 0,
+    fold: int = 0,
     cache: str = "",
-    phantom_options: dict[str, Any] | None = None,
-) -> SynapseSlices | CachedSlices | SynapseVolumes | StackedSlices:
+    reading: Mapping[str, Any] | None = None,
+    phantom_options: Mapping[str, Any] | None = None,
+) -> Slices | Sequence[Volume]:
     """One split of a dataset: "train" gives slices, "val" and "test" give volumes.
 
     Args:
         name: one of `list_datasets()`; Phantom is made in its folder on first use.
         split: "train", "val" (cases held out of training; may be empty) or "test".
         num_classes: K; labels outside 0..K-1 are refused as a file is read.
-        root_path: folder with `train_npz` and `test_vol_h5`, or that folder itself; default `data/<name>`.
+        root_path: the data folder, or one of the folders in it; default `data/<name>`.
         list_dir: folder of the lists; default `lists/lists_<name>`, else the root's `lists`, else the shipped split.
         val_cases: how many training cases to hold out, the last ones in order; a `val.txt` list does the same.
+        folds: cross-validation in so many parts of the cases that train and validate: "test" is then part `fold`, and
+            the others train; those of the test list are in no part. 0: none.
         cache: a folder to keep the slices of "train" and "val" in, mapped into memory; "" reads the files themselves.
+        reading: keywords of `datasets.reading`, for files of one's own.
         phantom_options: keywords of `datasets.phantom.prepare_phantom`.
 
     Raises:
         FileNotFoundError: a folder, list or listed file is missing.
         ValueError: an unknown name or split, or a list that cannot be used.
     """
-    if name not in _CLASS_NAMES:
-        raise ValueError(f"--dataset is {name!r}; expected one of {', '.join(list_datasets())}")
     if split not in ("train", "val", "test"):
         raise ValueError(f"split is {split!r}; expected train, val or test")
-    if name == "Phantom":
-        phantom.prepare_phantom(Path(root_path or "data/Phantom"), **(phantom_options or {}))
+    _prepare(name, root_path, phantom_options)
     root, lists = locate(name, root_path, list_dir)
-    if split == "test":
-        return SynapseVolumes(_part(root, "test_vol_h5"), read_list(lists / "test_vol.txt"), num_classes)
-    train, held_out = split_cases(read_list(lists / "train.txt"), lists / "val.txt", val_cases)
-    folder = _part(root, "train_npz")
-    if split == "train":
-        return _slices(folder, train, num_classes, cache)
-    return StackedSlices(_slices(folder, held_out, num_classes, cache))
+    layout = LAYOUTS[name](root, lists, num_classes, _reading(num_classes, reading))
+    if split == "test" and not folds:
+        return layout.tests(layout.names("test"))
+    names, listed = layout.names("train"), layout.names("val")
+    if folds or layout.val_is_apart:
+        names = list(dict.fromkeys([*names, *listed]))
+    if folds:
+        listed, parts = [], read_folds(_folds_file(root, lists, folds), map(layout.case_of, names), folds)
+        names, tested = held_out(names, parts[fold], layout.case_of)
+        if split == "test":
+            return layout.cases(tested, cache)
+    train, held = split_cases(names, listed, val_cases, layout.case_of, lists / layout.val_list)
+    return layout.slices(train, cache) if split == "train" else layout.cases(held, cache)
+
+
+def keep_folds(
+    name: str,
+    *,
+    num_classes: int,
+    folds: int,
+    root_path: str = "",
+    list_dir: str = "",
+    reading: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> None:
+    """Write the parts of a cross-validation for later runs, where they are not written yet: beside the lists, or in the
+    data folder if it has none; keywords as of `build_dataset`.
+
+    Raises:
+        ValueError, OSError: as in `datasets.folds.read_folds` and `write_folds`.
+    """
+    root, lists = locate(name, root_path, list_dir)
+    layout, path = (
+        LAYOUTS[name](root, lists, num_classes, _reading(num_classes, reading)),
+        _folds_file(root, lists, folds),
+    )
+    if not path.is_file():
+        cases = map(layout.case_of, [*layout.names("train"), *layout.names("val")])
+        write_folds(path, read_folds(path, cases, folds))
+
+
+def _folds_file(root: Path, lists: Path, folds: int) -> Path:
+    return (root if lists.parent == _SHIPPED or not lists.is_dir() else lists) / f"folds_{folds}.json"
 
 
 def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Path]:
@@ -78,27 +165,31 @@ def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Pa
 
     Raises:
         FileNotFoundError: one that was named, or the data folder, is not there.
+        ValueError: there is no such dataset.
     """
+    if name not in _CLASS_NAMES:
+        raise ValueError(f"--dataset is {name!r}; expected one of {', '.join(list_datasets())}")
     root = Path(root_path or f"data/{name}")
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root}: no such data folder; prepare it with scripts/prepare_synapse.py, or name another (--root_path)"
-        )
+        how = f"prepare it with scripts/{_MADE_BY[name]}, or name" if name in _MADE_BY else "make it, or name"
+        raise FileNotFoundError(f"{root}: no such data folder; {how} another (--root_path)")
     if list_dir and not Path(list_dir).is_dir():
         raise FileNotFoundError(
-            f"{list_dir}: no such folder of lists; expected train.txt and test_vol.txt in it (--list_dir)"
+            f"{list_dir}: no such folder of lists; expected train.txt and the like in it (--list_dir)"
         )
-    beside = root.parent if root.name in _PARTS else root
+    beside = root.parent if root.name in LAYOUTS[name].parts else root
     candidates = (Path(f"lists/lists_{name}"), beside / "lists")
-    shipped = _SHIPPED / name.lower()
-    return root, Path(list_dir) if list_dir else next((c for c in candidates if c.is_dir()), shipped)
+    fallback = _SHIPPED / name.lower() if LAYOUTS[name].ships_a_split else beside / "lists"
+    return root, Path(list_dir) if list_dir else next((c for c in candidates if c.is_dir()), fallback)
 
 
-def split_cases(names: Sequence[str], val_list: Path, val_cases: int) -> tuple[list[str], list[str]]:
-    """Divide slice names into training and validation, by whole cases.
+def split_cases(
+    names: Sequence[str], listed: Sequence[str], val_cases: int, case_of: Callable[[str], str], where: object
+) -> tuple[list[str], list[str]]:
+    """Divide training names into training and validation, by whole cases.
 
-    `val_list`, where it exists, names the cases (or their slices) that validate; `val_cases` holds out that many of
-    the last cases in order instead.
+    `listed` names the cases (or their slices) that validate; `val_cases` holds out that many of the last cases in order
+    instead; `where` is the list, for messages.
 
     Raises:
         ValueError: nothing would be left to train on, or the list names a case that is not there.
@@ -106,51 +197,28 @@ def split_cases(names: Sequence[str], val_list: Path, val_cases: int) -> tuple[l
     cases = sorted({case_of(name) for name in names})
     if val_cases:
         held = set(cases[len(cases) - val_cases :] if val_cases < len(cases) else cases)
-    elif val_list.is_file():
-        listed = read_list(val_list)
+    else:
         held = {case_of(name) for name in listed}
         names = list(dict.fromkeys([*names, *(name for name in listed if name != case_of(name))]))
         lost = held - {case_of(name) for name in names}
         if lost:
             raise ValueError(
-                f"{val_list}: names the case {min(lost)}, of which no slice is listed; "
+                f"{where}: names the case {min(lost)}, of which no slice is listed; "
                 "expected slices or cases of train.txt"
             )
-    else:
-        held = set()
     train = [name for name in names if case_of(name) not in held]
     if not train:
         raise ValueError(
             f"validation holds out all {len(held)} cases and leaves none to train on; "
-            f"expected fewer (--val_cases, {val_list.name})"
+            f"expected fewer (--val_cases, {Path(str(where)).name})"
         )
     return train, [name for name in names if case_of(name) in held]
 
 
-def check_all(dataset: Sequence[Any], progress: Any = iter, threads: int = 8) -> None:
-    """Read every item once, so that a bad file stops a run before it starts and not in its middle.
-
-    Slices in a cache were read when it was built: only what is not in it, or has changed, is read again.
-
-    Args:
-        progress: wraps the iterator over the items, such as tqdm.
-
-    Raises:
-        ValueError: the first bad file, by name.
-    """
-    slices = getattr(dataset, "slices", dataset)
-    if isinstance(slices, CachedSlices):
-        slices.prepare(progress)
-        return
-    for _ in progress(read_through(dataset, threads)):
-        pass
+def _reading(num_classes: int, keywords: Mapping[str, Any] | None) -> Reading:
+    return reading(**(keywords or {"label_values": tuple(range(num_classes))}))
 
 
-def _slices(folder: Path, names: Sequence[str], num_classes: int, cache: str) -> SynapseSlices | CachedSlices:
-    slices = SynapseSlices(folder, names, num_classes)
-    return CachedSlices(slices, cache) if cache and names else slices
-
-
-def _part(root: Path, part: str) -> Path:
-    """The folder of one part; `root` may be that folder itself, as some published commands have it."""
-    return root / part if (root / part).is_dir() or root.name != part else root
+def _prepare(name: str, root_path: str, options: Mapping[str, Any] | None) -> None:
+    if name == "Phantom":
+        phantom.prepare_phantom(Path(root_path or "data/Phantom"), **(options or {}))

@@ -138,8 +138,8 @@ class Volume:
     source: Path | None = None
 
 
-def read_list(path: Path) -> list[str]:
-    """Read a list file: one name a line, blank lines ignored.
+def read_list(path: Path, plain: re.Pattern = _PLAIN_NAME) -> list[str]:
+    """Read a list file: one name a line, blank lines ignored; `plain` is what a name may be.
 
     Raises:
         FileNotFoundError: there is no such list.
@@ -157,7 +157,7 @@ def read_list(path: Path) -> list[str]:
         raise ValueError(f"{path}: the list is empty; expected one name a line")
     for name in names:
         # A name becomes part of a path: nothing in a list may lead out of the data folder.
-        if not _PLAIN_NAME.fullmatch(name):
+        if not plain.fullmatch(name):
             shown = shorten(repr(name))
             raise ValueError(f"{path}: {shown} is not a plain name; expected letters, digits, '_', '-' and '.' only")
         if len(name) > _LONGEST_NAME:

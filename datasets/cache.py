@@ -35,9 +35,9 @@ class CachedSlices(Dataset):
 
     A data file holds, slice after slice, the image as float32 and the label as uint8; an index in JSON tells their
     shapes. The names of both are digests of what is in them: the files, the list, num_classes and `settings`, and the
-    size and time stamp of every source file. So nothing else is ever taken for it, and several data sets share a folder.
-    The index comes last and each file is first written under another name: a build that is killed, or one beside
-    another, leaves nothing that would be believed.
+    size and time stamp of every source file. So nothing else is ever taken for it, and several data sets share a
+    folder. The index comes last and each file is first written under another name: a build that is killed, or one
+    beside another, leaves nothing that would be believed.
 
     Args:
         source: the slices to keep; each is read, and so checked, when the cache is built.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -60,6 +61,38 @@ class Intensity:
         return scale_intensity(image, low, high if high > low else low + 1.0, where)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How files of one's own become arrays.
+
+    `label_values` is what a label file holds for class 0, 1, ..., `channels` is 1 or 3; of volumes, `orientation` is
+    where a file's x, y, z are turned to, "" as it is stored, and `axis_order` how (D, H, W) follows from them.
+    """
+
+    label_values: tuple[int, ...] = (0, 1)
+    channels: int = 1
+    intensity: Intensity = field(default_factory=Intensity)
+    axis_order: str = "zxy"
+    orientation: str = ""
+
+
+def reading(
+    *,
+    label_values: Sequence[int] = (0, 1),
+    channels: int = 1,
+    intensity: str = "window",
+    window: tuple[float, float] = (-125.0, 275.0),
+    axis_order: str = "zxy",
+    orientation: str = "",
+) -> Reading:
+    """A `Reading` from plain values; `intensity` and `window` are those of `Intensity`.
+
+    Raises:
+        ValueError: as in `Intensity`.
+    """
+    return Reading(tuple(label_values), channels, Intensity(intensity, window), axis_order, orientation)
+
+
 def scale_intensity(image: np.ndarray, low: float = -125.0, high: float = 275.0, where: object = "image") -> np.ndarray:
     """Clip to [low, high] and scale it to [0, 1], float32 (SPEC section 6: [-125, 275] HU).
 
@@ -81,7 +114,7 @@ def _check_window(low: float, high: float) -> tuple[np.float32, np.float32]:
 def _percentiles(image: SlicedImage | np.ndarray) -> tuple[float, float]:
     """The `PERCENTILES` of a volume; where a percent holds one value, its lowest and highest."""
     step = math.ceil(math.sqrt(math.prod(image.shape) / _SAMPLED))
-    planes = [np.asarray(image[first : first + _BLOCK])[..., ::step, ::step] for first in range(0, len(image), _BLOCK)]
-    sampled = np.concatenate(planes)
+    blocks = (np.asarray(image[first : first + _BLOCK]) for first in range(0, len(image), _BLOCK))
+    sampled = np.concatenate([block[..., ::step, ::step].copy() for block in blocks])  # a view would keep its block
     low, high = (float(value) for value in np.percentile(sampled, PERCENTILES))
     return (low, high) if low < high else (float(sampled.min()), float(sampled.max()))

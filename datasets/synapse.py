@@ -42,6 +42,7 @@ _LONGEST_HEADER = 10_000  # bytes of an .npy file; as many as NumPy takes
 _BLOCK = 2**18  # bytes
 _LONG_OF_PYTHON_2 = re.compile(r"(\d)L\b")
 _ORDER_BYTES = 16  # more than the three letters of an axis order take
+_MOST_OF_GEOMETRY = 128  # bytes of one array; the nine numbers of a direction take 72
 
 
 # The libraries report damage in as many ways as a file can be damaged.
@@ -78,8 +79,15 @@ def _geometry_arrays(geometry: Geometry) -> dict[str, np.ndarray]:
 
 def write_slice(path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None) -> None:
     """Write one slice: `image`, `label` (H, W) and, where it is known, the volume's geometry beside them."""
+    write_npz(path, image, label, geometry)
+
+
+def write_npz(
+    path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None, key: str = "image"
+) -> None:
+    """Write an image, under the name `key`, its label and, where it is known, the geometry; always the same bytes."""
     extra = {} if geometry is None else _geometry_arrays(geometry)
-    np.savez(path, image=image, label=label, **extra)
+    np.savez(path, **{key: image}, label=label, **extra)
 
 
 def write_volume(path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None) -> None:
@@ -103,9 +111,9 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
         raise BadFile(f"{path}: is not a readable {kind} file ({brief(error)}); make or copy it again") from error
 
 
-def _missing_array(path: Path, key: str, found: Sequence[str]) -> BadFile:
+def _missing_array(path: Path, key: str, found: Sequence[str], image_key: str = "image") -> BadFile:
     names = shorten(", ".join(found)) or "nothing"
-    return BadFile(f"{path}: holds no '{key}'; found {names}, expected 'image' and 'label'")
+    return BadFile(f"{path}: holds no '{key}'; found {names}, expected '{image_key}' and 'label'")
 
 
 def read_slice(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,24 +123,58 @@ def read_slice(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, lacks an array, or holds what cannot be trained on; the message names it.
     """
+    return read_npz(path, num_classes, "image", 2)
+
+
+def read_npz(path: Path, num_classes: int, key: str, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read an image of `ndim` dimensions, stored as `key`, and its label from an npz file, float32 and uint8.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `read_slice`.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such slice; expected an npz file with 'image' and 'label'")
+        kind = "slice" if ndim == 2 else "volume"
+        raise FileNotFoundError(f"{path}: no such {kind}; expected an npz file with '{key}' and 'label'")
+    most = MOST_PIXELS if ndim == 2 else MOST_VOXELS
     with _reading(path, "npz"), zipfile.ZipFile(path) as file:
-        image, label = (_read_npy(file, key, path) for key in ("image", "label"))
-    return check_pair(image, label, num_classes, 2, path)
+        found = _npz_keys(file)
+        for wanted in (key, "label"):
+            if wanted not in found:
+                raise _missing_array(path, wanted, found, key)
+        image, label = (_read_npy(file, wanted, path, most) for wanted in (key, "label"))
+    return check_pair(image, label, num_classes, ndim, path)
 
 
-def _read_npy(file: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
-    """One array of an npz file, its claims checked before its numbers are read; np.load believes them."""
-    found = [name.removesuffix(".npy") for name in file.namelist()]
-    if key not in found:
-        raise _missing_array(path, key, found)
+def read_npz_geometry(path: Path) -> Geometry | None:
+    """The geometry that an npz file holds beside its image, if any.
+
+    Raises:
+        ValueError: the file is damaged, or what it holds is no geometry; the message names it.
+    """
+    with _reading(path, "npz"), zipfile.ZipFile(path) as file:
+        keys = [key for key in (*_GEOMETRY_KEYS, "axis_order") if key in _npz_keys(file)]
+        stored = {key: _read_npy(file, key, path, None) for key in keys}
+    return geometry_from(stored, path)
+
+
+def _npz_keys(file: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".npy") for name in file.namelist()]
+
+
+def _read_npy(file: zipfile.ZipFile, key: str, path: Path, most: int | None) -> np.ndarray:
+    """One array of an npz file, its claims checked before its numbers are read; np.load believes them.
+
+    It holds `most` numbers at most; None stands for a part of a geometry, which may be text.
+    """
     packed = file.getinfo(f"{key}.npy")
     if packed.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BadFile(f"{path}: '{key}' is packed in an unusual way; write it with np.savez or np.savez_compressed")
     with file.open(packed) as stream:
         shape, in_columns, dtype = read_npy_header(stream)
-        check_claim(shape, dtype, packed.compress_size, MOST_PIXELS, f"'{key}'", path)
+        if most is not None:
+            check_claim(shape, dtype, packed.compress_size, most, f"'{key}'", path)
+        elif dtype.kind not in "fiuS" or math.prod(shape) * dtype.itemsize > _MOST_OF_GEOMETRY:
+            raise BadFile(f"{path}: '{key}' is {shape} of {shorten(str(dtype))}; expected a geometry, make it again")
         array = np.empty(math.prod(shape), dtype)
         _fill(array, stream, f"{path}: '{key}' of shape {shape}")
     return array.reshape(shape, order="F" if in_columns else "C")

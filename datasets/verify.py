@@ -1,6 +1,6 @@
 """The checks of a data set: of each file, each list, each case and the whole, as defects to report all at once.
 
-`scripts/verify_data.py` reports them; `check_quick` is what train.py can afford before its first step.
+`scripts/verify_data.py` reports them; `datasets.check` is what train.py and test.py see to before they begin.
 """
 
 from __future__ import annotations
@@ -25,26 +25,18 @@ from datasets.base import (
     check_claim,
     check_label,
     read_list,
-    read_through,
     require_listed,
 )
-from datasets.cache import CachedSlices
 from datasets.synapse import (
     DAMAGE,
-    StackedSlices,
-    SynapseSlices,
     case_of,
     geometry_from,
     own_dataset,
     read_npy_header,
     read_slice,
     read_volume,
-    slice_path,
     volume_path,
 )
-
-# How many slices `check_quick` reads whole: with one bad file in twenty, all but 4 % of data sets are found out.
-SAMPLE = 64
 
 _GEOMETRY = tuple(field.name for field in fields(Geometry))
 _RANGE = (0.0, 1.0)
@@ -310,42 +302,3 @@ def class_defects(slices: Iterable[Finding], class_names: Sequence[str], where: 
 def total_voxels(findings: Iterable[Finding], num_classes: int) -> list[int]:
     """How many voxels of each label 0..num_classes-1 the readable files hold."""
     return np.sum([np.zeros(num_classes, int), *(f.voxels for f in findings if f.voxels)], axis=0).tolist()
-
-
-def check_quick(
-    dataset: SynapseSlices | StackedSlices | CachedSlices, progress: Callable[[Any], Any] = iter, threads: int = 8
-) -> None:
-    """See in seconds whether a data set can be trained on: the header of every file, and `SAMPLE` files whole.
-
-    The files that are read whole lie evenly in the list, the first and the last among them; where there are no more
-    than `SAMPLE`, all are. Slices in a cache were read when it was built: only where it is not there, or a file has
-    changed, are all read, and so checked.
-
-    Args:
-        progress: wraps the iterator over the slices, such as tqdm; `StackedSlices` has more of them than items.
-
-    Raises:
-        ValueError: the first bad file, by name, in the words of `read_slice`.
-    """
-    slices = getattr(dataset, "slices", dataset)
-    if isinstance(slices, CachedSlices):
-        slices.prepare(progress)
-        return
-    for _ in progress(read_through(_QuickLook(slices), threads)):
-        pass
-
-
-class _QuickLook(Sequence):
-    """Looks at slice `index` as far as `check_quick` does; a bad one raises."""
-
-    def __init__(self, slices: SynapseSlices) -> None:
-        self.slices = slices
-        self.whole = set(np.linspace(0, len(slices) - 1, min(SAMPLE, len(slices))).round().astype(int).tolist())
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, index: int) -> None:
-        path = slice_path(self.slices.folder, self.slices.names[index])
-        if index in self.whole or read_header(path) is None:
-            read_slice(path, self.slices.num_classes)

@@ -9,7 +9,11 @@ from typing import Any
 
 from evaluation.metrics import METRICS
 
-_TITLES = {"dice": "Dice", "hd95": "HD95", "jaccard": "Jaccard", "assd": "ASSD"}
+MM_METRICS = ("hd95_mm", "assd_mm")  # beside those in voxels, where the size of the voxels is known
+TITLES = {
+    **{"dice": "Dice", "hd95": "HD95", "jaccard": "Jaccard", "assd": "ASSD"},
+    **{"hd95_mm": "HD95 mm", "assd_mm": "ASSD mm"},
+}
 
 _CONVENTIONS = {
     "published": (
@@ -58,7 +62,7 @@ thead tr:first-child > *, .settings tr:first-child > * { border-top: 0; }
 thead th { color: var(--soft); font-weight: 600; }
 th[scope=row], th.name { position: sticky; left: 0; background: var(--card); text-align: left; font-weight: 500; }
 th.group { text-align: center; }
-tr > :nth-child(6), th.group:last-child { border-left: 1px solid var(--line); }
+.of4 tr > :nth-child(6), .of6 tr > :nth-child(8), th.group:last-child { border-left: 1px solid var(--line); }
 tfoot td, tfoot th[scope=row] { font-weight: 700; }
 .settings td { text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 0 0 1rem; padding: .75rem; }
@@ -75,18 +79,21 @@ def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]], sett
     }
     worst_first = sorted(summary["cases"], key=_rank)
     cases = [(case["name"], case) for case in worst_first]
+    beside = " and, beside, in mm" if len(shown_metrics(summary)) > len(METRICS) else ""
     intro = (
         f"Cases: {len(cases)}, classes: {len(organs)}. Dice and Jaccard from 0 to 1, HD95 and ASSD in "
-        f"{escape(summary['unit'])}; a dash stands for an undefined figure."
+        f"{escape(summary['unit'])}{beside}; a dash stands for an undefined figure, and &plusmn; or std for the "
+        "sample standard deviation over the cases."
     )
+    feet = [("mean", summary), ("std", {convention: summary[convention]["std"] for convention in _CONVENTIONS})]
     parts = [
         "<h1>Segmentation report</h1>",
         f'<p class="soft">{intro}</p>',
         f'<div class="cards">{"".join(_card(summary, convention) for convention in _CONVENTIONS)}</div>',
         "<h2>Organs</h2>",
-        _table("organ", list(organs.items()), summary),
+        _table("organ", list(organs.items()), feet[:1], shown_metrics(summary)),
         "<h2>Cases, worst first</h2>",
-        _table("case", cases, summary),
+        _table("case", cases, feet, shown_metrics(summary)),
     ]
     if pictures:
         parts += ["<h2>Pictures</h2>", *(_picture(caption, content) for caption, content in pictures)]
@@ -101,11 +108,16 @@ def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]], sett
     )
 
 
+def shown_metrics(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics that a summary has: in mm, too, where it has those."""
+    return (*METRICS, *(name for name in MM_METRICS if name in summary["published"]))
+
+
 def number(metric: str, value: float | None, missing: str = "\N{EN DASH}") -> str:
     """A figure as text: four decimals for overlaps, two for distances, `missing` where it is undefined."""
     if value is None:
         return missing
-    return f"{value:.2f}" if metric in ("hd95", "assd") else f"{value:.4f}"
+    return f"{value:.2f}" if metric.startswith(("hd95", "assd")) else f"{value:.4f}"
 
 
 def _rank(case: Mapping[str, Any]) -> tuple[float, float, str]:
@@ -119,9 +131,10 @@ def _card(summary: Mapping[str, Any], convention: str) -> str:
     title, sentence = _CONVENTIONS[convention]
     scores = summary[convention]
     entries = []
-    for name in METRICS:
-        kind = ' class="main"' if name == "dice" else ""
-        entries.append(f"<div><dt>{_TITLES[name]}</dt><dd{kind}>{number(name, scores[name])}</dd></div>")
+    for name in shown_metrics(summary):
+        kind, std = ' class="main"' if name == "dice" else "", scores["std"][name]
+        spread = "" if std is None else f'<span class="soft"> &plusmn; {number(name, std)}</span>'
+        entries.append(f"<div><dt>{TITLES[name]}</dt><dd{kind}>{number(name, scores[name])}{spread}</dd></div>")
     note = ""
     if convention == "strict":
         total = len(summary["cases"]) * len(scores["per_class"])
@@ -136,20 +149,20 @@ def _card(summary: Mapping[str, Any], convention: str) -> str:
     )
 
 
-def _table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], mean: Mapping[str, Any]) -> str:
-    """A table with all metrics in both conventions, a row for each name and the mean below."""
-    groups = "".join(f'<th class="group" colspan="{len(METRICS)}" scope="colgroup">{c}</th>' for c in _CONVENTIONS)
-    heads = "".join(f'<th scope="col">{_TITLES[name]}</th>' for name in METRICS) * len(_CONVENTIONS)
-    body = "".join(_row(name, scores) for name, scores in rows)
+def _table(title: str, rows: Sequence[tuple[str, Any]], feet: Sequence[tuple[str, Any]], metrics: Sequence[str]) -> str:
+    """A table with the metrics in both conventions, a row for each name and the feet below."""
+    groups = "".join(f'<th class="group" colspan="{len(metrics)}" scope="colgroup">{c}</th>' for c in _CONVENTIONS)
+    heads = "".join(f'<th scope="col">{TITLES[name]}</th>' for name in metrics) * len(_CONVENTIONS)
+    body, foot = ("".join(_row(name, scores, metrics) for name, scores in part) for part in (rows, feet))
     return (
-        f'<div class="table"><table><thead><tr><td></td>{groups}</tr>'
+        f'<div class="table"><table class="of{len(metrics)}"><thead><tr><td></td>{groups}</tr>'
         f'<tr><th class="name" scope="col">{title}</th>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody><tfoot>{_row('mean', mean)}</tfoot></table></div>"
+        f"<tbody>{body}</tbody><tfoot>{foot}</tfoot></table></div>"
     )
 
 
-def _row(name: str, scores: Mapping[str, Any]) -> str:
-    cells = [number(metric, scores[convention][metric]) for convention in _CONVENTIONS for metric in METRICS]
+def _row(name: str, scores: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    cells = [number(metric, scores[convention][metric]) for convention in _CONVENTIONS for metric in metrics]
     return f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from datasets.base import Defect
+    from scripts.preparing import Facts
+
 TEST_CASES = tuple(f"case{n:04d}" for n in (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35))
 TRAIN_CASES = tuple(f"case{n:04d}" for n in (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40))
-_PARTS = ("train_npz", "test_vol_h5", "lists")  # in the order they are put in place: lists name files that are there
+_PARTS = ("train_npz", "test_vol_h5")
 # Place in each tuple: the raw value. Value there: the organ, in the order of datasets.synapse.ORGANS.
 LABEL_MAPS = {"btcv13": (0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0), "synapse8": (0, 1, 2, 3, 4, 5, 6, 7, 8)}
-TOLERANCE = 1e-3  # mm, and between the entries of a direction
 _EXPECTED_NAMES = (
     "img/img0001.nii.gz with label/label0001.nii.gz, NAME_image.nii.gz with NAME_label.nii.gz, "
     "or imagesTr/NAME.nii.gz with labelsTr/NAME.nii.gz"
@@ -37,19 +35,17 @@ _EXPECTED_NAMES = (
 
 @dataclass(frozen=True)
 class Case:
-    """One patient, and what is known so far: the files and "train" or "test"; from the headers the shape (D, H, W),
-    the spacing and the axes; and once it is prepared, the voxels of each label 0..8 and the largest raw label value.
-    """
+    """One patient: the two files, and "train" or "test"."""
 
     name: str
     image: Path
     label: Path
     split: str = ""
-    shape: tuple[int, int, int] = (0, 0, 0)
-    spacing: tuple[float, ...] = ()
-    axes: str = ""
-    voxels: tuple[int, ...] = ()
-    largest_raw: int = 0
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All files that the case is made from."""
+        return self.image, self.label
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,33 +65,42 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_cases(raw: Path) -> tuple[dict[str, Case], list[Path]]:
-    """Pair images and labels below `raw` by name; returns the cases, and the images of folders without any labels.
+def find_cases(raw: Path) -> tuple[dict[str, Case], list[Path], list[Defect]]:
+    """Pair images and labels below `raw` by name; returns the cases, the images of folders without any labels, and
+    what is wrong: pairs that lack one half, have one twice or an odd name, or share a name.
 
     Raises:
-        ValueError: there is no such folder, nothing in it pairs, a pair lacks one half, or two pairs share a name.
+        ValueError: there is no such folder, or nothing in it pairs.
     """
+    from datasets.base import Defect
+
     if not raw.is_dir():
         raise ValueError(f"{raw}: no such folder; expected the raw volumes, {_EXPECTED_NAMES}")
     files = sorted(path for path in raw.rglob("*.nii*") if path.name.endswith((".nii", ".nii.gz")) and path.is_file())
     pairs: dict[tuple[Path, str], dict[str, Path]] = {}
+    defects = []
     for path in files:
         group, name, role = _classify(path)
         halves = pairs.setdefault((group, name), {}) if role else {}
         if role in halves:
-            raise ValueError(f"{path}: is a second {role} of {name}, beside {halves[role]}; expected one, remove one")
+            what = f"is a second {role} of {name}, beside {halves[role]}; expected one, remove one"
+            defects.append(Defect(path, what))
         halves[role] = path
     labelled = {group for (group, _), halves in pairs.items() if "label" in halves}
     unlabelled = [halves["image"] for (group, _), halves in pairs.items() if group not in labelled]
     cases: dict[str, Case] = {}
     for name, halves in ((name, halves) for (group, name), halves in pairs.items() if group in labelled):
-        case = _whole_case(name, halves)
+        if defect := _pair_defect(name, halves):
+            defects.append(defect)
+            continue
+        case = Case(name, halves["image"], halves["label"])
         if name in cases:
-            raise ValueError(f"{case.image}: is {name}, as is {cases[name].image}; expected one, rename or remove one")
+            what = f"is {name}, as is {cases[name].image}; expected one, rename or remove one"
+            defects.append(Defect(case.image, what))
         cases[name] = case
-    if not cases:
+    if not cases and not defects:
         raise ValueError(f"{raw}: no image with its label in {len(files)} NIfTI files; expected {_EXPECTED_NAMES}")
-    return dict(sorted(cases.items())), unlabelled
+    return dict(sorted(cases.items())), unlabelled, defects
 
 
 def _classify(path: Path) -> tuple[Path, str, str]:
@@ -113,13 +118,16 @@ def _classify(path: Path) -> tuple[Path, str, str]:
     return folder, stem.removesuffix(f"_{ending}"), ending if ending in ("image", "label") and ending != stem else ""
 
 
-def _whole_case(name: str, halves: dict[str, Path]) -> Case:
+def _pair_defect(name: str, halves: dict[str, Path]) -> Defect | None:
+    from datasets.base import Defect
+
     for here, other in (("image", "label"), ("label", "image")):
         if other not in halves:
-            raise ValueError(f"{halves[here]}: has no {other} beside it; expected {_EXPECTED_NAMES}, add or remove it")
+            what = f"has no {other} beside it; expected {_EXPECTED_NAMES}, add or remove it"
+            return Defect(halves[here], what)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
-        raise ValueError(f"{halves['image']}: case name {name!r} is not plain; expected letters, digits, '_', '-', '.'")
-    return Case(name, halves["image"], halves["label"])
+        return Defect(halves["image"], f"case name {name!r} is not plain; expected letters, digits, '_', '-', '.'")
+    return None
 
 
 def choose_split(
@@ -153,24 +161,17 @@ def _resolve(case: str, names: Sequence[str], option: str) -> str:
     raise ValueError(f"{option} names {case!r}, which is not there; expected some of {', '.join(names)}")
 
 
-def check_headers(case: Case, axis_order: str) -> Case:
-    """Read both headers of a case and see that they describe one grid; returns the case with what they say.
+def check_case(case: Case, *, labels: str, axis_order: str) -> list[Defect]:
+    """Read both files of a case whole, and say all that is wrong with them: damage, NaN, grids that differ, labels."""
+    from scripts.preparing import defect_of, read_pair
 
-    Raises:
-        ValueError: a file is not a 3-D NIfTI volume, or image and label differ in size or in physical position.
-    """
-    from evaluation.nifti import orientation, read_header
-
-    shape, geometry = read_header(case.image, axis_order)
-    label_shape, label_geometry = read_header(case.label, axis_order)
-    if label_shape != shape:
-        raise ValueError(f"{case.label}: has size {label_shape} but {case.image.name} {shape}; expected the same size")
-    for key in ("spacing", "origin", "direction"):
-        here, there = getattr(label_geometry, key), getattr(geometry, key)
-        if not np.allclose(here, there, rtol=0.0, atol=TOLERANCE):
-            differ = f"its {key} is {_numbers(here)} but {case.image.name} has {_numbers(there)}"
-            raise ValueError(f"{case.label}: {differ}; expected one grid, so take the image's own label or resample it")
-    return replace(case, shape=shape, spacing=geometry.spacing, axes=orientation(geometry))
+    arrays, defects = read_pair(case.image, case.label, axis_order)
+    if case.label in arrays:
+        try:
+            map_labels(arrays[case.label], labels, case.label)
+        except ValueError as error:
+            defects.append(defect_of(case.label, error))
+    return defects
 
 
 def map_labels(raw: np.ndarray, labels: str, where: object) -> np.ndarray:
@@ -188,15 +189,16 @@ def map_labels(raw: np.ndarray, labels: str, where: object) -> np.ndarray:
     return table[raw.astype(np.uint8)]
 
 
-def prepare_case(case: Case, *, out: Path, labels: str, window: tuple[float, float], axis_order: str) -> Case:
-    """Prepare one case and write its files, all of them or, on an error, none; returns the case with its counts.
+def prepare_case(case: Case, out: Path, *, labels: str, window: tuple[float, float], axis_order: str) -> Facts:
+    """Write the files of one case; returns its shape, spacing, axes, voxels of each label and largest raw label.
 
     Raises:
-        ValueError: the image or the label is damaged or holds what cannot be used; nothing is written then.
+        ValueError: the image or the label is damaged or holds what cannot be used.
         OSError: a file cannot be written.
     """
+    from datasets.intensity import scale_intensity
+    from datasets.nifti import orientation, read_image
     from datasets.synapse import ORGANS, slice_name, slice_path, volume_path, write_slice, write_volume
-    from evaluation.nifti import read_image, scale_intensity
 
     image, geometry = read_image(case.image, axis_order)
     raw, _ = read_image(case.label, axis_order)
@@ -208,106 +210,80 @@ def prepare_case(case: Case, *, out: Path, labels: str, window: tuple[float, flo
             write_slice(path, image[index], label[index], geometry)
     else:
         write_volume(volume_path(out / "test_vol_h5", case.name), image, label, geometry)
-    voxels = np.bincount(label.ravel(), minlength=len(ORGANS) + 1)
-    return replace(case, voxels=tuple(voxels.tolist()), largest_raw=int(raw.max()))
+    return {
+        "shape": image.shape,
+        "spacing": geometry.spacing,
+        "axes": orientation(geometry),
+        "voxels": np.bincount(label.ravel(), minlength=len(ORGANS) + 1).tolist(),
+        "largest_raw": int(raw.max()),
+    }
 
 
-def prepare_all(cases: Sequence[Case], prepare: Callable[[Case], Case], jobs: int) -> Iterator[Case]:
-    """Prepare the cases, in this process or in several, and yield them in their order."""
-    workers = min(jobs, len(cases), os.cpu_count() or 1)
-    if workers == 1:
-        yield from map(prepare, cases)
-        return
-    # Spawned, not forked: a fork would take over the locks of libraries that already run threads.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from pool.map(prepare, cases)
-        except BrokenProcessPool:
-            raise OSError(f"a process of --jobs {jobs} was killed, likely for want of memory; give fewer") from None
-
-
-def write_lists(cases: Sequence[Case], out: Path) -> None:
-    """Write lists/train.txt, one slice a line, and lists/test_vol.txt, one case a line."""
+def lists_of(done: Sequence[tuple[Case, Facts]]) -> dict[str, list[str]]:
+    """The lines of train.txt, one slice a line, and of test_vol.txt, one case a line."""
     from datasets.synapse import slice_name
 
-    names = {
-        "train": [slice_name(case.name, i) for case in cases if case.split == "train" for i in range(case.shape[0])],
-        "test_vol": [case.name for case in cases if case.split == "test"],
+    return {
+        "train.txt": [
+            slice_name(case.name, index)
+            for case, facts in done
+            if case.split == "train"
+            for index in range(facts["shape"][0])
+        ],
+        "test_vol.txt": [case.name for case, _ in done if case.split == "test"],
     }
-    for name, lines in names.items():
-        text = "".join(f"{line}\n" for line in lines)
-        (out / "lists" / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, prepare every case, write the lists last."""
+    from scripts.preparing import Recipe, prepare
+
     low, high = args.window
-    if args.jobs < 1:
-        raise ValueError(f"--jobs is {args.jobs}; expected 1 or more")
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"--window is {low} {high}; expected two finite numbers, the lower one first")
-    found, unlabelled = find_cases(args.raw)
-    split, how = choose_split(list(found), args.test_cases, args.train_cases)
-    cases = [check_headers(replace(found[name], split=split[name]), args.axis_order) for name in split]
+    found, unlabelled, defects = find_cases(args.raw)
+    if defects:  # which cases there would be is not known then
+        split, how = dict.fromkeys(found, "train"), "none yet"
+    else:
+        split, how = choose_split(list(found), args.test_cases, args.train_cases)
+    cases = [replace(found[name], split=split[name]) for name in split]
+    settings = {"labels": args.labels, "window": (low, high), "axis_order": args.axis_order}
+    recipe = Recipe(
+        _PARTS,
+        settings,
+        partial(check_case, labels=args.labels, axis_order=args.axis_order),
+        partial(prepare_case, **settings),
+        describe,
+        lists_of,
+    )
     print(f"{len(cases)} cases below {args.raw}; split: {how}")
     if unlabelled:
         print(f"left out, {len(unlabelled)} images in folders without labels: {unlabelled[0]} ...")
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
-        for part in _PARTS:
-            (args.out / part).mkdir(exist_ok=True)
-        # Everything is made beside its place and moved at the end: a bad file in the last case leaves nothing.
-        with TemporaryDirectory(prefix=".partial-", dir=args.out) as name:
-            staging = Path(name)
-            for part in _PARTS:
-                (staging / part).mkdir()
-            prepare = partial(
-                prepare_case, out=staging, labels=args.labels, window=(low, high), axis_order=args.axis_order
-            )
-            done = []
-            for case in prepare_all(cases, prepare, args.jobs):
-                done.append(case)
-                print(_case_line(case), flush=True)
-            write_lists(done, staging)
-            for made in (path for part in _PARTS for path in sorted((staging / part).iterdir())):
-                made.replace(args.out / made.relative_to(staging))
-    finally:
-        # rmdir takes only empty folders: those of a run that failed, or of a split without cases.
-        for folder in (*(args.out / part for part in _PARTS), args.out):
-            with suppress(OSError):
-                folder.rmdir()
-    _report(done, args.out, args.labels)
+    _report(prepare(recipe, cases, raw=args.raw, out=args.out, jobs=args.jobs, defects=defects), args.out, args.labels)
     return 0
 
 
-def _numbers(values: Iterable[float]) -> str:
-    return f"({', '.join(f'{value:.7g}' for value in values)})"
-
-
-def _organ_counts(voxels: Iterable[int]) -> str:
+def describe(case: Case, facts: Facts) -> str:
+    """The line that is printed of a case."""
     from datasets.synapse import ORGANS
+    from scripts.preparing import counts, numbers
 
-    return ", ".join(f"{organ} {count}" for organ, count in zip(("background", *ORGANS), voxels, strict=True))
-
-
-def _case_line(case: Case) -> str:
-    depth, height, width = case.shape
-    where = f"{depth} slices of {height}x{width}, spacing {_numbers(case.spacing)} mm, {case.axes}"
-    return f"{case.name}: {case.split}, {where}; voxels: {_organ_counts(case.voxels)}"
+    depth, height, width = facts["shape"]
+    where = f"{depth} slices of {height}x{width}, spacing {numbers(facts['spacing'])} mm, {facts['axes']}"
+    return f"{case.name}: {case.split}, {where}; voxels: {counts(ORGANS, facts['voxels'])}"
 
 
-def _report(cases: Sequence[Case], out: Path, labels: str) -> None:
+def _report(done: Sequence[tuple[Case, Facts]], out: Path, labels: str) -> None:
+    from datasets.synapse import ORGANS
+    from scripts.preparing import checksum, counts, warn_of_axes
+
     for split in ("train", "test"):
-        depths = [case.shape[0] for case in cases if case.split == split]
+        depths = [facts["shape"][0] for case, facts in done if case.split == split]
         print(f"{split}: {len(depths)} cases, {sum(depths)} slices")
-    print(f"voxels in all: {_organ_counts(np.sum([case.voxels for case in cases], axis=0))}")
-    by_axes: dict[str, list[str]] = {}
-    for case in cases:
-        by_axes.setdefault(case.axes, []).append(case.name)
-    if len(by_axes) > 1:
-        groups = "; ".join(f"{axes}: {', '.join(names)}" for axes, names in by_axes.items())
-        print(f"WARNING: the cases differ in orientation, so some slices are mirrored against others ({groups})")
-    if labels == "btcv13" and all(case.largest_raw <= 8 for case in cases):
+    print(f"voxels in all: {counts(ORGANS, np.sum([facts['voxels'] for _, facts in done], axis=0))}")
+    print(checksum(out, tuple(lists_of([]))))
+    warn_of_axes([(case.name, facts["axes"]) for case, facts in done])
+    if labels == "btcv13" and all(facts["largest_raw"] <= 8 for _, facts in done):
         print("WARNING: no raw label is above 8; if these are the 8 organs already, run again with --labels synapse8")
     root, lists = shlex.quote(str(out)), shlex.quote(str(out / "lists"))
     print(f"next: python train.py --dataset Synapse --root_path {root} --list_dir {lists} --output_dir RUN")

@@ -62,7 +62,8 @@ def read_lists(root: Path, lists: Path) -> Listed:
         ValueError: one cannot be used; a test_vol.txt without names can, as data may be there to train on alone.
     """
     from datasets import split_cases
-    from datasets.synapse import slice_path, volume_path
+    from datasets.base import read_list
+    from datasets.synapse import case_of, slice_path, volume_path
     from datasets.verify import Defect, name_defects, read_names, shared_cases
 
     train_list, test_list, val_list = (lists / name for name in ("train.txt", "test_vol.txt", "val.txt"))
@@ -71,7 +72,8 @@ def read_lists(root: Path, lists: Path) -> Listed:
     slices, volumes = (root / part for part in _PARTS)
     defects = []
     try:
-        train, val = split_cases(list(dict.fromkeys(named)), val_list, 0)
+        listed = read_list(val_list) if val_list.is_file() else []
+        train, val = split_cases(list(dict.fromkeys(named)), listed, 0, case_of, val_list)
     except ValueError as error:
         train, val = list(dict.fromkeys(named)), []
         defects.append(Defect(val_list, str(error).removeprefix(f"{val_list}: ")))

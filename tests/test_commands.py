@@ -115,7 +115,7 @@ def test_a_nifti_keeps_its_geometry(trained: tuple[Path, Path], tmp_path: Path) 
 def test_a_folder_of_niftis(trained: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_ct(tmp_path / "in/a.nii.gz")
-    write_ct(tmp_path / "in/b.nii", (20, 20, 1))
+    write_ct(tmp_path / "in/b.nii", (20, 20, 2))
     assert (
         test_command.main(
             ["--checkpoint", str(trained[1]), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]

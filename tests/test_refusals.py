@@ -29,7 +29,7 @@ TRAIN_ERRORS = {
         ["--img_size", "30"],
         "img_size 30 does not fit patches of 4 merged 3 times; the nearest that does is 32",
     ),
-    "dataset": (["--dataset", "Synapsy"], "--dataset is 'Synapsy'; expected one of Phantom, Synapse"),
+    "dataset": (["--dataset", "Synapsy"], "--dataset is 'Synapsy'; expected one of ACDC, Folder, GlaS"),
     "config": (["--cfg", "absent.yaml"], "absent.yaml: no such configuration"),
     "key": (["--opts", "TRAIN.EPOCH", "3"], "did you mean TRAIN.EPOCHS?"),
     "type": (["--opts", "TRAIN.EPOCHS", "many"], "expected int"),
@@ -129,7 +129,7 @@ def test_test_refuses(trained: tuple[Path, Path], tmp_path: Path, refused: Refus
         "--checkpoint", run, "--output", tmp_path / "o", "--volume_path", "absent"
     )
     assert "absent.nii.gz" in message("--checkpoint", run, "--output", tmp_path / "o", "--input", "absent.nii.gz")
-    assert "no NIfTI" in message("--checkpoint", run, "--output", tmp_path / "o", "--input", run)
+    assert "of a kind that is not read" in message("--checkpoint", run, "--output", tmp_path / "o", "--input", run)
     assert "--metrics" in message("--output_dir", run, "--metrics", "slow")
     assert not (tmp_path / "o").exists(), "nothing half-written"
 

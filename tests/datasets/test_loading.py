@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from datasets import build_dataset
+from datasets.base import Sample
 from datasets.loading import Batch, EpochBatches, TrainingLoader, build_loader
 from datasets.transforms import RandomGenerator
 from tests.conftest import make_synapse
@@ -172,3 +173,29 @@ def test_published_choices_repeat_at_their_place(synapse: Path, monkeypatch: pyt
         batches(synapse, epoch=epoch, repeat_choices=repeat)
         epochs.append(tuple(kinds))
     assert (len(set(epochs)) == 1) == repeat
+
+
+class Coloured(list):
+    """Two pictures of 20 x 20 and two of 24 x 28, in three channels."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        shapes = [(20, 20), (24, 28), (20, 20), (24, 28)]
+        super().__init__(
+            Sample(rng.random((3, *shape), np.float32), rng.integers(0, 2, shape, np.uint8), f"{i}")
+            for i, shape in enumerate(shapes)
+        )
+
+
+def test_pictures_in_colour_come_as_they_are_transformed_alone() -> None:
+    pictures = Coloured()
+    loader = build_loader(pictures, size=(16, 12), batch_size=4, seed=3)
+    (batch,) = loader
+    assert batch.image.shape == (4, 3, 16, 12) and batch.label.shape == (4, 16, 12)
+    transform = RandomGenerator((16, 12))
+    for place, name in enumerate(batch.names):
+        sample, draw = loader.dataset[(0, place, int(name))]
+        for colour in range(3):
+            image, label = transform(sample.image[colour].copy(), sample.label, draw)
+            np.testing.assert_array_equal(batch.image[place, colour], image)
+        np.testing.assert_array_equal(batch.label[place], label)

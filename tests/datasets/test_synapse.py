@@ -6,6 +6,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,16 @@ import pytest
 
 from datasets import build_dataset, check_all, class_names, list_datasets, split_cases
 from datasets.base import Geometry, read_list
-from datasets.synapse import StackedSlices, read_slice, read_volume, slice_path, volume_path, write_slice, write_volume
+from datasets.synapse import (
+    StackedSlices,
+    case_of,
+    read_slice,
+    read_volume,
+    slice_path,
+    volume_path,
+    write_slice,
+    write_volume,
+)
 from tests.conftest import ROOT, make_case, make_synapse
 
 
@@ -99,22 +109,19 @@ def test_the_shipped_split_is_the_default(tmp_path: Path, monkeypatch: pytest.Mo
         build_dataset("Synapse", "train", num_classes=9)
 
 
-def test_split_cases(tmp_path: Path) -> None:
+def test_split_cases() -> None:
     names = [f"case{c}_slice{s:03d}" for c in range(4) for s in range(3)]
-    absent = tmp_path / "val.txt"
-    assert split_cases(names, absent, 0) == (names, [])
-    assert split_cases(names, absent, 1) == (names[:9], names[9:])
-    absent.write_text("case1\n")
-    assert split_cases(names, absent, 0) == (names[:3] + names[6:], names[3:6])
-    absent.write_text("case1_slice000\ncase9_slice000\n")
-    train, val = split_cases(names, absent, 0)
+    split = partial(split_cases, case_of=case_of, where="val.txt")
+    assert split(names, [], 0) == (names, [])
+    assert split(names, [], 1) == (names[:9], names[9:])
+    assert split(names, ["case1"], 0) == (names[:3] + names[6:], names[3:6])
+    train, val = split(names, ["case1_slice000", "case9_slice000"], 0)
     assert train == names[:3] + names[6:], "no slice of a validation case trains"
     assert val == [*names[3:6], "case9_slice000"]
-    absent.write_text("case7\n")
-    with pytest.raises(ValueError, match="names the case case7"):
-        split_cases(names, absent, 0)
+    with pytest.raises(ValueError, match="val.txt: names the case case7"):
+        split(names, ["case7"], 0)
     with pytest.raises(ValueError, match="--val_cases"):
-        split_cases(names, absent, 4)
+        split(names, [], 4)
 
 
 def test_stacked_slices_are_in_order(synapse: Path) -> None:
@@ -133,7 +140,7 @@ def test_one_slice_one_case(tmp_path: Path) -> None:
 def test_names() -> None:
     assert class_names("Synapse", 9)[0] == "aorta" and len(class_names("Synapse", 9)) == 8
     assert class_names("Synapse", 4) == ["class 1", "class 2", "class 3"]
-    assert list_datasets() == ["Phantom", "Synapse"]
+    assert list_datasets() == ["ACDC", "Folder", "GlaS", "MoNuSeg", "Phantom", "Synapse"]
 
 
 # Bad files: each a ValueError or FileNotFoundError of one line that names the file and says what was expected.
@@ -270,7 +277,7 @@ def test_missing_things(tmp_path: Path, synapse: Path) -> None:
         build(root_path=str(tmp_path / "absent"))
     with pytest.raises(FileNotFoundError, match="nolists: no such folder of lists.*--list_dir"):
         build(list_dir=str(tmp_path / "nolists"))
-    with pytest.raises(ValueError, match="--dataset is 'Synapsy'; expected one of Phantom, Synapse"):
+    with pytest.raises(ValueError, match="--dataset is 'Synapsy'; expected one of ACDC, Folder, GlaS, MoNuSeg, Phantom, Synapse"):
         build(name="Synapsy")
     slice_path(synapse / "train_npz", "case0001_slice001").unlink()
     with pytest.raises(FileNotFoundError, match="case0001_slice001.npz: is named in the list but is not there"):

@@ -255,3 +255,13 @@ def test_inputs_are_left_alone() -> None:
     got[0][:], got[1][:] = 7, 7  # a result is never the input itself
     np.testing.assert_array_equal(image, before[0])
     np.testing.assert_array_equal(label, before[1])
+
+
+def test_a_colour_is_a_slice_like_any_other() -> None:
+    image, label = pair((len(DRAWS), 3, 30, 44))[0], pair((len(DRAWS), 30, 44))[1]
+    generator = RandomGenerator((24, 32))
+    got, got_label = generator(torch.from_numpy(image), torch.from_numpy(label), DRAWS)
+    assert got.shape == (len(DRAWS), 3, 24, 32)
+    for colour in range(3):
+        alone = generator(torch.from_numpy(image[:, colour].copy()), torch.from_numpy(label), DRAWS)
+        assert torch.equal(got[:, colour], alone[0]) and torch.equal(got_label, alone[1])

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-import datasets.verify
+import datasets.check
 from datasets import build_dataset, check_all, check_quick
 from datasets.base import Geometry
 from datasets.synapse import (
@@ -349,7 +349,7 @@ def read_by(dataset: SynapseSlices | StackedSlices, monkeypatch: pytest.MonkeyPa
         seen.append(path.stem)
         return read_slice(path, num_classes)
 
-    monkeypatch.setattr(datasets.verify, "read_slice", spy)
+    monkeypatch.setattr(datasets.check, "read_slice", spy)
     check_quick(dataset)
     monkeypatch.undo()
     return sorted(seen)
@@ -363,7 +363,7 @@ def test_which_slices_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
     dataset = a_hundred(tmp_path)
     read = read_by(dataset, monkeypatch)
     places = [dataset.names.index(name) for name in read]
-    assert len(set(places)) == datasets.verify.SAMPLE and (places[0], places[-1]) == (0, 99)
+    assert len(set(places)) == datasets.check.SAMPLE and (places[0], places[-1]) == (0, 99)
     assert set(np.diff(places)) == {1, 2}, "evenly spaced: 99 / 63 apart"
     few = SynapseSlices(dataset.folder, dataset.names[:64], 9)
     assert read_by(few, monkeypatch) == few.names

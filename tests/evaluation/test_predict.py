@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from datasets.base import Volume
-from evaluation.predict import predict_volume, validate
+from evaluation.predict import predict_volume, room_for, validate
 from evaluation.sliding import sliding_scores
 from tests.reference import transforms as reference
 
@@ -236,3 +238,55 @@ def test_validate_on_noise() -> None:
     assert list(scores.values()) == pytest.approx([expected.mean(), *expected])
     fewer = validate(Bands(), volumes, class_names=["one"], img_size=12)
     assert fewer == pytest.approx({"dice": expected[0], "one": expected[0]})
+
+
+class Redness(Bands):
+    """The same by the first of three channels, of which the others say nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 3
+        return super().forward(x[:, :1])
+
+
+@pytest.mark.parametrize("overlap", [None, 0.5])
+def test_colour(overlap: float | None) -> None:
+    red = smooth_volume((3, 30, 44))
+    volume = np.stack([red, np.zeros_like(red), 1 - red], axis=1)
+    how = {"img_size": 16, "overlap": overlap, "batch_size": 2}
+    np.testing.assert_array_equal(predict_volume(Redness(), volume, **how), predict_volume(Bands(), red, **how))
+
+
+class ByRanges:
+    """A volume that is only ever asked for a few slices."""
+
+    def __init__(self, volume: np.ndarray) -> None:
+        self.volume, self.shape, self.ndim = volume, volume.shape, volume.ndim
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.volume)
+
+    def __getitem__(self, slices: slice) -> np.ndarray:
+        self.asked.append(len(self.volume[slices]))
+        return self.volume[slices]
+
+
+def test_a_volume_that_is_read_by_slices_is_never_read_whole(tmp_path: Path) -> None:
+    volume = smooth_volume((7, 20, 20))
+    lazy = ByRanges(volume)
+    room = room_for(Volume("a", lazy), tmp_path)
+    assert isinstance(room, np.memmap) and room.shape == volume.shape and not list(tmp_path.iterdir())
+    found = predict_volume(Bands(), lazy, img_size=16, batch_size=2, out=room)
+    assert found is room and lazy.asked == [2, 2, 2, 1]
+    np.testing.assert_array_equal(found, predict_volume(Bands(), volume, img_size=16))
+    assert room_for(Volume("a", volume), tmp_path) is None
+
+
+def test_validate_lumped_takes_a_wrong_class_for_right() -> None:
+    image = np.full((1, 4, 4), 0.5, np.float32)  # class 1 everywhere
+    label = np.full((1, 4, 4), 2, np.uint8)
+    label[0, :2] = 0
+    how = {"class_names": ["one", "two"], "img_size": 4}
+    assert validate(Bands(), [Volume("a", image, label)], **how)["dice"] == 0
+    lumped = validate(Bands(), [Volume("a", image, label)], lumped=True, **how)
+    assert lumped == pytest.approx({"dice": 2 * 8 / (16 + 8), "foreground": 2 * 8 / (16 + 8)})

@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import math
-import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import utils
-from datasets.base import Geometry, Volume
 from evaluation import report
 from evaluation.metrics import METRICS, ClassScores, compare_classes
-from evaluation.report import CaseResult, summarise
+from evaluation.report import CaseResult, mean_and_spread, summarise
+from tests.evaluation.test_overlay import NAMES, volume
 
 ORGANS = ("liver", "spleen")
 NAN = math.nan
@@ -64,6 +60,103 @@ def test_strict_means_leave_out_what_is_undefined():
     undefined = strict["undefined"]
     assert {name: undefined[name] for name in METRICS} == scores(2, 3, 2, 3)
     assert undefined["per_class"] == {"liver": scores(1, 1, 1, 1), "spleen": scores(1, 2, 1, 2)}
+
+
+def test_the_spread_is_that_of_the_cases_means():
+    summary = summarise(results(), ORGANS)
+    # As above; strictly c has no mean. NumPy's ddof=1 is the sample standard deviation.
+    published = {"dice": [0.7, 0.7, 0], "hd95": [6, 1, 0], "jaccard": [0.5, 0.6, 0], "assd": [3, 0.5, 0]}
+    strict = {"dice": [0.7, 0.2], "hd95": [6, 2], "jaccard": [0.5, 0.1], "assd": [3, 1]}
+    for convention, means in (("published", published), ("strict", strict)):
+        expected = {name: np.std(values, ddof=1) for name, values in means.items()}
+        assert summary[convention]["std"] == pytest.approx(expected)
+    for few in (results()[:1], results()[1:]):  # of b and c, c has no strict mean
+        assert summarise(few, ORGANS)["strict"]["std"] == dict.fromkeys(METRICS)
+    assert summarise(results()[:1], ORGANS)["published"]["std"] == dict.fromkeys(METRICS)
+
+
+def test_mean_and_spread_of_rows():
+    rows = [{"dice": 0.5, "hd95": None, "jaccard": 0.2, "assd": NAN, "other": "x"}, {**scores(0.7, 3, 0.4, 2)}]
+    spread = mean_and_spread(rows)
+    assert list(spread) == list(METRICS)
+    assert spread["dice"] == {"mean": pytest.approx(0.6), "std": pytest.approx(np.std([0.5, 0.7], ddof=1))}
+    assert spread["hd95"] == {"mean": 3.0, "std": None} and spread["assd"] == {"mean": 2.0, "std": None}
+    assert mean_and_spread([]) == {name: {"mean": None, "std": None} for name in METRICS}
+
+
+MM = ("hd95_mm", "assd_mm")
+
+
+def in_mm() -> list[CaseResult]:
+    """The same with distances in mm too: three times those of a, twice that of b's liver."""
+    a, b, c = results()
+    return [
+        CaseResult("a", a.scores, (measured(0.8, 12, 0.6, 6), measured(0.6, 24, 0.4, 12))),
+        CaseResult("b", b.scores, (measured(0.4, 4, 0.2, 2), INVENTED)),
+        CaseResult("c", c.scores, c.scores),
+    ]
+
+
+def test_distances_in_mm_stand_beside_those_in_voxels():
+    plain, summary = summarise(results(), ORGANS), summarise(in_mm(), ORGANS)
+    # Case means in mm, published: (12 + 24) / 2 = 18, (4 + 0) / 2 = 2, 0; strict: 18, 4, none.
+    assert summary["published"]["hd95_mm"] == pytest.approx(20 / 3)
+    assert summary["strict"]["hd95_mm"] == pytest.approx(11)
+    assert summary["strict"]["std"]["hd95_mm"] == pytest.approx(np.std([18, 4], ddof=1))
+    assert summary["published"]["assd_mm"] == pytest.approx((9 + 1 + 0) / 3)
+    assert summary["published"]["per_class"]["liver"]["assd_mm"] == pytest.approx((6 + 2 + 0) / 3)
+    assert summary["strict"]["per_class"]["spleen"]["hd95_mm"] == pytest.approx(24)
+    assert summary["cases"][1]["published"]["hd95_mm"] == pytest.approx(2)
+    assert summary["cases"][1]["strict"]["per_class"]["spleen"]["hd95_mm"] is None
+
+    def without_mm(node):
+        if isinstance(node, dict):
+            return {key: without_mm(value) for key, value in node.items() if key not in MM}
+        return [without_mm(value) for value in node] if isinstance(node, list) else node
+
+    assert without_mm(summary) == plain, "what is in voxels stays as it is"
+    assert "hd95_mm" not in json.dumps(plain)
+
+
+def test_distances_in_mm_only_where_every_case_has_them(tmp_path):
+    mixed = [*in_mm()[:2], results()[2]]
+    assert summarise(mixed, ORGANS) == summarise(results(), ORGANS)
+    report.write_csv(tmp_path / "mixed.csv", mixed, ORGANS)
+    report.write_csv(tmp_path / "plain.csv", results(), ORGANS)
+    assert (tmp_path / "mixed.csv").read_text() == (tmp_path / "plain.csv").read_text()
+    with pytest.raises(ValueError, match="a: 1 classes were scored in mm and 2 in voxels"):
+        summarise([CaseResult("a", in_mm()[0].scores, in_mm()[0].scores_mm[:1])], ORGANS)
+
+
+def test_distances_in_mm_in_table_and_csv(tmp_path):
+    summary = summarise(in_mm(), ORGANS)
+    lines = report.format_table(summary).splitlines()
+    assert "HD95 and ASSD in voxels, and in mm beside" in lines[0]
+    assert [line.count("HD95 mm") for line in lines[2:]] == [
+        2 * line.startswith(("case", "organ")) for line in lines[2:]
+    ]
+    rows = {line.split()[0]: line for line in lines[2:]}
+    assert rows["a"].split()[1:7] == "0.7000 6.00 0.5000 3.00 18.00 9.00".split()
+    assert rows["mean"].split()[7:] == "0.4500 4.00 0.3000 2.00 11.00 5.50".split()
+    assert rows["std"].split()[11:] == [f"{np.std([18, 4], ddof=1):.2f}", f"{np.std([9, 2], ddof=1):.2f}"]
+    assert len({len(rows[name]) for name in ("a", "b", "c", "liver", "spleen", "mean", "std", "case", "organ")}) == 1
+
+    report.write_csv(tmp_path / "per_case.csv", in_mm(), ORGANS)
+    with (tmp_path / "per_case.csv").open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    columns = [f"{name}_{convention}" for convention in ("published", "strict") for name in (*METRICS, *MM)]
+    assert list(cells[0]) == ["case", "class", "organ", *columns]
+    assert [float(cells[1][name]) for name in ("hd95_published", "hd95_mm_published", "assd_mm_strict")] == [8, 24, 12]
+    assert cells[3]["hd95_mm_strict"] == ""
+
+
+def test_real_distances_in_mm_are_those_of_the_spacing():
+    """One voxel apart along z, of 10 mm: 1 in voxels and 10 in mm."""
+    truth, pred = np.zeros((2, 6, 12, 12), np.uint8)
+    truth[2:4, 4:8, 4:8], pred[3:5, 4:8, 4:8] = 1, 1
+    both = [compare_classes(pred, truth, 2, spacing) for spacing in (None, (10.0, 1.5, 1.5))]
+    summary = summarise([CaseResult("a", *both)], ["heart"])
+    assert (summary["strict"]["hd95"], summary["strict"]["hd95_mm"]) == (1.0, 10.0)
 
 
 def test_each_case_has_its_own_means():
@@ -127,7 +220,9 @@ def test_the_table_is_aligned_and_says_what_it_shows():
     assert rows["c"].split()[5:] == ["-"] * 4
     assert rows["spleen"].split()[1:3] == ["0.5333", "2.67"]
     assert rows["mean"].split()[1:] == "0.4667 2.33 0.3667 1.17 0.4500 4.00 0.3000 2.00".split()
-    assert len({len(rows[name]) for name in ("a", "b", "c", "liver", "spleen", "mean", "case", "organ")}) == 1
+    expected = [f"{np.std(values, ddof=1):.4f}" for values in ([0.7, 0.7, 0], [0.7, 0.2])]
+    assert [rows["std"].split()[column] for column in (1, 5)] == expected
+    assert len({len(rows[name]) for name in ("a", "b", "c", "liver", "spleen", "mean", "std", "case", "organ")}) == 1
     assert lines[-1].startswith("strict: of 6 figures each, 2 of Dice and 3 of HD95 are undefined")
     assert "in mm" in report.format_table(summarise(results(), ORGANS, unit="mm"))
 
@@ -171,185 +266,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, existing):
     assert [file.read_text() for file in tmp_path.iterdir()] == (["before"] if existing else [])
 
 
-def volume(depth: int = 5, low: float = -800.0, high: float = 300.0) -> tuple[Volume, np.ndarray]:
-    """A case whose slice with most classes is the last but one (of one slice, the only one), and its prediction."""
-    rng = np.random.default_rng(0)
-    label = np.zeros((depth, 60, 80), np.uint8)
-    label[:, 5:50, 5:20] = 1
-    rich = max(depth - 2, 0)
-    label[rich, 5:20, 30:45], label[rich, 30:50, 50:70] = 2, 3
-    image = (low + (high - low) * rng.random(label.shape)).astype(np.float32)
-    return Volume("case7", image, label), np.roll(label, 2, axis=2)
-
-
-NAMES = ("liver", "spleen", "left kidney")
-
-
-@pytest.mark.parametrize("depth", [1, 5])
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-800.0, 300.0), (7.0, 7.0)])
-def test_overlay_with_truth_has_three_panels(tmp_path, depth, low, high):
-    case, prediction = volume(depth, low, high)
-    report.write_overlay(tmp_path / "o.png", case, prediction, NAMES)
-    with Image.open(tmp_path / "o.png") as picture:
-        assert (picture.format, picture.size) == ("PNG", (1200, 450))
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_overlay_without_truth_has_two_panels(tmp_path):
-    case, prediction = volume()
-    report.write_overlay(tmp_path / "o.png", Volume("new", case.image), prediction, NAMES)
-    with Image.open(tmp_path / "o.png") as picture:
-        assert picture.size == (800, 450)
-
-
-def test_overlay_shows_the_colours_of_the_classes_in_the_slice_and_no_others(tmp_path):
-    case, prediction = volume()
-    label = np.where(case.label == 2, 0, case.label)
-    case = Volume("case7", case.image, label)
-    report.write_overlay(tmp_path / "o.png", case, np.where(prediction == 2, 0, prediction), NAMES)
-    pixels = np.asarray(Image.open(tmp_path / "o.png").convert("RGB")).reshape(-1, 3)
-    legend = {tuple(round(255 * part) for part in report._colour(index)) for index in (1, 2, 3)}
-    found = {colour for colour in legend if (pixels == colour).all(axis=1).sum() > 50}
-    assert found == legend - {tuple(round(255 * part) for part in report._colour(2))}
-
-
-@pytest.mark.parametrize("channels", ["first", "last"])
-def test_overlay_in_colour_and_with_more_classes_than_named_colours(tmp_path, channels):
-    case, prediction = volume()
-    image = np.stack([case.image] * 3, axis=1 if channels == "first" else -1)
-    names = [f"organ ${index}_" for index in range(1, 31)]
-    report.write_overlay(tmp_path / "o.png", Volume("$x^$ 7", image, case.label), prediction * 10, names)
-    assert (tmp_path / "o.png").stat().st_size > 10_000
-
-
-def test_overlay_of_nothing_labelled(tmp_path):
-    case, prediction = volume()
-    empty = Volume("case7", case.image, np.zeros_like(prediction))
-    for predicted in (prediction, np.zeros_like(prediction)):
-        report.write_overlay(tmp_path / "o.png", empty, predicted, NAMES)
-        with Image.open(tmp_path / "o.png") as picture:
-            assert picture.size == (1200, 450)
-
-
-def test_the_slice_with_most_classes_then_most_voxels():
-    labels = np.zeros((5, 4, 4), np.uint8)
-    assert report._richest_slice(labels) == 2
-    labels[0] = 1
-    assert report._richest_slice(labels) == 0
-    labels[1, 0, :2], labels[3, 0], labels[3, 1], labels[4, 0, :2] = (1, 2), 1, 2, (1, 2)
-    assert report._richest_slice(labels) == 3
-
-
-def test_colours_differ():
-    colours = [report._colour(label) for label in range(1, 41)]
-    assert len({tuple(round(255 * part) for part in colour) for colour in colours}) == 40
-    assert all(0 <= part <= 1 for colour in colours for part in colour)
-
-
-def test_overlays_that_do_not_fit_are_refused(tmp_path):
-    case, prediction = volume()
-    with pytest.raises(ValueError, match=r"case7: the prediction has shape \(4, 60, 80\)"):
-        report.write_overlay(tmp_path / "o.png", case, prediction[1:], NAMES)
-    with pytest.raises(ValueError, match="case7: the truth has shape"):
-        report.write_overlay(tmp_path / "o.png", Volume("case7", case.image, case.label[1:]), prediction, NAMES)
-    with pytest.raises(ValueError, match="case7: class 3 occurs but 2 classes are named"):
-        report.write_overlay(tmp_path / "o.png", case, prediction, NAMES[:2])
-    assert not list(tmp_path.iterdir())
-
-
-class Page(HTMLParser):
-    """Collects text, tags and attributes, and holds on to what was opened and not closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
-def write_page(folder, names=ORGANS, cases=None, settings=None):
-    case, prediction = volume()
-    overlay = folder / "case7.png"
-    report.write_overlay(overlay, case, prediction, NAMES)
-    report.write_html(folder / "report.html", summarise(cases or results(), names), [overlay], settings or {})
-    return Page((folder / "report.html").read_text(encoding="utf-8")), overlay
-
-
-def test_html_is_whole_and_needs_no_other_file(tmp_path):
-    page, overlay = write_page(tmp_path, settings={"dataset": "Synapse", "checkpoint": None})
-    assert page.open == []
-    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
-    (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
-    data = image["src"].removeprefix("data:image/png;base64,")
-    assert base64.b64decode(data, validate=True) == overlay.read_bytes()
-    assert not re.search(r"(src|href)=.?(http|/)|url\(|@import", (tmp_path / "report.html").read_text())
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
-    assert {"Published convention", "Strict convention", "Synapse", "None"} <= set(page.texts)
-
-
-def test_html_has_the_figures_and_the_worst_case_first(tmp_path):
-    page, _ = write_page(tmp_path)
-    texts = [text for text in page.texts if text.strip()]
-    assert texts.count("0.4667") == 4  # the headline, both last rows, and the spleen's Jaccard
-    start = texts.index("Cases, worst first")
-    # Strict Dice: b 0.2, a 0.7; c has none.
-    assert [text for text in texts[start:] if text in ("a", "b", "c")] == ["b", "a", "c"]
-    assert any(text.startswith("Undefined here: 2 of 6 Dice and 3 of 6 HD95") for text in texts)
-
-
-def test_html_escapes_everything(tmp_path):
-    evil = "<script>alert('1')</script>&\""
-    case = CaseResult(evil, (measured(0.5, 1, 0.3, 1),))
-    page, _ = write_page(tmp_path, [f"organ {evil}"], [case], {f"key {evil}": evil})
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert {evil, f"organ {evil}", f"key {evil}"} <= set(page.texts)
-
-
-def test_html_without_pictures_and_with_a_missing_one(tmp_path):
-    summary = summarise(results(), ORGANS)
-    report.write_html(tmp_path / "plain.html", summary, [], {})
-    assert "<img" not in (tmp_path / "plain.html").read_text()
-    with pytest.raises(FileNotFoundError):
-        report.write_html(tmp_path / "missing.html", summary, [tmp_path / "none.png"], {})
-    assert not (tmp_path / "missing.html").exists()
-
-
 def test_from_label_arrays_to_the_summary():
     case, prediction = volume()
     summary = summarise([CaseResult(case.name, compare_classes(prediction, case.label, 4))], NAMES)
     # Class 2 is 15 columns wide and predicted two columns off: 13 of 15 in common.
     assert summary["published"]["per_class"]["spleen"]["dice"] == pytest.approx(13 / 15)
     assert summary["strict"]["undefined"]["hd95"] == 0
-
-
-@pytest.mark.parametrize("axis_order", ["zxy", "zyx"])
-@pytest.mark.parametrize("signs", [(1, 1), (-1, -1), (-1, 1)])
-def test_an_axial_slice_is_shown_upright(axis_order: str, signs: tuple[int, int]) -> None:
-    # The brightest corner is the patient's right anterior: top left to a radiologist. LPS: right is -x, anterior -y.
-    x, y = (0 if sign > 0 else -1 for sign in signs)
-    plane = np.zeros((4, 6, 3))  # rows y, columns x
-    plane[y, x] = 1.0
-    direction = (signs[0], 0, 0, 0, signs[1], 0, 0, 0, 1)
-    stored = plane if axis_order == "zyx" else plane.swapaxes(0, 1)
-    shown = report._upright(stored, Geometry(direction=direction, axis_order=axis_order))
-    assert shown.shape == (4, 6, 3) and shown[0, 0, 0] == 1.0
-
-
-def test_other_slices_are_shown_as_stored() -> None:
-    plane = np.random.default_rng(0).random((4, 6, 3))
-    assert report._upright(plane, None) is plane
-    sagittal = Geometry(direction=(0, 0, 1, 1, 0, 0, 0, 1, 0))
-    assert report._upright(plane, sagittal) is plane

@@ -80,8 +80,9 @@ def settled(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-# The shipped yaml of every network.
-CONFIGS = {get_config(file).MODEL.TYPE: file for file in sorted((ROOT / "configs").glob("*.yaml"))}
+# The shipped yaml of every network; those of another data set have that in their names.
+_OF_SYNAPSE = (file for file in sorted((ROOT / "configs").glob("*.yaml")) if get_config(file).DATA.DATASET == "Synapse")
+CONFIGS = {get_config(file).MODEL.TYPE: file for file in _OF_SYNAPSE}
 
 
 def small_config(name: str, folder: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from datasets.base import read_list
 from datasets.synapse import case_of, read_slice, read_volume, slice_name
 from evaluation.nifti import write_mask
-from scripts import prepare_synapse
+from scripts import prepare_synapse, preparing
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -157,7 +159,7 @@ def test_a_prepared_label_goes_back_onto_the_raw_file(tmp_path):
 
 
 def test_again_and_in_two_processes_gives_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_synapse.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(preparing.os, "cpu_count", lambda: 2)
     raw = official(tmp_path / "raw", 5, 6, 8)
     for out, jobs in (("one", 1), ("one", 1), ("two", 2)):
         assert prepare(raw, tmp_path / out, "--jobs", jobs) == 0
@@ -296,9 +298,46 @@ def test_a_file_in_the_way_is_named(tmp_path, capfd, blocked):
     assert way.read_text() == "mine" and not list(tmp_path.rglob("*.npz"))
 
 
+def test_what_is_made_is_not_made_again_and_the_lists_have_a_checksum(tmp_path, capfd, monkeypatch):
+    raw, out = official(tmp_path / "raw", 5, 8), tmp_path / "out"
+    assert prepare(raw, out) == 0
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*") if path.is_file()}
+    text = (out / "lists/train.txt").read_bytes() + (out / "lists/test_vol.txt").read_bytes()
+    assert f"checksum of the lists: sha256 {hashlib.sha256(text).hexdigest()} " in capfd.readouterr().out
+    monkeypatch.setattr(prepare_synapse, "prepare_case", lambda *args, **kwargs: pytest.fail("made again"))
+    assert prepare(raw, out) == 0
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*") if path.is_file()} == before
+    assert capfd.readouterr().out.count("; made before") == 2
+
+
+def test_files_of_another_preparation_are_not_replaced_in_silence(tmp_path, capfd):
+    raw, out = official(tmp_path / "raw", 5, 8), tmp_path / "out"
+    assert prepare(raw, out, "--window", -1000, 1000) == 0
+    shutil.rmtree(out / ".prepared")  # as of a version that left no manifests
+    capfd.readouterr()
+    assert prepare(raw, out) == 0
+    assert "; replaces 3 files that were made otherwise, such as train_npz/case0005_slice000" in capfd.readouterr().out
+    assert prepare(raw, out, "--test_cases", "0005") == 0
+    said = capfd.readouterr().out
+    assert "case0005: test," in said and "; made again: split was train" in said
+    assert [path.name for path in (out / "test_vol_h5").iterdir()] == ["case0005.npy.h5"]
+    assert {case_of(path.stem) for path in (out / "train_npz").iterdir()} == {"case0008"}
+
+
+def test_all_defects_are_told_together(tmp_path, capfd):
+    raw, out = official(tmp_path / "raw", 5, 6, 7, 8), tmp_path / "out"
+    (raw / "Training/label/label0005.nii.gz").unlink()
+    spoil_voxel(raw / "Training/img/img0006.nii.gz", ct(6), np.nan)
+    spoil_voxel(raw / "Training/label/label0007.nii.gz", organs(7), 14)
+    save(raw / "Training/label/label0008.nii.gz", organs(8)[:2])
+    assert prepare(raw, out, "--test_cases", "0005") == 2
+    assert_refused(capfd, out, "4 defects", "img0005.nii.gz", "img0006.nii.gz", "label0007.nii.gz", "label0008.nii.gz")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_bad_last_case_leaves_nothing(tmp_path, capfd, monkeypatch, jobs):
-    monkeypatch.setattr(prepare_synapse.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(preparing.os, "cpu_count", lambda: 2)
     raw, out = official(tmp_path / "raw", 5, 6), tmp_path / "out"
     spoil_bytes(raw / "Training/label/label0006.nii.gz")
     assert prepare(raw, out, "--jobs", jobs) == 2

@@ -1,0 +1,112 @@
+"""Cross-validation: each part of the cases held out once, trained without, tested on, and all of them in one table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.metrics import METRICS
+from utils import whole_or_absent
+
+_log = logging.getLogger("train.py")
+
+RESULT = "cross_validation.json"
+_HERE = Path(__file__).resolve().parent
+
+
+def cross_validate(words: Sequence[str], folds: int, output_dir: Path) -> int:
+    """Train and test once for each fold, each in a folder of its own, and put the results together.
+
+    A fold that has been tested is not repeated, one that was interrupted goes on: the same command again finishes what
+    is left.
+
+    Args:
+        words: the command line of train.py, with `--folds`.
+        folds: how many parts there are.
+        output_dir: gets `fold_0`, `fold_1`, ..., each a run, and `cross_validation.json`.
+
+    Returns:
+        0, or the exit code of the command that failed.
+    """
+    for fold in range(folds):
+        run = output_dir / f"fold_{fold}"
+        if not (run / "summary.json").is_file():
+            train = ["train.py", *words, "--fold", str(fold), "--output_dir", str(run), "--resume", "auto"]
+            for command in (train, ["test.py", "--output_dir", str(run)]):
+                code = _run(command)
+                if code:
+                    return code
+        _log.info("fold %d of %d: %s", fold + 1, folds, run)
+    result = collect([json.loads((output_dir / f"fold_{i}/summary.json").read_text()) for i in range(folds)])
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    whole_or_absent(output_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+    _log.info("%s\n\nresults: %s", format_result(result), output_dir / RESULT)
+    return 0
+
+
+def collect(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Put the summaries of the folds together, in both conventions.
+
+    `cases` are those of all folds, each with its `fold`; `over_cases` and `over_folds` hold the mean and the sample
+    standard deviation of each metric, over all cases and over the means of the folds.
+    """
+    cases = [{**case, "fold": fold} for fold, summary in enumerate(summaries) for case in summary["cases"]]
+    result: dict[str, Any] = {"folds": len(summaries), "unit": summaries[0]["unit"]}
+    for convention in ("published", "strict"):
+        result[convention] = {
+            "over_cases": mean_and_spread([case[convention] for case in cases]),
+            "over_folds": mean_and_spread([summary[convention] for summary in summaries]),
+        }
+    return result | {"cases": cases}
+
+
+def mean_and_spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean and sample standard deviation of each metric over the rows in which it is defined; None where it is not."""
+    found = {}
+    for name in METRICS:
+        values = [row[name] for row in rows if row[name] is not None]
+        found[name] = {
+            "mean": statistics.fmean(values) if values else None,
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+        }
+    return found
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """The result as plain text: a row for each case, then mean and spread."""
+    width = max(len(case["name"]) for case in result["cases"])
+    width = max(width, len("over folds"))
+    lines = [f"{'case':{width}}  fold  {'Dice':>7} {'IoU':>7}  {'Dice':>7} {'IoU':>7}   (published, strict)"]
+    for case in result["cases"]:
+        cells = "  ".join(
+            " ".join(_cell(case[convention][name]) for name in ("dice", "jaccard"))
+            for convention in ("published", "strict")
+        )
+        lines.append(f"{case['name']:{width}}  {case['fold']:4d}  {cells}")
+    for over in ("over_cases", "over_folds"):
+        for convention in ("published", "strict"):
+            row = result[convention][over]
+            dice, iou = (f"{_cell(row[name]['mean'])} +- {_cell(row[name]['std'])}" for name in ("dice", "jaccard"))
+            lines.append(f"{over.replace('_', ' '):{width}}  {convention:9}  Dice {dice}  IoU {iou}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "      -" if value is None else f"{value:7.4f}"
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run one of the commands, and wait for it even where an interruption comes: it saves before it leaves."""
+    process = subprocess.Popen([sys.executable, str(_HERE / command[0]), *command[1:]])
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise

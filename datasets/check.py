@@ -1,0 +1,104 @@
+"""What train.py and test.py look at before they begin, so that a bad file does not stop them in their middle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.base import Defect, Defects, Slices, Volume, read_through
+from datasets.cache import CachedSlices
+from datasets.synapse import SynapseSlices, read_slice, slice_path
+from datasets.verify import read_header
+
+# How many slices `check_quick` reads whole: with one bad file in twenty, all but 4 % of data sets are found out.
+SAMPLE = 64
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def check_all(dataset: Slices | Sequence[Volume], progress: Progress = iter, threads: int = 8) -> None:
+    """Read every item once.
+
+    Slices in a cache were read when it was built: only what is not in it, or has changed, is read again.
+
+    Args:
+        progress: wraps the iterator over the items, such as tqdm.
+
+    Raises:
+        ValueError: a bad file, by name; where there are several, all of them, as `Defects`.
+    """
+    slices = getattr(dataset, "slices", dataset)
+    if isinstance(slices, CachedSlices):
+        slices.prepare(progress)
+        return
+    errors = [error for error in progress(read_through(_Tried(dataset), threads)) if error]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise Defects("the data", list(_told(errors)))
+
+
+def check_quick(dataset: Slices | Sequence[Volume], progress: Progress = iter, threads: int = 8) -> None:
+    """See in seconds whether a data set can be trained on.
+
+    Of the Synapse layout, the header of every file, and `SAMPLE` files whole: they lie evenly in the list, the first
+    and the last among them; where there are no more than `SAMPLE`, all are. Of another one everything is read, but for
+    what `datasets.look_through` has seen. Slices in a cache were read when it was built: only where it is not there, or
+    a file has changed, are all read, and so checked.
+
+    Args:
+        progress: wraps the iterator over the slices, such as tqdm; a stacked data set has more of them than items.
+
+    Raises:
+        ValueError: a bad file, by name, in the words of its reader; where there are several, all of them.
+    """
+    slices = getattr(dataset, "slices", dataset)
+    if isinstance(slices, SynapseSlices):
+        check_all(_QuickLook(slices), progress, threads)
+    elif isinstance(slices, CachedSlices) or not getattr(slices, "looked_at", False):
+        check_all(dataset, progress, threads)
+
+
+class _Tried(Sequence):
+    """The error that each item of a data set raises when it is read; None of a good one."""
+
+    def __init__(self, dataset: Sequence[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Exception | None:
+        try:
+            self.dataset[index]
+        except (ValueError, OSError) as error:
+            return error
+        return None
+
+
+def _told(errors: Iterable[Exception]) -> Iterator[Defect]:
+    for error in errors:
+        if isinstance(error, Defects):
+            yield from error.defects
+        else:
+            path, _, what = str(error).partition(": ")
+            yield Defect(Path(path), what)
+
+
+class _QuickLook(Sequence):
+    """Looks at slice `index` as far as `check_quick` does; a bad one raises."""
+
+    def __init__(self, slices: SynapseSlices) -> None:
+        self.source = slices
+        self.whole = set(np.linspace(0, len(slices) - 1, min(SAMPLE, len(slices))).round().astype(int).tolist())
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> None:
+        path = slice_path(self.source.folder, self.source.names[index])
+        if index in self.whole or read_header(path) is None:
+            read_slice(path, self.source.num_classes)

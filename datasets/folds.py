@@ -1,0 +1,74 @@
+"""The parts of a cross-validation: drawn once from the names of the cases, written, and used again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+_SEED = 1234
+
+
+def draw_folds(cases: Iterable[str], folds: int) -> list[list[str]]:
+    """Deal the cases out at random into `folds` parts, whose sizes differ by one at most; the same for the same names.
+
+    Raises:
+        ValueError: there are fewer cases than parts.
+    """
+    names = sorted(set(cases))
+    if len(names) < folds:
+        raise ValueError(
+            f"--folds is {folds}, but there are {len(names)} cases to divide; expected {len(names)} or fewer"
+        )
+    order = np.random.default_rng(_SEED).permutation(len(names)).tolist()
+    return [sorted(names[index] for index in order[part::folds]) for part in range(folds)]
+
+
+def read_folds(path: Path, cases: Iterable[str], folds: int) -> list[list[str]]:
+    """The parts in a file that `write_folds` wrote, else those that are drawn.
+
+    Raises:
+        ValueError: the file is damaged, or its parts are not those of these cases.
+    """
+    cases = set(cases)
+    if not path.is_file():
+        return draw_folds(cases, folds)
+    try:
+        parts = [[str(case) for case in part] for part in json.loads(path.read_text(encoding="utf-8"))["folds"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: holds no folds ({type(error).__name__}); remove it to have them drawn anew"
+        ) from error
+    named = [case for part in parts for case in part]
+    if len(parts) != folds or len(named) != len(set(named)) or set(named) != cases:
+        differ = ", ".join(sorted(set(named) ^ cases)[:3]) or "the number of parts, or a case named twice"
+        raise ValueError(
+            f"{path}: its {len(parts)} folds of {len(named)} cases are not {folds} of these {len(cases)} cases "
+            f"({differ}); remove it to have them drawn anew"
+        )
+    return parts
+
+
+def write_folds(path: Path, parts: Sequence[Sequence[str]]) -> None:
+    """Write the parts for the next time, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps({"folds": [list(part) for part in parts]}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(
+            f"{path}: the folds cannot be written there ({error.strerror}); name a folder by --list_dir"
+        ) from error
+
+
+def held_out(names: Sequence[str], part: Sequence[str], case_of: Callable[[str], str]) -> tuple[list[str], list[str]]:
+    """The names whose cases are not in a part, and those whose are."""
+    inside = set(part)
+    return [n for n in names if case_of(n) not in inside], [n for n in names if case_of(n) in inside]
