@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.metrics import METRICS
+from evaluation.report import CONVENTIONS, mean_and_spread
 from utils import whole_or_absent
 
 _log = logging.getLogger("train.py")
@@ -58,24 +57,12 @@ def collect(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     cases = [{**case, "fold": fold} for fold, summary in enumerate(summaries) for case in summary["cases"]]
     result: dict[str, Any] = {"folds": len(summaries), "unit": summaries[0]["unit"]}
-    for convention in ("published", "strict"):
+    for convention in CONVENTIONS:
         result[convention] = {
             "over_cases": mean_and_spread([case[convention] for case in cases]),
             "over_folds": mean_and_spread([summary[convention] for summary in summaries]),
         }
     return result | {"cases": cases}
-
-
-def mean_and_spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Mean and sample standard deviation of each metric over the rows in which it is defined; None where it is not."""
-    found = {}
-    for name in METRICS:
-        values = [row[name] for row in rows if row[name] is not None]
-        found[name] = {
-            "mean": statistics.fmean(values) if values else None,
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-        }
-    return found
 
 
 def format_result(result: dict[str, Any]) -> str:
@@ -85,12 +72,11 @@ def format_result(result: dict[str, Any]) -> str:
     lines = [f"{'case':{width}}  fold  {'Dice':>7} {'IoU':>7}  {'Dice':>7} {'IoU':>7}   (published, strict)"]
     for case in result["cases"]:
         cells = "  ".join(
-            " ".join(_cell(case[convention][name]) for name in ("dice", "jaccard"))
-            for convention in ("published", "strict")
+            " ".join(_cell(case[convention][name]) for name in ("dice", "jaccard")) for convention in CONVENTIONS
         )
         lines.append(f"{case['name']:{width}}  {case['fold']:4d}  {cells}")
     for over in ("over_cases", "over_folds"):
-        for convention in ("published", "strict"):
+        for convention in CONVENTIONS:
             row = result[convention][over]
             dice, iou = (f"{_cell(row[name]['mean'])} +- {_cell(row[name]['std'])}" for name in ("dice", "jaccard"))
             lines.append(f"{over.replace('_', ' '):{width}}  {convention:9}  Dice {dice}  IoU {iou}")

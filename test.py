@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _test(args: argparse.Namespace) -> int:
     import distributed
     import utils
+    from datasets.histology import PictureVolumes
     from networks import build_network, load_weights
     from networks.pretrained import find_weights
 
@@ -66,17 +67,8 @@ def _test(args: argparse.Namespace) -> int:
         if ranks.first and args.input:
             _log.info("%d masks in %s", len(cases), output_dir / "predictions")
         elif ranks.first:
-            settings = {
-                "checkpoint": weights,
-                "dataset": cfg.DATA.DATASET,
-                "network": cfg.MODEL.TYPE,
-                "img_size": cfg.DATA.IMG_SIZE,
-                "inference": cfg.TEST.INFERENCE,
-                "overlap": overlap_of(cfg),
-                "precision": cfg.TEST.PRECISION,
-                "metrics": cfg.TEST.METRICS,
-            }
-            _report(cases, output_dir, cfg, settings | utils.environment(device))
+            unit = "pixels" if isinstance(volumes, PictureVolumes) else "voxels"
+            _report(cases, unit, output_dir, cfg, _settings(cfg, weights) | utils.environment(device))
     return 0
 
 
@@ -116,10 +108,10 @@ def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
 
 def _find_volumes(cfg: Any, given: str, ranks: Any) -> Any:
     """The volumes to predict, every one of them read and checked before anything is written."""
-    from datasets.inputs import InputVolumes
     from tqdm import tqdm
 
     from datasets import build_dataset, check_all, reading
+    from datasets.inputs import InputVolumes
 
     if given:
         volumes = InputVolumes(Path(given), reading(**reading_keywords(cfg)))
@@ -156,7 +148,8 @@ def _predict(
     for done, place in enumerate(places):
         volume = volumes[place]
         left = in_words((time.monotonic() - begun) / done * (len(places) - done)) if done else "?"
-        shape = "x".join(map(str, volume.image.shape))
+        depth, *_, height, width = volume.image.shape
+        shape = f"{height}x{width}" if volume.is_picture else f"{depth}x{height}x{width}"
         _log.info("%d/%d  %s  %s  %s left", place + 1, len(volumes), volume.name, shape, left)
         mask = predict_volume(network, volume.image, out=room_for(volume, output_dir), **how)
         _write_mask(output_dir / "predictions", volume, mask, cfg)
@@ -166,9 +159,8 @@ def _predict(
 
 def _write_mask(folder: Path, volume: Any, mask: Any, cfg: Any) -> None:
     """The prediction beside others, with what the training labels held for each class: a picture, or NIfTI."""
-    from evaluation.pictures import write_picture_mask
-
     from evaluation.nifti import write_mask
+    from evaluation.pictures import write_picture_mask
 
     values = reading_keywords(cfg)["label_values"]
     if volume.is_picture:
@@ -194,12 +186,26 @@ def _scores(volume: Any, mask: Any, cfg: Any, device: Any) -> Sequence[Any]:
     return [compare_classes(*pair, cfg.MODEL.NUM_CLASSES, spacing, **how) for spacing in spacings]
 
 
-def _report(results: Sequence[Any], output_dir: Path, cfg: Any, settings: dict[str, object]) -> None:
+def _settings(cfg: Any, weights: Path) -> dict[str, object]:
+    """What the report says of how it was come by."""
+    return {
+        "checkpoint": weights,
+        "dataset": cfg.DATA.DATASET,
+        "network": cfg.MODEL.TYPE,
+        "img_size": cfg.DATA.IMG_SIZE,
+        "inference": cfg.TEST.INFERENCE,
+        "overlap": overlap_of(cfg),
+        "precision": cfg.TEST.PRECISION,
+        "metrics": cfg.TEST.METRICS,
+    }
+
+
+def _report(results: Sequence[Any], unit: str, output_dir: Path, cfg: Any, settings: dict[str, object]) -> None:
     from datasets import class_names
     from evaluation import report
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
-    summary = report.summarise(results, names)
+    summary = report.summarise(results, names, unit=unit)
     report.write_summary(output_dir / "summary.json", summary)
     report.write_csv(output_dir / "per_case.csv", results, names)
     overlays = [output_dir / "overlays" / f"{result.name}.png" for result in results]

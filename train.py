@@ -76,6 +76,7 @@ def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> in
 
     saved = _saved_state(args, output_dir)
     utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC, ranks.rank)
+    cfg = _with_its_data(cfg, ranks)
     trainer = _build(cfg, output_dir, args, saved, ranks)
     if ranks.first:
         if saved and saved.instead_of:
@@ -106,7 +107,6 @@ def _build(cfg: Any, output_dir: Path, args: argparse.Namespace, saved: Any, ran
     autocast = utils.select_precision(cfg.PRECISION, device)
     if cfg.COMPILE:
         utils.check_compiler(device)
-    cfg = _with_its_data(cfg, ranks)
     network = _network(cfg, args, saved, device)
     utils.keep_freed_memory()
     loader, validate = _build_data(cfg, ranks, autocast)

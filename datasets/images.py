@@ -317,11 +317,6 @@ def _header(image: Image.Image, bits: int, path: Path) -> PictureHeader:
 def _decode(opened: _Opened, path: Path) -> np.ndarray:
     """The pixels (H, W) or (H, W, channels), uint8 or uint16."""
     image, header = opened.image, opened.header
-    if image.format == "PNG":  # its checksums, which decoding passes over
-        file = image.fp
-        image.verify()
-        file.seek(0)
-        image = type(image)(file)
     image.load()
     if header.bits == 16 and header.channels == 3:
         pixels = _read_deep_colour(path)  # PIL has seen that it is whole, but keeps 8 bits of it

@@ -49,7 +49,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for number in (1, 2, 3, 19):
         acdc.patient(folder / "raw_acdc", number)
     assert prepare_acdc.main([str(folder / "raw_acdc"), str(roots["ACDC"])]) == 0
-    for name, make in (("GlaS", histology.official_glas), ("MoNuSeg", histology.official_monuseg)):
+    for name, make in (("GlaS", histology.glas), ("MoNuSeg", histology.monuseg)):
         raw = make(folder / f"raw_{name}")
         assert prepare_histology.main([name, str(raw), str(roots[name]), "--split", "all"]) == 0
     return roots
@@ -88,7 +88,7 @@ def test_acdc_validates_by_class_unless_it_is_told_otherwise(prepared: dict[str,
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         keys[how] = {key for row in rows for key in row if key.startswith("val_")}
     assert keys["lumped"] == {"val_dice", "val_foreground"}
-    assert {"val_right ventricle", "val_left ventricle"} <= keys["per_class"]
+    assert {"val_right_ventricle", "val_left_ventricle"} <= keys["per_class"]
 
 
 def test_a_users_path(tmp_path: Path) -> None:
