@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets.axes import arrange, check_axes, turn
 from datasets.base import MOST_PIXELS, MOST_VOXELS, Defect, Defects, Geometry, check_claim, shorten
-from datasets.nifti import arrange, brief_of_itk, check_axes, check_name, quiet_sitk, turn
+from datasets.itk import brief_of_itk, check_name, quiet_sitk
 
 if TYPE_CHECKING:
     import SimpleITK

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datasets.axes import check_same_grid
 from datasets.base import Defect, Defects, read_list
 from datasets.images import PICTURES, label_table, mask_values, picture_header, read_mask, read_picture
-from datasets.nifti import SUFFIXES, check_same_grid, open_image, read_image, stem_of
+from datasets.nifti import SUFFIXES, open_image, read_image, stem_of
 
 IMAGES, LABELS = "images", "labels"
 PARTS = ("train", "val", "test")

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.axes import check_axes
 from datasets.base import Defect, Defects, Geometry, SlicedImage, Volume
 from datasets.dicom import BESIDE, dicom_files, is_dicom, read_series
 from datasets.images import PICTURES, is_picture, read_picture
 from datasets.intensity import Intensity, Reading
-from datasets.nifti import SUFFIXES, check_axes, check_name, is_nifti, open_image, stem_of
+from datasets.itk import check_name
+from datasets.nifti import SUFFIXES, is_nifti, open_image, stem_of
 
 _KINDS = f"NIfTI ({', '.join(SUFFIXES)}), pictures ({', '.join(PICTURES)}) or DICOM series"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import acdc, folder, histology, synapse
+from datasets.axes import orientation
 from datasets.base import Slices, Volume, read_list, require_listed
 from datasets.cache import CachedSlices
 from datasets.intensity import Reading
-from datasets.nifti import orientation
 from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes
 from datasets.volumes import VolumePairs, VolumeSlices
 

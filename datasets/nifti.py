@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import gzip
 import math
-import re
 import struct
 import tempfile
 import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
+from datasets.axes import arrange, as_stored, check_axes, turn
 from datasets.base import MOST_VOXELS, Geometry, check_claim
+from datasets.itk import brief_of_itk, check_name, quiet_sitk
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -32,9 +32,6 @@ _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 
 _BLOCK = 2**20  # bytes; whole voxels of every type
 _AHEAD = 2**26  # bytes of slices that are read at once where they do not lie one behind the other
 _MOST_BESIDE = 2**24  # bytes before the voxels, for extensions of the header, and as many behind them
-
-_TOLERANCE = 1e-3  # mm, and between the entries of a direction
-_OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "I": "S", "S": "I"}
 
 
 class _Layout(NamedTuple):
@@ -213,81 +210,6 @@ def read_image(path: Path | str, axis_order: str = "zxy", orientation: str = "")
     return np.ascontiguousarray(arrange(stored, geometry)), geometry
 
 
-def arrange(stored: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Voxels [z, y, x], as a file has them, along the axes of our arrays: a view (D, H, W)."""
-    flipped = np.flip(stored, ["zyx".index(axis) for axis in geometry.flips])
-    return flipped.transpose(["zyx".index(axis) for axis in geometry.axis_order])
-
-
-def as_stored(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """What `arrange` does, undone: an array (D, H, W) as [z, y, x] of its file, a view."""
-    stored = array.transpose([geometry.axis_order.index(axis) for axis in "zyx"])
-    return np.flip(stored, ["zyx".index(axis) for axis in geometry.flips])
-
-
-def orientation(geometry: Geometry) -> str:
-    """Where the file's x, y and z axes point, in letters such as "RAS": to the right, anterior and superior."""
-    direction = np.reshape(geometry.direction, (3, 3))
-    letters, free = {}, np.ones((3, 3))
-    for _ in range(3):
-        row, column = np.unravel_index(np.argmax(np.abs(direction) * free), (3, 3))
-        letters[column] = ("RL", "AP", "IS")[row][int(direction[row, column] > 0)]
-        free[row, :] = free[:, column] = -1.0
-    return "".join(letters[column] for column in range(3))
-
-
-def turn(geometry: Geometry, axis_order: str, towards: str) -> Geometry:
-    """The geometry of an array in `axis_order`, after the file's x, y and z were turned to point `towards`."""
-    if not towards:
-        return replace(geometry, axis_order=axis_order, flips="")
-    stored = dict(zip(orientation(geometry), "xyz", strict=True))
-    flips = [stored[_OPPOSITE[letter]] for letter in towards if letter not in stored]
-    turned = {
-        axis: stored.get(letter) or stored[_OPPOSITE[letter]] for axis, letter in zip("xyz", towards, strict=True)
-    }
-    return replace(geometry, axis_order="".join(turned[axis] for axis in axis_order), flips="".join(sorted(flips)))
-
-
-def check_same_grid(
-    path: Path,
-    shape: tuple[int, ...],
-    geometry: Geometry,
-    image_path: Path,
-    image_shape: tuple[int, ...],
-    image_geometry: Geometry,
-) -> None:
-    """Refuse a label, by its `path`, that does not lie where its image lies.
-
-    Raises:
-        ValueError: they differ in size, or in position in the patient.
-    """
-    if tuple(shape) != tuple(image_shape):
-        raise ValueError(f"{path}: has size {shape} but {image_path.name} {image_shape}; expected the same size")
-    for key in ("spacing", "origin", "direction"):
-        here, there = getattr(geometry, key), getattr(image_geometry, key)
-        if not np.allclose(here, there, rtol=0.0, atol=_TOLERANCE):
-            shown, expected = (", ".join(f"{value:.7g}" for value in values) for values in (here, there))
-            raise ValueError(
-                f"{path}: its {key} is ({shown}) but {image_path.name} has ({expected}); expected one grid, so take "
-                "the image's own label or resample it"
-            )
-
-
-def check_axes(axis_order: str, towards: str = "") -> None:
-    """Refuse what is no order of axes, or no orientation.
-
-    Raises:
-        ValueError: it is neither; the message names the option.
-    """
-    if sorted(axis_order) != ["x", "y", "z"]:
-        raise ValueError(f"axis order {axis_order!r}; expected the letters x, y and z, such as 'zxy' or 'zyx'")
-    if towards and sorted(min(letter, _OPPOSITE.get(letter, "")) for letter in towards) != ["A", "I", "L"]:
-        raise ValueError(
-            f"DATA.ORIENTATION is {towards!r}; expected one letter each of R or L, A or P, and I or S, such as 'RAS', "
-            "or '' for the axes as they are stored"
-        )
-
-
 def is_nifti(path: Path) -> bool:
     """Whether a file's name is that of a NIfTI file."""
     return path.name.lower().endswith(SUFFIXES)
@@ -297,38 +219,6 @@ def stem_of(path: Path) -> str:
     """A file's name without the suffix, and without both of .nii.gz."""
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
     return path.name[: len(path.name) - len(suffix)]
-
-
-def check_name(path: Path) -> None:
-    """Refuse a name that is not UTF-8: SimpleITK ends the whole process at it.
-
-    Raises:
-        ValueError: it is such a name.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{path}: its name is not UTF-8; expected one that is, so rename it") from None
-
-
-@contextmanager
-def quiet_sitk() -> Iterator[SimpleITK]:
-    """SimpleITK, with its warnings kept off standard error: every failure here becomes an exception of one line."""
-    # Imported where it is needed: it is slow to load, and most of what reads data does without it.
-    import SimpleITK as sitk
-
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield sitk
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def brief_of_itk(error: Exception) -> str:
-    """The last line of an error's text, where ITK says what is wrong, without the name of its part."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"^(ITK ERROR: )?(\w+\(0x[0-9a-f]+\): )?", "", lines[-1]).strip()
 
 
 def open_stream(path: Path) -> BinaryIO:

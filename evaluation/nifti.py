@@ -11,18 +11,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from datasets.axes import as_stored, check_axes
 from datasets.base import Geometry
-from datasets.nifti import (
-    SUFFIXES,
-    as_stored,
-    brief_of_itk,
-    byte_order,
-    check_axes,
-    check_name,
-    open_stream,
-    quiet_sitk,
-    read_header,
-)
+from datasets.itk import brief_of_itk, check_name, quiet_sitk
+from datasets.nifti import SUFFIXES, byte_order, open_stream, read_header
 from utils import whole_or_absent
 
 # Offsets in a NIfTI-1 header (nifti1.h).

@@ -198,8 +198,9 @@ def _label_defects(label: np.ndarray, path: Path) -> Iterator[Defect]:
 def prepare_patient(patient: Patient, out: Path, *, scale: str, window: Sequence[float], axis_order: str) -> Facts:
     """Write the files of one patient; returns the shape of each volume, spacing, axes and voxels of each label."""
     from datasets.acdc import CLASSES, slice_name, volume_name, write
+    from datasets.axes import orientation
     from datasets.intensity import Intensity
-    from datasets.nifti import orientation, read_image
+    from datasets.nifti import read_image
 
     intensity = Intensity(scale, tuple(window)) if window else Intensity(scale)
     shapes, voxels = [], np.zeros(len(CLASSES) + 1, dtype=np.int64)

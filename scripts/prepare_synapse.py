@@ -196,8 +196,9 @@ def prepare_case(case: Case, out: Path, *, labels: str, window: tuple[float, flo
         ValueError: the image or the label is damaged or holds what cannot be used.
         OSError: a file cannot be written.
     """
+    from datasets.axes import orientation
     from datasets.intensity import scale_intensity
-    from datasets.nifti import orientation, read_image
+    from datasets.nifti import read_image
     from datasets.synapse import ORGANS, slice_name, slice_path, volume_path, write_slice, write_volume
 
     image, geometry = read_image(case.image, axis_order)

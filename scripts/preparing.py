@@ -157,7 +157,8 @@ def defect_of(path: Path, error: Exception) -> Defect:
 
 def read_pair(image: Path, label: Path, axis_order: str) -> tuple[dict[Path, np.ndarray], list[Defect]]:
     """Read a NIfTI image and its label whole; returns the array of each that is well by itself, and what is wrong."""
-    from datasets.nifti import check_same_grid, read_image
+    from datasets.axes import check_same_grid
+    from datasets.nifti import read_image
 
     read, defects = {}, []
     for path in (image, label):

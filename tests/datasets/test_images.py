@@ -85,10 +85,8 @@ def test_sixteen_bits_arrive_whole(tmp_path: Path, suffix: str) -> None:
 def test_the_other_byte_order(tmp_path: Path) -> None:
     grey = noise(*SIZE, top=65536)
     path = save(tmp_path / "a.tif", grey.astype(">u2"))
-    assert path.read_bytes()[:2] == b"MM"
-    found = read_picture(path)
-    assert found.dtype == np.uint16 and found.dtype.isnative
-    np.testing.assert_array_equal(found, grey)
+    assert path.read_bytes()[:2] == b"MM" and read_picture(path).dtype.isnative
+    np.testing.assert_array_equal(read_picture(path), grey)
 
 
 def test_sixteen_bits_by_the_specification(tmp_path: Path) -> None:
@@ -110,6 +108,8 @@ def test_a_jpeg_is_read_as_stored_whatever_its_exif_says(tmp_path: Path) -> None
 def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", noise(*SIZE))
     np.testing.assert_array_equal(read_picture(path.rename(tmp_path / "a.jpg")), noise(*SIZE))
+    with pytest.raises(FileNotFoundError, match=r"a\.png: no such picture"):
+        read_picture(path)
 
 
 @pytest.mark.parametrize("top", [256, 65536])
@@ -132,7 +132,6 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "grey and alpha": ("a.png", lambda path: Image.new("LA", (9, 6)).save(path), ("grey and alpha", "convert('L')")),
     "cmyk tiff": ("a.tif", lambda path: Image.new("CMYK", (9, 6)).save(path), ("is in CMYK", "convert('RGB')")),
     "cmyk jpeg": ("a.jpg", lambda path: Image.new("CMYK", (9, 6)).save(path), ("is in CMYK", "convert('RGB')")),
-    "lab": ("a.tif", lambda path: Image.new("LAB", (9, 6)).save(path), ("LAB", "convert('RGB')")),
     "palette png": ("a.png", lambda path: Image.fromarray(RGB).quantize(5).save(path), ("has a palette", "convert")),
     "palette tiff": ("a.tif", lambda path: Image.fromarray(RGB).quantize(5).save(path), ("has a palette", "indexes")),
     "palette bmp": ("a.bmp", lambda path: Image.fromarray(RGB).quantize(5).save(path), ("has a palette", "convert")),
@@ -172,12 +171,6 @@ def test_what_would_have_to_be_guessed_is_refused(tmp_path: Path, kind: str) -> 
             read(tmp_path / name)
         for part in (f"{tmp_path / name}: ", *parts):
             assert part in str(refused.value)
-        assert "\n" not in str(refused.value)
-
-
-def test_a_missing_picture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"a\.png: no such picture"):
-        read_picture(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.99])

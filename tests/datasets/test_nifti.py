@@ -18,15 +18,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from datasets import nifti
+from datasets.axes import check_same_grid, orientation
 from datasets.base import Geometry
-from datasets.nifti import (
-    check_same_grid,
-    open_image,
-    orientation,
-    read_header,
-    read_image,
-    stem_of,
-)
+from datasets.nifti import open_image, read_header, read_image, stem_of
 from tests.conftest import ROOT, SHARED
 
 sitk = pytest.importorskip("SimpleITK")

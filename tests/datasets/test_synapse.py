@@ -277,7 +277,9 @@ def test_missing_things(tmp_path: Path, synapse: Path) -> None:
         build(root_path=str(tmp_path / "absent"))
     with pytest.raises(FileNotFoundError, match="nolists: no such folder of lists.*--list_dir"):
         build(list_dir=str(tmp_path / "nolists"))
-    with pytest.raises(ValueError, match="--dataset is 'Synapsy'; expected one of ACDC, Folder, GlaS, MoNuSeg, Phantom, Synapse"):
+    with pytest.raises(
+        ValueError, match="--dataset is 'Synapsy'; expected one of ACDC, Folder, GlaS, MoNuSeg, Phantom, Synapse"
+    ):
         build(name="Synapsy")
     slice_path(synapse / "train_npz", "case0001_slice001").unlink()
     with pytest.raises(FileNotFoundError, match="case0001_slice001.npz: is named in the list but is not there"):

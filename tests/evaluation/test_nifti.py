@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.axes import orientation
 from datasets.base import Geometry
 from datasets.intensity import scale_intensity
-from datasets.nifti import orientation, read_image
+from datasets.nifti import read_image
 from evaluation.nifti import write_mask
 from tests.datasets.test_nifti import CODES, EXAMPLES, directions, grid, needs_examples, patched, run_limited, save
 

@@ -1,0 +1,44 @@
+"""SimpleITK as it is used here: quiet, told no name that ends it, and its errors in a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import SimpleITK
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that is not UTF-8: SimpleITK ends the whole process at it.
+
+    Raises:
+        ValueError: it is such a name.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: its name is not UTF-8; expected one that is, so rename it") from None
+
+
+@contextmanager
+def quiet_sitk() -> Iterator[SimpleITK]:
+    """SimpleITK, with its warnings kept off standard error: every failure here becomes an exception of one line."""
+    # Imported where it is needed: it is slow to load, and most of what reads data does without it.
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield sitk
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def brief_of_itk(error: Exception) -> str:
+    """The last line of an error's text, where ITK says what is wrong, without the name of its part."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"^(ITK ERROR: )?(\w+\(0x[0-9a-f]+\): )?", "", lines[-1]).strip()
