@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import Geometry
+from datasets.base import Geometry, Volume
 
 _TOLERANCE = 1e-3  # mm, and between the entries of a direction
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "I": "S", "S": "I"}
@@ -46,6 +46,18 @@ def turn(geometry: Geometry, axis_order: str, towards: str) -> Geometry:
         axis: stored.get(letter) or stored[_OPPOSITE[letter]] for axis, letter in zip("xyz", towards, strict=True)
     }
     return replace(geometry, axis_order="".join(turned[axis] for axis in axis_order), flips="".join(sorted(flips)))
+
+
+def turned(volume: Volume, towards: str) -> Volume:
+    """A volume whose file's x, y and z are turned to point `towards`; as it is where it does not say where they do."""
+    if volume.geometry is None or not towards:
+        return volume
+    geometry = turn(volume.geometry, volume.geometry.axis_order, towards)
+    image, label = (
+        array if array is None else np.ascontiguousarray(arrange(as_stored(array, volume.geometry), geometry))
+        for array in (volume.image, volume.label)
+    )
+    return replace(volume, image=image, label=label, geometry=geometry)
 
 
 def check_same_grid(

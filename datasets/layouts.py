@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import acdc, folder, histology, synapse
-from datasets.axes import orientation
+from datasets.axes import orientation, turned
 from datasets.base import Slices, Volume, read_list, require_listed
 from datasets.cache import CachedSlices
 from datasets.intensity import Reading
 from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes
 from datasets.volumes import VolumePairs, VolumeSlices
+
+_ANY_CLASS = 256
 
 
 class Layout(Protocol):
@@ -59,6 +61,19 @@ def _cached(slices: Slices, cache: str, settings: str = "") -> Slices:
     return CachedSlices(slices, cache, settings) if cache and len(slices) else slices
 
 
+class _Turned(Sequence):
+    """Volumes whose axes are turned as those of the training volumes point, where both are known."""
+
+    def __init__(self, volumes: Sequence[Volume], towards: str) -> None:
+        self.volumes, self.towards = volumes, towards
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> Volume:
+        return turned(self.volumes[index], self.towards)
+
+
 class _InLists:
     """What layouts have in common whose lists name files."""
 
@@ -80,10 +95,14 @@ class _InLists:
         inside = self.root / part
         return inside if inside.is_dir() or self.root.name != part else self.root
 
-    @staticmethod
-    def look_through(root: Path, lists: Path, **how: Any) -> dict[str, Any]:
-        """Nothing: what has been prepared is known."""
-        return {}
+    @classmethod
+    def look_through(cls, root: Path, lists: Path, **how: Any) -> dict[str, Any]:
+        """Where the axes of the training volumes point, where all their files say so and alike."""
+        layout = cls(root, lists, _ANY_CLASS, Reading())
+        slices = layout.slices(layout.names("train"), "")
+        first = {layout.case_of(name): path for name, path in zip(slices.names, slices.files, strict=True)}
+        found = {_axes(path) for path in first.values()}
+        return {"DATA.ORIENTATION": found.pop()} if len(found) == 1 else {}
 
 
 class SynapseLayout(_InLists):
@@ -101,16 +120,8 @@ class SynapseLayout(_InLists):
         return StackedSlices(self.slices(names, cache))
 
     def tests(self, names: Sequence[str]) -> Sequence[Volume]:
-        return SynapseVolumes(self.folder("test_vol_h5"), names, self.num_classes)
-
-    @staticmethod
-    def look_through(root: Path, lists: Path, **how: Any) -> dict[str, Any]:
-        """Where the axes of the training volumes point, where all their files say so and alike."""
-        layout = SynapseLayout(root, lists, 0, Reading())
-        first = {synapse.case_of(name): name for name in reversed(layout.names("train"))}
-        paths = [synapse.slice_path(layout.folder("train_npz"), name) for name in first.values()]
-        found = {_axes(path) for path in paths if path.is_file()}
-        return {"DATA.ORIENTATION": found.pop()} if len(found) == 1 else {}
+        volumes = SynapseVolumes(self.folder("test_vol_h5"), names, self.num_classes)
+        return _Turned(volumes, self.reading.orientation)
 
 
 class AcdcLayout(_InLists):
@@ -141,7 +152,8 @@ class AcdcLayout(_InLists):
         return acdc.AcdcStacks(self.slices(names, cache))
 
     def tests(self, names: Sequence[str]) -> Sequence[Volume]:
-        return acdc.AcdcVolumes(self.folder("test"), names, self.num_classes)
+        volumes = acdc.AcdcVolumes(self.folder("test"), names, self.num_classes)
+        return _Turned(volumes, self.reading.orientation)
 
 
 class PictureLayout:
@@ -241,7 +253,10 @@ class FolderLayout:
 
 
 def _axes(npz: Path) -> str:
-    geometry = synapse.read_npz_geometry(npz)
+    try:
+        geometry = synapse.read_npz_geometry(npz)
+    except ValueError:  # a bad file is told with the others, later
+        return ""
     return orientation(geometry) if geometry else ""
 
 

@@ -40,6 +40,22 @@ class Mutation:
     verdict: str = BAD
 
 
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.marker), "w")
+
+
+def writes(content: bytes | str) -> Write:
+    """These bytes, or this text, in the place of the file."""
+    raw = content if isinstance(content, bytes) else content.encode()
+    return lambda path, scene: path.write_bytes(raw)
+
+
 def damaged(kind: str, count: int, cut_is_bad: bool) -> Iterator[Mutation]:
     """`count` random damages, by turns of each sort; the seed is the name, so that a name is all that repeats one.
 
