@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
+import mmap
 import os
 import platform
 import random
@@ -130,6 +131,14 @@ def keep_freed_memory() -> None:
         c = ctypes.CDLL(None)
         c.mallopt(_M_MMAP_MAX, 0)
         c.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def let_go(array: np.ndarray) -> None:
+    """Give back the memory that a part of a `np.memmap` has taken; the file holds it. Other arrays are left alone."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    if isinstance(array, np.memmap) and array.mode != "c":  # of a private copy the memory is all there is
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def check_writable(path: Path, option: str) -> None:

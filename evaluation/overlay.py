@@ -5,11 +5,12 @@ from __future__ import annotations
 import colorsys
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from datasets.base import Geometry, Volume
+from utils import let_go
 
 # Class 1 has the first. Seven of Okabe and Ito, then those that stay farthest from these and from grey for readers
 # who see all colours, no red or no green.
@@ -78,7 +79,7 @@ def _check_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence
         raise ValueError(
             f"{volume.name}: the truth has shape {label.shape} and the prediction {prediction.shape}; expected the same"
         )
-    highest = max(int(labels.max()) for labels in (label, prediction) if labels is not None)
+    highest = max(int(plane.max()) for labels in (label, prediction) if labels is not None for plane in _planes(labels))
     if highest > len(class_names):
         raise ValueError(
             f"{volume.name}: class {highest} occurs but {len(class_names)} classes are named; expected one name for "
@@ -86,10 +87,17 @@ def _check_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence
         )
 
 
+def _planes(labels: np.ndarray) -> Iterator[np.ndarray]:
+    """The slices one after the other; labels that lie in a file may not fit into memory together."""
+    for index in range(len(labels)):
+        yield labels[index]
+        let_go(labels)
+
+
 def _richest_slice(labels: np.ndarray) -> int:
     """Index of the slice with most classes, then most labelled voxels; the middle one if nothing is labelled."""
     ranks = []
-    for index, plane in enumerate(labels):
+    for index, plane in enumerate(_planes(labels)):
         counts = np.bincount(plane.ravel().astype(np.intp))[1:]
         ranks.append((np.count_nonzero(counts), int(counts.sum()), -index))
     best = max(ranks)

@@ -16,7 +16,7 @@ from datasets.base import SlicedImage, Volume
 from datasets.transforms import resize_image, resize_label
 from distributed import Ranks
 from evaluation.sliding import check_overlap, sliding_scores
-from utils import summed_heads
+from utils import let_go, summed_heads
 
 # A CPU gains nothing from larger passes, and their maps leave its caches: 24 slices take a fifth longer than 6 x 4.
 _MOST_ON_A_CPU = 4
@@ -80,6 +80,7 @@ def predict_volume(
             images = images.to(device, torch.float32)
             labels = _predict_batch(network, images, size, autocast, overlap, batch_size)
             prediction[first : first + batch_size] = labels.cpu().numpy()
+            let_go(prediction)
     finally:
         network.train(was_training)
     return prediction

@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,3 +64,15 @@ def test_a_batch_too_large_for_memory_names_the_flags(synapse, tmp_path) -> None
     assert done.stderr.count("\n") == 1
     for flag in ("--batch_size", "--accumulation-steps", "--use-checkpoint", "--amp"):
         assert flag in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["w+", "c"])
+def test_what_is_let_go_is_not_lost(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "a").write_bytes(bytes(2**16))
+    array = np.memmap(tmp_path / "a", np.uint8, mode, shape=(16, 64, 64))
+    array[3] = 7
+    utils.let_go(array[2:5].transpose(1, 0, 2))
+    assert (array[3] == 7).all() and not array[4].any()
+    plain = np.ones(9)
+    utils.let_go(plain[1:])
+    assert (plain == 1).all()
