@@ -1,7 +1,6 @@
 """How the files of a data set lie in its folder: names by part, and what is read of them.
 
-A layout has `names(part)`, the items of "train", "val" and "test" (none where there is no such list), and the four
-methods of `Layout`. Adding a data set is adding one.
+Adding a data set is adding a layout.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from datasets.intensity import Reading
 from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes
 from datasets.volumes import VolumePairs, VolumeSlices
 
-_ANY_CLASS = 256
+_ANY_CLASS = 256  # labels are not looked at
 
 
 class Layout(Protocol):
@@ -229,7 +228,7 @@ class FolderLayout:
         return name
 
     def slices(self, names: Sequence[str], cache: str) -> Slices:
-        pairs = [self.pairs[name] for name in names]
+        pairs = self._of(names)
         if not self.are_volumes:
             how = {"label_values": self.reading.label_values, "channels": self.reading.channels}
             slices = histology.PictureSlices(pairs, **how)
@@ -240,11 +239,15 @@ class FolderLayout:
 
     def cases(self, names: Sequence[str], cache: str) -> Sequence[Volume]:
         if self.are_volumes:
-            return VolumePairs([self.pairs[name] for name in names], self.reading)
+            return VolumePairs(self._of(names), self.reading)
         return histology.PictureVolumes(self.slices(names, cache))
 
     def tests(self, names: Sequence[str]) -> Sequence[Volume]:
         return self.cases(names, "")
+
+    def _of(self, names: Sequence[str]) -> list[folder.Pair]:
+        require_listed(self.root / folder.IMAGES / name for name in names if name not in self.pairs)
+        return [self.pairs[name] for name in names]
 
     @staticmethod
     def look_through(root: Path, lists: Path, **how: Any) -> dict[str, Any]:

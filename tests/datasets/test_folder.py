@@ -334,3 +334,13 @@ def test_folders_that_are_not_there(tmp_path: Path) -> None:
         look(tmp_path, tmp_path / "lists")
     with pytest.raises(FileNotFoundError, match="data/Folder: no such data folder; make it.*--root_path"):
         locate("Folder")
+
+
+def test_a_case_that_went_away_after_the_split(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "own", 6)
+    dataset(root, "train")
+    name = (root / "lists/test.txt").read_text().splitlines()[0]
+    for part in ("images", "labels"):
+        (root / part / f"{name}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name}: is named in the list but is not there"):
+        build_dataset("Folder", "test", num_classes=2, root_path=str(root))
