@@ -6,7 +6,8 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ RESULT = "cross_validation.json"
 _HERE = Path(__file__).resolve().parent
 
 
-def cross_validate(words: Sequence[str], folds: int, output_dir: Path) -> int:
+def cross_validate(
+    words: Sequence[str], device: Sequence[str], folds: int, output_dir: Path, is_trained: Callable[[int, Path], bool]
+) -> int:
     """Train and test once for each fold, each in a folder of its own, and put the results together.
 
     A fold that has been tested is not repeated, one that was interrupted goes on: the same command again finishes what
@@ -27,26 +30,37 @@ def cross_validate(words: Sequence[str], folds: int, output_dir: Path) -> int:
 
     Args:
         words: the command line of train.py, with `--folds`.
+        device: what test.py has to be told of the device.
         folds: how many parts there are.
         output_dir: gets `fold_0`, `fold_1`, ..., each a run, and `cross_validation.json`.
+        is_trained: whether a fold's run was trained as is asked for; it raises where that was otherwise.
 
     Returns:
         0, or the exit code of the command that failed.
+
+    Raises:
+        ValueError: as `is_trained` and `collect`.
     """
-    for fold in range(folds):
-        run = output_dir / f"fold_{fold}"
-        if not (run / "summary.json").is_file():
-            train = ["train.py", *words, "--fold", str(fold), "--output_dir", str(run), "--resume", "auto"]
-            for command in (train, ["test.py", "--output_dir", str(run)]):
-                code = _run(command)
-                if code:
-                    return code
+    runs = [output_dir / f"fold_{fold}" for fold in range(folds)]
+    done = [is_trained(fold, run) and _is_tested(run) for fold, run in enumerate(runs)]  # all, before any is begun
+    for fold, run in enumerate(runs):
+        train = ["train.py", *words, "--fold", str(fold), "--output_dir", str(run), "--resume", "auto"]
+        for command in () if done[fold] else (train, ["test.py", "--output_dir", str(run), *device]):
+            code = _run(command)
+            if code:
+                return code
         _log.info("fold %d of %d: %s", fold + 1, folds, run)
-    result = collect([json.loads((output_dir / f"fold_{i}/summary.json").read_text()) for i in range(folds)])
+    result = collect([json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs])
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     whole_or_absent(output_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
     _log.info("%s\n\nresults: %s", format_result(result), output_dir / RESULT)
     return 0
+
+
+def _is_tested(run: Path) -> bool:
+    """Whether a run was tested after it was trained."""
+    tested, trained = run / "summary.json", run / "last.pth"
+    return tested.is_file() and trained.is_file() and tested.stat().st_mtime_ns >= trained.stat().st_mtime_ns
 
 
 def collect(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -54,8 +68,16 @@ def collect(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     `cases` are those of all folds, each with its `fold`; `over_cases` and `over_folds` hold the mean and the sample
     standard deviation of each metric, over all cases and over the means of the folds.
+
+    Raises:
+        ValueError: a case was tested in two folds.
     """
     cases = [{**case, "fold": fold} for fold, summary in enumerate(summaries) for case in summary["cases"]]
+    twice = [name for name, count in Counter(case["name"] for case in cases).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{twice[0]} was tested in two folds; expected each case once, so begin in another --output_dir"
+        )
     result: dict[str, Any] = {"folds": len(summaries), "unit": summaries[0]["unit"]}
     for convention in CONVENTIONS:
         result[convention] = {

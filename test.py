@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on whole volumes, or predict NIfTI files; `python test.py --help` lists the options."""
+"""Evaluate a checkpoint on whole volumes or pictures, or predict some; `python test.py --help` lists the options."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, test_parser
+from configs.checks import value_at
 from configs.config import (
+    completed,
     config_beside,
     data_keywords,
-    filled,
     get_config,
     look_keywords,
     naming,
@@ -76,11 +77,13 @@ def _with_its_data(cfg: Any, given: str) -> Any:
     """The configuration, completed by the data where it is not that of a run, which has been."""
     from datasets import look_through
 
-    if cfg.MODEL.NUM_CLASSES:
-        return cfg
-    if given:
-        raise ValueError("the number of classes is not known; give the run that the weights are of, or --num_classes")
-    return filled(cfg, look_through(cfg.DATA.DATASET, **look_keywords(cfg)))
+    whole = completed(cfg, {"DATA.AXIS": ""})
+    unknown = [key for key in ("MODEL.NUM_CLASSES", "MODEL.IN_CHANNELS", "DATA.INTENSITY") if not value_at(whole, key)]
+    if unknown and given:
+        raise ValueError(
+            f"{', '.join(unknown)}: not known of these weights; give the run's folder, or them by --opts KEY VALUE"
+        )
+    return completed(cfg, look_through(cfg.DATA.DATASET, **look_keywords(cfg))) if unknown else whole
 
 
 def _test_overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,6 +120,8 @@ def _find_volumes(cfg: Any, given: str, ranks: Any) -> Any:
         volumes = InputVolumes(Path(given), reading(**reading_keywords(cfg)))
     else:
         volumes = build_dataset(cfg.DATA.DATASET, "test", **data_keywords(cfg, test=True))
+        if not len(volumes):
+            raise ValueError(f"{cfg.DATA.DATASET}: there is no case to test on; name some in test.txt (--list_dir)")
     if ranks.first:
         bar = partial(tqdm, total=len(volumes), desc="checking the data", leave=False, disable=not sys.stderr.isatty())
         if given:
@@ -206,10 +211,10 @@ def _report(results: Sequence[Any], unit: str, output_dir: Path, cfg: Any, setti
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     summary = report.summarise(results, names, unit=unit)
-    report.write_summary(output_dir / "summary.json", summary)
     report.write_csv(output_dir / "per_case.csv", results, names)
     overlays = [output_dir / "overlays" / f"{result.name}.png" for result in results]
     report.write_html(output_dir / "report.html", summary, overlays, settings)
+    report.write_summary(output_dir / "summary.json", summary)  # last: where it is, the test is done
     _log.info("%s\n\nreport: %s", report.format_table(summary), output_dir / "report.html")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from configs.arguments import overrides_of, run_guarded, train_parser
 from configs.config import (
     check_continues,
+    completed,
     data_keywords,
-    filled,
     get_config,
     look_keywords,
     naming,
@@ -66,7 +66,22 @@ def _cross_validate(cfg: Any, words: Sequence[str], output_dir: Path) -> int:
     if distributed.local_rank() is not None:
         raise ValueError("--folds starts commands of its own; with torchrun give each fold by itself, --fold 0, 1, ...")
     with utils.logging_session("train.py"):
-        return cross_validate(words, cfg.DATA.FOLDS, output_dir)
+        cfg = _with_its_data(cfg, distributed.Ranks())
+        device = ["--gpu_id", str(cfg.GPU_ID), "--n_gpu", str(cfg.N_GPU)]
+        return cross_validate(words, device, cfg.DATA.FOLDS, output_dir, partial(_is_trained, cfg))
+
+
+def _is_trained(cfg: Any, fold: int, run: Path) -> bool:
+    """Whether a fold's run is there and was trained to the end that is asked for.
+
+    Raises:
+        ValueError: it was trained with other settings.
+    """
+    if not (run / "config.yaml").is_file():
+        return False
+    saved = get_config(run / "config.yaml")
+    check_continues(completed(cfg, {"DATA.FOLD": fold, "DATA.AXIS": ""}), to_plain(saved), run / "config.yaml")
+    return (saved.TRAIN.EPOCHS, saved.TRAIN.MAX_ITERATIONS) == (cfg.TRAIN.EPOCHS, cfg.TRAIN.MAX_ITERATIONS)
 
 
 def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> int:
@@ -172,7 +187,7 @@ def _with_its_data(cfg: Any, ranks: Any) -> Any:
     bar = partial(tqdm, desc="looking at the data", leave=False, disable=not sys.stderr.isatty())
     facts = look_through(cfg.DATA.DATASET, **look_keywords(cfg), progress=bar) if ranks.local_rank == 0 else {}
     ranks.wait()
-    return filled(cfg, facts or look_through(cfg.DATA.DATASET, **look_keywords(cfg)))
+    return completed(cfg, facts or look_through(cfg.DATA.DATASET, **look_keywords(cfg)))
 
 
 def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[..., dict[str, float]] | None]:
@@ -186,9 +201,8 @@ def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[...,
     train_set, val_set = (build_dataset(cfg.DATA.DATASET, split, **data_keywords(cfg)) for split in ("train", "val"))
     if ranks.local_rank == 0:  # one process a machine; a cache is made by it, too
         for dataset in (train_set, val_set):
-            files = len(getattr(dataset, "slices", dataset))
-            bar = partial(tqdm, desc="checking the data", total=files, leave=False, disable=not sys.stderr.isatty())
-            check_quick(dataset, bar)
+            bar = partial(tqdm, desc="checking the data", leave=False, disable=not sys.stderr.isatty())
+            check_quick(dataset, bar, learn=dataset is train_set)
     ranks.wait()
     size = size_of(cfg)
     loader = build_loader(

@@ -73,6 +73,7 @@ def train_parser() -> argparse.ArgumentParser:
         help="go on from FILE, or (auto) from output_dir/last.pth where there is one",
     )
     add("--ignore_head", action="store_true", help="take PRETRAIN_CKPT without its last layer: another class count")
+    add("--axis", choices=("x", "y", "z"), help="of own volumes, to slice along (default: the coarsest)")
     add("--folds", type=int, metavar="K", help="cross-validation: train and test K times, each part held out once")
     add("--fold", type=int, metavar="I", help="of --folds K, only part I, from 0 on")
     add("--val_cases", type=int, help="training cases held out to choose best.pth by (0: none, as published)")
@@ -92,7 +93,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def test_parser() -> argparse.ArgumentParser:
     """The parser of test.py."""
-    parser = _shared_parser("test.py", "Evaluate a run or a checkpoint on whole volumes, or predict NIfTI files.")
+    parser = _shared_parser("test.py", "Evaluate a run or a checkpoint, or predict volumes and pictures.")
     add = parser.add_argument
     add("--checkpoint", default="", metavar="FILE_OR_RUN", help="weights, or a run's folder (default: --output_dir)")
     add("--input", default="", metavar="FILE_OR_FOLDER", help="NIfTI, DICOM or pictures to predict, without labels")
@@ -118,7 +119,6 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="folder of the lists (default: lists/lists_<dataset>, else the data's own, else the shipped split)",
     )
     add("--num_classes", type=int, help="classes, the background included (default: the data set's own)")
-    add("--axis", choices=("x", "y", "z"), help="of own volumes, to slice along (default: the coarsest)")
     add("--output_dir", metavar="DIR", help="folder of the run")
     add("--max_epochs", type=int, help="epochs to train")
     add("--max_iterations", type=int, help="steps to train at most")
@@ -168,6 +168,8 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
     except SystemExit as stop:
         return stop.code or 0
     except (ValueError, OSError, MemoryError) as error:
+        for defect in getattr(error, "defects", ()):  # each by itself; standard error has one line for all
+            print(_printable(f"{defect}"))
         code, message = 2, _one_line(error)
     except RuntimeError as error:
         if _is_of_a_lost_process(error):

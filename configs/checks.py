@@ -44,6 +44,7 @@ _OF_A_NETWORK = (
 )
 
 
+AS_STORED = "stored"  # in the place of an orientation: a file's axes are taken as they are
 _AXES = {"x": "LR", "y": "PA", "z": "IS"}
 
 
@@ -116,14 +117,16 @@ def check_values(cfg: CfgNode) -> None:
 
 def _check_data(data: CfgNode) -> None:
     low, high = (data.WINDOW + [None, None])[:2]
-    if len(data.WINDOW) != 2 or not -math.inf < low < high < math.inf:
+    if data.WINDOW and (len(data.WINDOW) != 2 or not -math.inf < low < high < math.inf):
         raise ValueError(f"DATA.WINDOW is {data.WINDOW}; expected [low, high], finite, with low below high")
     folds = range(data.FOLDS or 1)
     if data.FOLDS == 1 or data.FOLD not in folds:
         raise ValueError(f"DATA.FOLD is {data.FOLD} of {data.FOLDS}; expected 0, 1, ... of 2 or more (--folds)")
     axes = [next((axis for axis, letters in _AXES.items() if letter in letters), "") for letter in data.ORIENTATION]
-    if axes and sorted(axes) != sorted(_AXES):
-        raise ValueError(f"DATA.ORIENTATION is {data.ORIENTATION!r}; expected three letters such as RAS, LPS or PIR")
+    if data.ORIENTATION not in ("", AS_STORED) and sorted(axes) != sorted(_AXES):
+        raise ValueError(
+            f"DATA.ORIENTATION is {data.ORIENTATION!r}; expected three letters such as RAS, LPS or PIR, or {AS_STORED}"
+        )
     if len(set(data.LABEL_VALUES)) < len(data.LABEL_VALUES):
         raise ValueError(f"DATA.LABEL_VALUES is {data.LABEL_VALUES}; expected each value once")
 

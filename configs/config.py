@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.checks import check_values, value_at
+from configs.checks import AS_STORED, check_values, value_at
 from configs.defaults import OF_DATASET, default_config
 
 # Keys that take a list too, with an example of what is in it.
@@ -32,6 +32,7 @@ SECTIONS = {
     "uctransnet": "UCTRANSNET",
     "unet": "UNET",
 }
+_IN_EMPTY = {"DATA.WINDOW": 0.0, "DATA.LABEL_VALUES": 0}  # of what type what is in a list is whose default is empty
 _READ_BY_NOTHING = ("IN_CHANS", "DECODER_DEPTHS", "FINAL_UPSAMPLE")  # published keys of Swin-UNet's section
 _TYPE_ALIASES = {"swin": "swin_unet"}  # the name that the published yaml gives
 
@@ -54,11 +55,37 @@ def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapp
     for key, value in (overrides or {}).items():
         _set(cfg, key, value, "command line")
     _settle(cfg)
-    return filled(cfg, OF_DATASET.get(cfg.DATA.DATASET, {}))
+    own = OF_DATASET.get(cfg.DATA.DATASET, {})
+    return _filled(cfg, {key: value for key, value in own.items() if key.startswith("MODEL.")})
 
 
-def filled(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
-    """The configuration, frozen, with what is known of its data (dotted key to value) where a key is empty."""
+def completed(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
+    """The configuration, frozen, with what is known of its data (dotted key to value) where a key is empty.
+
+    What the files themselves say comes before what is known of every data set of that name.
+
+    Raises:
+        ValueError: the images have other channels, or the labels another number of values than there are classes, or
+            --axis is of no use.
+    """
+    cfg = _filled(_filled(cfg, facts), OF_DATASET.get(cfg.DATA.DATASET, {}))
+    found = facts.get("MODEL.IN_CHANNELS", cfg.MODEL.IN_CHANNELS)
+    if found != cfg.MODEL.IN_CHANNELS:
+        raise ValueError(
+            f"MODEL.IN_CHANNELS is {cfg.MODEL.IN_CHANNELS}, but the images have {found}; expected the same, or 0"
+        )
+    values, classes = cfg.DATA.LABEL_VALUES, cfg.MODEL.NUM_CLASSES
+    if values and len(values) != classes:
+        raise ValueError(
+            f"MODEL.NUM_CLASSES is {classes}, but the labels of {cfg.DATA.DATASET} have {len(values)} values, "
+            f"{values}; expected one a class (--num_classes, DATA.LABEL_VALUES)"
+        )
+    if cfg.DATA.AXIS and "DATA.AXIS" not in facts:
+        raise ValueError(f"--axis is {cfg.DATA.AXIS}; expected none: it is for volumes of your own (--dataset Folder)")
+    return cfg
+
+
+def _filled(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in facts.items():
@@ -133,7 +160,8 @@ def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
     """The keywords of `datasets.build_dataset` that a configuration stands for, beside the name and the split."""
     return {
         "num_classes": cfg.MODEL.NUM_CLASSES,
-        "root_path": (test and cfg.DATA.VOLUME_PATH) or cfg.DATA.ROOT_PATH,
+        # A fold is tested on cases that other folds train on.
+        "root_path": (test and not cfg.DATA.FOLDS and cfg.DATA.VOLUME_PATH) or cfg.DATA.ROOT_PATH,
         "list_dir": cfg.DATA.LIST_DIR,
         "val_cases": cfg.DATA.VAL_CASES,
         "folds": cfg.DATA.FOLDS,
@@ -152,14 +180,16 @@ def reading_keywords(cfg: CfgNode) -> dict[str, Any]:
         "intensity": cfg.DATA.INTENSITY,
         "window": tuple(cfg.DATA.WINDOW),
         "axis_order": cfg.DATA.AXIS_ORDER,
-        "orientation": cfg.DATA.ORIENTATION,
+        "orientation": cfg.DATA.ORIENTATION.replace(AS_STORED, ""),
     }
 
 
 def look_keywords(cfg: CfgNode) -> dict[str, Any]:
     """The keywords of `datasets.look_through` that a configuration stands for, beside the name."""
     data = cfg.DATA
-    where = {"root_path": data.ROOT_PATH, "list_dir": data.LIST_DIR, "axis": data.AXIS}
+    where = {"root_path": data.ROOT_PATH, "list_dir": data.LIST_DIR}
+    where |= {"axis": data.AXIS, "orientation": data.ORIENTATION.replace(AS_STORED, "") if data.ORIENTATION else None}
+    where |= {"folds": data.FOLDS}
     return where | {"num_classes": cfg.MODEL.NUM_CLASSES, "phantom_options": _phantom_options(cfg)}
 
 
@@ -331,7 +361,7 @@ def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
     if isinstance(default, bool) and isinstance(value, int) and value in (0, 1):
         return bool(value)
     if isinstance(default, list) and isinstance(value, (list, tuple)):
-        example = default[0] if default else 0
+        example = default[0] if default else _IN_EMPTY[dotted]
         return [_as_type(item, example, dotted, source) for item in value]
     if type(value) is not type(default):
         raise ValueError(

@@ -16,21 +16,30 @@ _R50_VIT = {
     "ATTENTION_DROPOUT_RATE": 0.0,
 }
 
+_WINDOW = {"DATA.WINDOW": [-125.0, 275.0]}
+_CT = {
+    "MODEL.NUM_CLASSES": 9,
+    "MODEL.IN_CHANNELS": 1,
+    "DATA.INTENSITY": "window",
+    "DATA.AXIS_ORDER": "zxy",
+    **_WINDOW,
+}
 _PICTURES = {
     "MODEL.NUM_CLASSES": 2,
     "MODEL.IN_CHANNELS": 3,
     "DATA.INTENSITY": "range",
     "DATA.AXIS_ORDER": "zyx",
     "DATA.LABEL_VALUES": [0, 255],
+    **_WINDOW,
 }
-_CT = {"MODEL.NUM_CLASSES": 9, "MODEL.IN_CHANNELS": 1, "DATA.INTENSITY": "window", "DATA.AXIS_ORDER": "zxy"}
-# What an empty key stands for, by data set; of a folder of one's own, the files say it.
+# What an empty key stands for, by data set, unless its files say otherwise; of a folder of one's own they always do.
 OF_DATASET = {
     "Synapse": _CT,
     "Phantom": _CT,
     "ACDC": {**_CT, "MODEL.NUM_CLASSES": 4, "DATA.INTENSITY": "percentile"},
     "GlaS": _PICTURES,
     "MoNuSeg": _PICTURES,
+    "Folder": _WINDOW,
 }
 
 
@@ -61,9 +70,9 @@ def default_config() -> CfgNode:
                 # How stored numbers become [0, 1]: window (WINDOW), percentile (0.5 to 99.5 of each volume), range (all
                 # that 8 or 16 bits hold). This and the keys down to LABEL_VALUES: empty is the data set's own.
                 "INTENSITY": "",
-                "WINDOW": [-125.0, 275.0],  # in HU
+                "WINDOW": [],  # low and high, in HU
                 "AXIS_ORDER": "",  # of arrays (D, H, W), as axes of the NIfTI file, such as zxy
-                "ORIENTATION": "",  # where a file's x, y, z are to point before that, such as LPS; none: as stored
+                "ORIENTATION": "",  # where a file's x, y, z are to point before that, such as LPS; stored: as they do
                 "AXIS": "",  # of own volumes, that slices are taken along: x, y or z of ORIENTATION; none: the coarsest
                 "LABEL_VALUES": [],  # what mask files hold for class 0, 1, ...; none: the class itself
                 "PHANTOM": {"SIZE": 96, "DEPTH": 32, "TRAIN_CASES": 24, "TEST_CASES": 8, "SEED": 2021},

@@ -9,9 +9,9 @@ from typing import Any
 from datasets import acdc, histology, phantom, synapse
 from datasets.base import Slices, Volume
 from datasets.check import check_all, check_quick
-from datasets.folds import held_out, read_folds, write_folds
+from datasets.folds import folds_file, held_out, read_folds, write_folds
 from datasets.intensity import Reading, reading
-from datasets.layouts import LAYOUTS
+from datasets.layouts import LAYOUTS, Layout
 
 __all__ = [
     "build_dataset",
@@ -57,6 +57,8 @@ def look_through(
     list_dir: str = "",
     num_classes: int = 0,
     axis: str = "",
+    orientation: str | None = None,
+    folds: int = 0,
     phantom_options: Mapping[str, Any] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def look_through(
     Args:
         name: one of `list_datasets()`; a Folder is looked at whole, and split where it is not yet.
         root_path, list_dir: see `build_dataset`.
-        num_classes, axis, progress: see `datasets.folder.look_through`.
+        num_classes, axis, orientation, folds, progress: see `datasets.folder.look_through`.
         phantom_options: keywords of `datasets.phantom.prepare_phantom`.
 
     Raises:
@@ -73,9 +75,10 @@ def look_through(
     """
     _prepare(name, root_path, phantom_options)
     root, lists = locate(name, root_path, list_dir)
-    own = LAYOUTS[name].look_through(root, lists, num_classes=num_classes, axis=axis, progress=progress)
+    how = {"num_classes": num_classes, "axis": axis, "orientation": orientation, "folds": folds, "progress": progress}
+    own = LAYOUTS[name].look_through(root, lists, **how)
     folders = {"DATA.ROOT_PATH": str(root), "DATA.VOLUME_PATH": str(root)}
-    return own | folders | ({"DATA.LIST_DIR": str(lists)} if lists.is_dir() else {})
+    return own | folders | ({"DATA.LIST_DIR": str(lists)} if lists.is_dir() and lists.parent != _SHIPPED else {})
 
 
 def build_dataset(
@@ -119,8 +122,7 @@ def build_dataset(
     if split == "test" and not folds:
         return layout.tests(layout.names("test"))
     names, listed = layout.names("train"), layout.names("val")
-    if folds or layout.val_is_apart:
-        names = list(dict.fromkeys([*names, *listed]))
+    names = _all_names(layout, names, listed, folds)
     if folds:
         listed, parts = [], read_folds(_folds_file(root, lists, folds), map(layout.case_of, names), folds)
         names, tested = held_out(names, parts[fold], layout.case_of)
@@ -152,12 +154,21 @@ def keep_folds(
         _folds_file(root, lists, folds),
     )
     if not path.is_file():
-        cases = map(layout.case_of, [*layout.names("train"), *layout.names("val")])
+        names = _all_names(layout, layout.names("train"), layout.names("val"), folds)
+        cases = map(layout.case_of, names)
         write_folds(path, read_folds(path, cases, folds))
 
 
+def _all_names(layout: Layout, names: Sequence[str], listed: Sequence[str], folds: int) -> list[str]:
+    """The training names and, where they are not among these already, those that validate."""
+    if not (folds or layout.val_is_apart):
+        return list(names)
+    more = listed if layout.val_is_apart else [name for name in listed if name != layout.case_of(name)]
+    return list(dict.fromkeys([*names, *more]))
+
+
 def _folds_file(root: Path, lists: Path, folds: int) -> Path:
-    return (root if lists.parent == _SHIPPED or not lists.is_dir() else lists) / f"folds_{folds}.json"
+    return folds_file(root if lists.parent == _SHIPPED or not lists.is_dir() else lists, folds)
 
 
 def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Path]:
@@ -178,7 +189,7 @@ def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Pa
             f"{list_dir}: no such folder of lists; expected train.txt and the like in it (--list_dir)"
         )
     beside = root.parent if root.name in LAYOUTS[name].parts else root
-    candidates = (Path(f"lists/lists_{name}"), beside / "lists")
+    candidates = (Path(f"lists/lists_{name}"), beside / "lists")[name == "Folder" :]
     fallback = _SHIPPED / name.lower() if LAYOUTS[name].ships_a_split else beside / "lists"
     return root, Path(list_dir) if list_dir else next((c for c in candidates if c.is_dir()), fallback)
 

@@ -45,9 +45,14 @@ def volume_of(name: str) -> str:
     return f"{found[1]}_{found[2]}" if found else name
 
 
-def write(path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None) -> None:
-    """Write a slice (H, W) or a volume (D, H, W) and, where it is known, the volume's geometry beside it."""
-    write_npz(path, image, label, geometry, _KEY)
+def write(
+    path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None, *, oriented: bool = True
+) -> None:
+    """Write a slice (H, W) or a volume (D, H, W) and, where it is known, the volume's geometry beside it.
+
+    `oriented` says whether it is known where the geometry's axes point; see `datasets.synapse.says_axes`.
+    """
+    write_npz(path, image, label, geometry, _KEY, oriented=oriented)
 
 
 def listed_files(folder: Path, names: Sequence[str], kind: re.Pattern[str]) -> list[Path]:

@@ -16,7 +16,7 @@ import numpy as np
 Item = TypeVar("Item")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
-_LONGEST_NAME = 200  # a file system takes 255 bytes, and the suffix is still to come
+LONGEST_NAME = 200  # a file system takes 255 bytes, and the suffix is still to come
 _LONGEST_LIST = 2**26  # bytes; a million slices take a third
 
 # Bounds on what a file may claim of itself, for what it claims costs it nothing.
@@ -24,7 +24,7 @@ MOST_PIXELS = 2**26  # a slice of 8192 x 8192
 MOST_VOXELS = 2**30  # a scan of 512 x 512 x 4096
 MOST_PACKED = 1032  # bytes that deflate can make of one; other packings make fewer
 
-_DEFECTS_SHOWN = 8  # in one line; who has more finds each by its own in the log
+_DEFECTS_SHOWN = 8  # in one line; a command prints each on a line of its own before
 
 
 class BadFile(ValueError):
@@ -39,6 +39,12 @@ class Defect(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
+
+
+def defect_of(path: Path, error: Exception) -> Defect:
+    """An error that was raised of a file, as a defect of it; the path, which stands before it, is not said again."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return Defect(path, text.removeprefix(f"{path}: "))
 
 
 class Defects(ValueError):
@@ -160,8 +166,8 @@ def read_list(path: Path, plain: re.Pattern = _PLAIN_NAME) -> list[str]:
         if not plain.fullmatch(name):
             shown = shorten(repr(name))
             raise ValueError(f"{path}: {shown} is not a plain name; expected letters, digits, '_', '-' and '.' only")
-        if len(name) > _LONGEST_NAME:
-            raise ValueError(f"{path}: holds a name of {len(name)} letters; expected {_LONGEST_NAME} at most")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"{path}: holds a name of {len(name)} letters; expected {LONGEST_NAME} at most")
     repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     if repeated:
         raise ValueError(f"{path}: names {repeated} more than once; expected every name once")

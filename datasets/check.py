@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Defect, Defects, Slices, Volume, read_through
-from datasets.cache import CachedSlices
 from datasets.synapse import SynapseSlices, read_slice, slice_path
 from datasets.verify import read_header
 
@@ -19,8 +18,8 @@ SAMPLE = 64
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
-def check_all(dataset: Slices | Sequence[Volume], progress: Progress = iter, threads: int = 8) -> None:
-    """Read every item once.
+def check_all(dataset: Slices | Sequence[Volume], progress: Progress = iter, threads: int = 8) -> set[int]:
+    """Read every item once, and return the labels that there are.
 
     Slices in a cache were read when it was built: only what is not in it, or has changed, is read again.
 
@@ -31,17 +30,23 @@ def check_all(dataset: Slices | Sequence[Volume], progress: Progress = iter, thr
         ValueError: a bad file, by name; where there are several, all of them, as `Defects`.
     """
     slices = getattr(dataset, "slices", dataset)
-    if isinstance(slices, CachedSlices):
+    if hasattr(slices, "prepare"):
         slices.prepare(progress)
-        return
-    errors = [error for error in progress(read_through(_Tried(dataset), threads)) if error]
+        progress = iter
+    seen: list[Exception | set[int]] = []
+    for _ in progress(_kept(read_through(_Tried(dataset), threads), seen)):
+        pass
+    errors = [found for found in seen if isinstance(found, Exception)]
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise Defects("the data", list(_told(errors)))
+    return set().union(*seen)
 
 
-def check_quick(dataset: Slices | Sequence[Volume], progress: Progress = iter, threads: int = 8) -> None:
+def check_quick(
+    dataset: Slices | Sequence[Volume], progress: Progress = iter, threads: int = 8, *, learn: bool = False
+) -> None:
     """See in seconds whether a data set can be trained on.
 
     Of the Synapse layout, the header of every file, and `SAMPLE` files whole: they lie evenly in the list, the first
@@ -51,19 +56,36 @@ def check_quick(dataset: Slices | Sequence[Volume], progress: Progress = iter, t
 
     Args:
         progress: wraps the iterator over the slices, such as tqdm; a stacked data set has more of them than items.
+        learn: it is to be trained on, and has to hold every class; of the Synapse layout that is not known here.
 
     Raises:
-        ValueError: a bad file, by name, in the words of its reader; where there are several, all of them.
+        ValueError: a bad file, by name, in the words of its reader; where there are several, all of them; or a class
+            that no slice holds.
     """
     slices = getattr(dataset, "slices", dataset)
-    if isinstance(slices, SynapseSlices):
-        check_all(_QuickLook(slices), progress, threads)
-    elif isinstance(slices, CachedSlices) or not getattr(slices, "looked_at", False):
-        check_all(dataset, progress, threads)
+    if getattr(slices, "looked_at", False):
+        if hasattr(slices, "prepare"):
+            slices.prepare(progress)
+    elif isinstance(getattr(slices, "source", slices), SynapseSlices):
+        check_all(slices if hasattr(slices, "prepare") else _QuickLook(slices), progress, threads)
+    else:
+        found = check_all(dataset, progress, threads)
+        absent = sorted(set(range(1, slices.num_classes)) - found) if learn else []
+        if absent:
+            raise ValueError(
+                f"{slices.files[0].parent}: no training slice holds class {', '.join(map(str, absent))}; expected all "
+                f"of 1..{slices.num_classes - 1}, so add some that do, or give another --num_classes"
+            )
+
+
+def _kept(items: Iterable[Any], kept: list[Any]) -> Iterator[Any]:
+    for item in items:
+        kept.append(item)
+        yield item
 
 
 class _Tried(Sequence):
-    """The error that each item of a data set raises when it is read; None of a good one."""
+    """The labels of each item of a data set, as far as it has some, or the error that it raises when it is read."""
 
     def __init__(self, dataset: Sequence[Any]) -> None:
         self.dataset = dataset
@@ -71,12 +93,12 @@ class _Tried(Sequence):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Exception | None:
+    def __getitem__(self, index: int) -> Exception | set[int]:
         try:
-            self.dataset[index]
+            label = getattr(self.dataset[index], "label", None)
         except (ValueError, OSError) as error:
             return error
-        return None
+        return set() if label is None else set(np.flatnonzero(np.bincount(label.ravel())).tolist())
 
 
 def _told(errors: Iterable[Exception]) -> Iterator[Defect]:

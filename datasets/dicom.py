@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from datasets.axes import arrange, check_axes, turn
 from datasets.base import MOST_PIXELS, MOST_VOXELS, Defect, Defects, Geometry, check_claim, shorten
+from datasets.elements import check_lengths
 from datasets.itk import brief_of_itk, check_name, quiet_sitk
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def is_dicom(path: Path) -> bool:
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if path.is_file() else BytesIO() as file:  # opening a pipe would wait for ever
             return file.read(_MARK_AT + len(_MARK))[_MARK_AT:] == _MARK
     except OSError:
         return False
@@ -93,7 +95,7 @@ def read_series(folder: Path | str, axis_order: str = "zxy", orientation: str = 
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.glob("[!.]*")):
-        if path.is_file() and path.suffix.lower() not in BESIDE and path.name.lower() != _INDEX:
+        if not path.is_dir() and path.suffix.lower() not in BESIDE and path.name.lower() != _INDEX:
             yield path
 
 
@@ -127,6 +129,13 @@ def _read_headers(sitk: SimpleITK, folder: Path) -> list[_Slice]:
 
 
 def _read_header(sitk: SimpleITK, path: Path) -> _Slice:
+    if not path.is_file():
+        raise ValueError(f"{path}: is a link to nowhere, or no file at all; expected a slice, so copy it again")
+    with path.open("rb") as file:
+        try:
+            check_lengths(file, path.stat().st_size)
+        except ValueError as error:
+            raise _unreadable(path, error) from None
     reader = _reader(sitk, path)
     keys = reader.GetMetaDataKeys()
     frames = reader.GetMetaData(_FRAMES).strip() if _FRAMES in keys else "1"

@@ -9,11 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.base import shorten
+
 _SEED = 1234
+_LONGEST = 2**12  # bytes of a case in the file; a name has 255 at most
 
 
-def draw_folds(cases: Iterable[str], folds: int) -> list[list[str]]:
+def folds_file(folder: Path, folds: int) -> Path:
+    """Where so many parts are written in a folder."""
+    return folder / f"folds_{folds}.json"
+
+
+def draw_folds(cases: Iterable[str], folds: int, attempt: int = 0) -> list[list[str]]:
     """Deal the cases out at random into `folds` parts, whose sizes differ by one at most; the same for the same names.
+
+    Each `attempt` deals them otherwise.
 
     Raises:
         ValueError: there are fewer cases than parts.
@@ -23,28 +33,30 @@ def draw_folds(cases: Iterable[str], folds: int) -> list[list[str]]:
         raise ValueError(
             f"--folds is {folds}, but there are {len(names)} cases to divide; expected {len(names)} or fewer"
         )
-    order = np.random.default_rng(_SEED).permutation(len(names)).tolist()
+    order = np.random.default_rng([_SEED, attempt]).permutation(len(names)).tolist()
     return [sorted(names[index] for index in order[part::folds]) for part in range(folds)]
 
 
-def read_folds(path: Path, cases: Iterable[str], folds: int) -> list[list[str]]:
+def read_folds(path: Path, cases: Iterable[str], folds: int, attempt: int = 0) -> list[list[str]]:
     """The parts in a file that `write_folds` wrote, else those that are drawn.
 
     Raises:
         ValueError: the file is damaged, or its parts are not those of these cases.
     """
     cases = set(cases)
-    if not path.is_file():
-        return draw_folds(cases, folds)
+    if not path.exists() and not path.is_symlink():
+        return draw_folds(cases, folds, attempt)
+    if not path.is_file() or path.stat().st_size > _LONGEST * (len(cases) + folds):
+        raise ValueError(f"{path}: is no file of the folds of {len(cases)} cases; remove it to have them drawn anew")
     try:
         parts = [[str(case) for case in part] for part in json.loads(path.read_text(encoding="utf-8"))["folds"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: holds no folds ({type(error).__name__}); remove it to have them drawn anew"
         ) from error
     named = [case for part in parts for case in part]
     if len(parts) != folds or len(named) != len(set(named)) or set(named) != cases:
-        differ = ", ".join(sorted(set(named) ^ cases)[:3]) or "the number of parts, or a case named twice"
+        differ = ", ".join(map(shorten, sorted(set(named) ^ cases)[:3])) or "the number of parts, or a case named twice"
         raise ValueError(
             f"{path}: its {len(parts)} folds of {len(named)} cases are not {folds} of these {len(cases)} cases "
             f"({differ}); remove it to have them drawn anew"

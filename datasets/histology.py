@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import BadFile, Defect, Defects, Sample, Volume
-from datasets.folder import Pair
+from datasets.base import BadFile, Defect, Defects, Sample, Volume, defect_of
 from datasets.images import (
     PICTURES,
     is_noise,
@@ -30,6 +30,7 @@ from datasets.images import (
     to_unit,
     value_defects,
 )
+from datasets.pairs import Pair
 
 CLASSES = {"GlaS": ("gland",), "MoNuSeg": ("nucleus",)}
 
@@ -173,53 +174,44 @@ def header_defects(pair: Pair, *, channels: int = 3, instances: bool = False, op
         try:
             headers.append(picture_header(path, **options))
         except (ValueError, OSError) as error:
-            yield _defect(path, error)
+            yield defect_of(path, error)
     if len(headers) == 2:
         yield from _mismatches(pair, headers[0][:2], headers[0].channels, headers[1][:2], channels)
 
 
-def check_all(
+def look_at_all(
     pairs: Sequence[Pair],
     *,
-    num_classes: int = 2,
-    channels: int = 3,
     instances: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     threads: int = 4,
-) -> tuple[int, ...]:
-    """Decode every picture and mask, and say what the values of the masks mean: see `images.label_table`.
+) -> tuple[tuple[int, ...], list[Defect]]:
+    """Decode every picture and mask; returns what a mask holds for class 0 and 1, and all that is wrong.
 
     Args:
-        num_classes: K; 0 has the masks tell.
-        channels, instances: as for `PictureSlices`.
+        instances: as for `PictureSlices`.
         progress: wraps the iterator over the pairs, such as tqdm.
-
-    Raises:
-        Defects: everything that is wrong with the files.
-        ValueError: there are no pairs, or no mask marks anything.
     """
 
-    def look(pair: Pair) -> tuple[int, ...] | Defect:
-        try:
-            return mask_values(_read(pair, channels, instances)[1])
-        except (ValueError, OSError) as error:
-            return _defect(pair.label if str(error).startswith(str(pair.label)) else pair.image, error)
+    def look(pair: Pair) -> tuple[int, ...] | list[Defect]:
+        defects = []
+        for path, read in ((pair.image, read_picture), (pair.label, partial(read_mask, palette=instances))):
+            try:
+                pixels = read(path)
+            except (ValueError, OSError) as error:
+                defects.append(defect_of(path, error))
+        return defects or mask_values(pixels)
 
     with ThreadPoolExecutor(threads) as pool:
         seen = dict(zip(pairs, progress(pool.map(look, pairs)), strict=True))
-    defects = [found for found in seen.values() if isinstance(found, Defect)]
-    values = {pair.label: found for pair, found in seen.items() if not isinstance(found, Defect)}
-    table = (0, 1)
+    defects = [defect for found in seen.values() if isinstance(found, list) for defect in found]
+    values = {pair.label: found for pair, found in seen.items() if isinstance(found, tuple)}
+    if instances:
+        return (0, 1), defects + [defect for path, found in values.items() for defect in _number_defects(path, found)]
     try:
-        if instances:
-            defects += [defect for path, found in values.items() for defect in _number_defects(path, found)]
-        elif values or not defects:
-            table = label_table(values, num_classes)
+        return label_table(values, 2) if values else (0, 255), defects
     except Defects as error:
-        defects += error.defects
-    if defects:
-        raise Defects(pairs[0].image.parent.parent, defects)
-    return table
+        return (0, 255), [*defects, *error.defects]
 
 
 def _read(pair: Pair, channels: int, instances: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -313,7 +305,3 @@ def _paired(images: dict[str, Path], masks: dict[str, Path], defects: list[Defec
         defects += [Defect(path, what) for name, path in here.items() if name not in there]
     for name in sorted(images.keys() & masks.keys()):
         yield Pair(name, images[name], masks[name])
-
-
-def _defect(path: Path, error: Exception) -> Defect:
-    return Defect(path, str(error).removeprefix(f"{path}: "))

@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from datasets.base import MOST_PACKED, MOST_PIXELS, BadFile, Defect, Defects, brief, shorten
+from datasets.decoders import open_content
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,6 +44,7 @@ _UNUSABLE = {
 # Numbers of TIFF tags.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 274, 277, 339
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_IN_JPEG = 512  # pixels in a byte at most: a block of 8 x 8 takes a bit even where nothing changes
 _PNG_HEAD = 25  # bytes; the last one is the bits of a sample
 
 _NOISE, _FAINT = 64, 16  # how far JPEG's ringing takes many, or a few, values of a mask from 0 and 255
@@ -213,7 +215,8 @@ def value_defects(path: object, values: tuple[int, ...], table: tuple[int, ...])
         what = f"holds {len(values)} values ({shown}), as after smooth resizing or JPEG; expected {expected}, "
         what += "so make it again, by nearest neighbour and as PNG"
     else:
-        what = f"holds {shown}; expected {expected} without a gap, so mend the mask or give --num_classes"
+        how = "so mend the mask" if table == (0, 255) else "without a gap, so mend the mask or give --num_classes"
+        what = f"holds {shown}; expected {expected}, {how}"
     return [Defect(path, what)]
 
 
@@ -241,7 +244,7 @@ def _opened(path: Path, opaque: bool = False, palette: bool = False) -> Iterator
         try:
             head = file.read(_PNG_HEAD)
             file.seek(0)
-            image = _open_content(file, head)
+            image = open_content(file, head)
             bits = _stored_bits(image, head)
             what = _unusable(image, bits, opaque, palette)
             if not what:
@@ -252,21 +255,6 @@ def _opened(path: Path, opaque: bool = False, palette: bool = False) -> Iterator
             raise _unreadable(path, brief(error)) from error
     if what:
         raise BadFile(f"{path}: {what}")
-
-
-def _open_content(file: BinaryIO, head: bytes) -> Image.Image:
-    """Open by what a file begins with, not by its name; PIL's own `open` would warn of large pictures, on the way."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        from PIL.PngImagePlugin import PngImageFile as Plugin
-    elif head.startswith(b"\xff\xd8\xff"):
-        from PIL.JpegImagePlugin import JpegImageFile as Plugin
-    elif head.startswith(b"BM"):
-        from PIL.BmpImagePlugin import BmpImageFile as Plugin
-    elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        from PIL.TiffImagePlugin import TiffImageFile as Plugin
-    else:
-        raise ValueError("it begins like no PNG, JPEG, TIFF or BMP")
-    return Plugin(file)
 
 
 def _stored_bits(image: Image.Image, head: bytes) -> int:
@@ -281,9 +269,8 @@ def _stored_bits(image: Image.Image, head: bytes) -> int:
 def _unusable(image: Image.Image, bits: int, opaque: bool, palette: bool) -> str:
     """What makes a whole picture unusable, with what was expected and what to do; empty where nothing does."""
     taken = (*_GREY, _COLOUR, *(("RGBA", "LA") if opaque else ()), *(("P",) if palette else ()))
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        return f"holds {pages} pictures; expected one, so write each by itself, by ImageMagick: magick FILE NEW-%d.png"
+    if getattr(image, "is_animated", False):  # PIL would take the square of their number in time to count them
+        return "holds 2 pictures or more; expected one, so write each by itself, by ImageMagick: magick FILE NEW-%d.png"
     if image.mode not in (*taken, "I", "F"):
         what, mode = _UNUSABLE.get(image.mode, (f"has the colours of PIL's mode {image.mode}", "RGB"))
         return f"{what}; expected {_EXPECTED}, so {_CONVERT.format(mode)}"
@@ -309,7 +296,8 @@ def _header(image: Image.Image, bits: int, path: Path) -> PictureHeader:
     channels = len(image.getbands())
     if width * height > MOST_PIXELS:
         raise BadFile(f"{path}: claims {height} x {width} pixels; expected {MOST_PIXELS} at most, so cut it into tiles")
-    if image.format == "PNG" and width * height * channels * bits > 8 * MOST_PACKED * path.stat().st_size:
+    packed = {"PNG": 8 * MOST_PACKED / (channels * bits), "JPEG": _IN_JPEG}.get(image.format)
+    if packed and width * height > packed * path.stat().st_size:
         raise BadFile(f"{path}: claims {height} x {width} pixels, more than its bytes can hold; copy it again")
     return PictureHeader(height, width, 3 if channels >= 3 else 1, 16 if bits == 16 else 8)
 

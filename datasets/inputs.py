@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.axes import check_axes
-from datasets.base import Defect, Defects, Geometry, SlicedImage, Volume
+from datasets.base import Defect, Defects, Geometry, SlicedImage, Volume, defect_of
 from datasets.dicom import BESIDE, dicom_files, is_dicom, read_series
 from datasets.images import PICTURES, is_picture, read_picture
 from datasets.intensity import Intensity, Reading
@@ -98,9 +98,15 @@ class InputVolumes(Sequence):
         if channels != self.reading.channels:
             found, expected = (f"{count} channel{'s' * (count > 1)}" for count in (channels, self.reading.channels))
             raise ValueError(f"{path}: has {found}; expected {expected}, as the network was trained on, so convert it")
+        # Over a picture of a CT a window has been laid already; its numbers are no HU.
+        intensity = (
+            Intensity("range")
+            if is_picture(path) and self.reading.intensity.how == "window"
+            else self.reading.intensity
+        )
         if index not in self._limits:
-            self._limits[index] = self.reading.intensity.limits(raw, path)
-        image = ScaledImage(raw, self.reading.intensity, self._limits[index], path)
+            self._limits[index] = intensity.limits(raw, path)
+        image = ScaledImage(raw, intensity, self._limits[index], path)
         return Volume(name, image, None, geometry, is_picture=is_picture(path), source=path)
 
     def check(self, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
@@ -119,7 +125,7 @@ class InputVolumes(Sequence):
             except Defects as error:
                 defects += error.defects
             except (ValueError, OSError) as error:
-                defects.append(_defect(self._inputs[index].path, error))
+                defects.append(defect_of(self._inputs[index].path, error))
         if defects:
             raise Defects(self.path, defects)
 
@@ -181,8 +187,3 @@ def _unique(inputs: Iterable[_Input]) -> Iterator[_Input]:
                 defect=f"has the name of {other.name}, and so would its mask; expected each name once, so rename one"
             )
         yield given
-
-
-def _defect(path: Path, error: ValueError | OSError) -> Defect:
-    what = str(error.strerror) if isinstance(error, OSError) and error.filename is not None else str(error)
-    return Defect(path, what.removeprefix(f"{path}: "))

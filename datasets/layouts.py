@@ -5,18 +5,22 @@ Adding a data set is adding a layout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import acdc, folder, histology, synapse
-from datasets.axes import orientation, turned
-from datasets.base import Slices, Volume, read_list, require_listed
+from datasets.axes import check_axes, orientation, turned
+from datasets.base import Defect, Defects, Slices, Volume, brief, read_list, require_listed, shorten
 from datasets.cache import CachedSlices
-from datasets.intensity import Reading
+from datasets.intensity import Intensity, Reading
+from datasets.pairs import IMAGES, LABELS, NAME, Pair, find_pairs
 from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes
-from datasets.volumes import VolumePairs, VolumeSlices
+from datasets.volumes import CachedVolumes, VolumePairs
 
+PREPARED = "prepared.json"  # beside the lists: what the scripts say of the files they made
 _ANY_CLASS = 256  # labels are not looked at
 
 
@@ -87,21 +91,40 @@ class _InLists:
 
     def names(self, part: str) -> list[str]:
         path = self.lists / {"train": "train.txt", "val": self.val_list, "test": self.test_list}[part]
-        return read_list(path) if part != "val" or path.is_file() else []
+        return read_list(path) if part != "val" else _read(path)
 
     def folder(self, part: str) -> Path:
         """The folder of one part; the root may be that folder itself, as some published commands have it."""
-        inside = self.root / part
-        return inside if inside.is_dir() or self.root.name != part else self.root
+        beside = self.root.parent / part
+        is_part = self.root.name in self.parts and not (self.root / part).is_dir()
+        return beside if is_part and (beside.is_dir() or self.root.name == part) else self.root / part
 
     @classmethod
     def look_through(cls, root: Path, lists: Path, **how: Any) -> dict[str, Any]:
-        """Where the axes of the training volumes point, where all their files say so and alike."""
+        """How the volumes were scaled, where that was written, and where their axes point, where all say so alike.
+
+        Raises:
+            ValueError: a case that trains or validates is tested on, too.
+        """
         layout = cls(root, lists, _ANY_CLASS, Reading())
-        slices = layout.slices(layout.names("train"), "")
+        names = layout.names("train")
+        layout.check_apart([*names, *layout.names("val")])
+        slices = layout.slices(names, "")
         first = {layout.case_of(name): path for name, path in zip(slices.names, slices.files, strict=True)}
         found = {_axes(path) for path in first.values()}
-        return {"DATA.ORIENTATION": found.pop()} if len(found) == 1 else {}
+        axes = {"DATA.ORIENTATION": found.pop()} if len(found) == 1 else {}
+        return axes | _prepared(lists / PREPARED)
+
+    def check_apart(self, names: Sequence[str]) -> None:
+        """Refuse cases that train or validate and are in the list of the test, too."""
+        tests = self.lists / self.test_list
+        tested = {self.case_of(name.removesuffix(".h5").removesuffix(".npy")) for name in _read(tests)}
+        both = sorted(tested & {self.case_of(name) for name in names})
+        if both:
+            raise ValueError(
+                f"{tests}: names {shorten(', '.join(both))}, which train or validate; expected a case in one list, or "
+                "the test measures what was learnt by heart"
+            )
 
 
 class SynapseLayout(_InLists):
@@ -130,17 +153,12 @@ class AcdcLayout(_InLists):
     val_list = "valid.txt"
     case_of = staticmethod(acdc.case_of)
 
-    def __init__(self, *where: Any) -> None:
-        super().__init__(*where)
-        self._validates: set[str] = set()
-
     def names(self, part: str) -> list[str]:
-        names = [name.removesuffix(".npz") for name in super().names(part)]
-        self._validates |= set(names) if part == "val" else set()
-        return names
+        return [name.removesuffix(".npz") for name in super().names(part)]
 
     def slices(self, names: Sequence[str], cache: str) -> Slices:
-        parts = ([n for n in names if (n in self._validates) == validates] for validates in (False, True))
+        validates = set(self.names("val"))
+        parts = ([n for n in names if (n in validates) == wanted] for wanted in (False, True))
         train, valid = (
             acdc.AcdcSlices(self.folder(part), some, self.num_classes)
             for part, some in zip(("train", "valid"), parts, strict=True)
@@ -165,16 +183,17 @@ class PictureLayout:
     instances = False  # whether masks number objects
 
     def __init__(self, root: Path, lists: Path, num_classes: int, reading: Reading) -> None:
+        _check_range(reading)
         self.root, self.lists, self.reading = root, lists, reading
-        self._pairs: dict[str, folder.Pair] = {}
+        self._pairs: dict[str, Pair] = {}
 
     def names(self, part: str) -> list[str]:
-        found = {pair.name: pair for pair in histology.find_pairs(self.root, part, **self._how())}
+        found = {pair.name: pair for pair in self._part(part)}
         self._pairs |= found
         path = self.lists / f"{part}.txt"
         if not path.is_file():
             return list(found)
-        names = read_list(path, folder.NAME)
+        names = read_list(path, NAME)
         require_listed(self.root / part / name for name in names if name not in self._pairs)
         return names
 
@@ -195,10 +214,39 @@ class PictureLayout:
     def _how(self) -> dict[str, Any]:
         return {"channels": self.reading.channels, "instances": self.instances}
 
-    @staticmethod
-    def look_through(root: Path, lists: Path, **how: Any) -> dict[str, Any]:
-        """Nothing: what an official data set holds is known."""
-        return {}
+    def _part(self, part: str) -> list[Pair]:
+        return histology.find_pairs(self.root, part, **self._how())
+
+    @classmethod
+    def look_through(cls, root: Path, lists: Path, *, progress: Any = iter, **how: Any) -> dict[str, Any]:
+        """What the masks hold; every picture of every part is read, and none may be in two parts.
+
+        Raises:
+            FileNotFoundError: there is no part to train on.
+            Defects: all that is wrong with the files, or two that train and validate have one name.
+        """
+        layout = cls(root, lists, 2, Reading((0, 255), 3, Intensity("range")))
+        pairs, defects = layout._all_pairs()
+        table, more = histology.look_at_all(list(pairs), instances=cls.instances, progress=progress)
+        defects += [*more, *_twice(pairs)]
+        if defects:
+            raise Defects(root, defects)
+        return {} if cls.instances else {"DATA.LABEL_VALUES": list(table)}
+
+    def _all_pairs(self) -> tuple[dict[Pair, str], list[Defect]]:
+        """Every pair with its part, and what is wrong with them at first sight; training does without a test."""
+        found: dict[Pair, str] = {}
+        defects: list[Defect] = []
+        for part in ("train", "val", "test"):
+            try:
+                pairs, more = histology.look_for_pairs(self.root, part, **self._how())
+            except FileNotFoundError:
+                if part != "test":
+                    raise
+                continue
+            found |= dict.fromkeys(pairs, part)
+            defects += more
+        return found, defects
 
 
 class GlasLayout(PictureLayout):
@@ -210,15 +258,17 @@ class GlasLayout(PictureLayout):
 class FolderLayout:
     """`images/` and `labels/` of one's own, pictures or volumes; a name in a list is a case."""
 
-    parts = (folder.IMAGES, folder.LABELS)
+    parts = (IMAGES, LABELS)
     val_list = "val.txt"
     val_is_apart = True
     ships_a_split = False
 
     def __init__(self, root: Path, lists: Path, num_classes: int, reading: Reading) -> None:
         self.root, self.reading = root, reading
-        self.pairs = {pair.name: pair for pair in folder.find_pairs(root)}
+        self.pairs = {pair.name: pair for pair in find_pairs(root)}
         self.are_volumes = next(iter(self.pairs.values())).is_volume
+        if not self.are_volumes:
+            _check_range(reading)
         self.listed = folder.read_parts(lists)
 
     def names(self, part: str) -> list[str]:
@@ -232,10 +282,13 @@ class FolderLayout:
         if not self.are_volumes:
             how = {"label_values": self.reading.label_values, "channels": self.reading.channels}
             slices = histology.PictureSlices(pairs, **how)
-            slices.looked_at = True
-            return _cached(slices, cache, str(self.reading))
+            cached = _cached(slices, cache, str(self.reading))
+            cached.looked_at = True
+            return cached
         # Unpacking a volume for every slice of it would take longer than training on it.
-        return _cached(VolumeSlices(pairs, self.reading), cache or str(self.root / "cache"), str(self.reading))
+        cached = CachedVolumes(pairs, self.reading, cache or self.root / "cache")
+        cached.looked_at = True
+        return cached
 
     def cases(self, names: Sequence[str], cache: str) -> Sequence[Volume]:
         if self.are_volumes:
@@ -245,8 +298,8 @@ class FolderLayout:
     def tests(self, names: Sequence[str]) -> Sequence[Volume]:
         return self.cases(names, "")
 
-    def _of(self, names: Sequence[str]) -> list[folder.Pair]:
-        require_listed(self.root / folder.IMAGES / name for name in names if name not in self.pairs)
+    def _of(self, names: Sequence[str]) -> list[Pair]:
+        require_listed(self.root / IMAGES / name for name in names if name not in self.pairs)
         return [self.pairs[name] for name in names]
 
     @staticmethod
@@ -255,12 +308,54 @@ class FolderLayout:
         return folder.look_through(root, lists, **how).keys()
 
 
+def _twice(pairs: Mapping[Pair, str]) -> Iterator[Defect]:
+    """Pictures that are in two parts, and those that train and validate under one name."""
+    names: dict[str, Path] = {}
+    contents: dict[bytes, tuple[str, Path]] = {}
+    for pair, part in pairs.items():
+        other = names.setdefault(pair.name, pair.image) if part != "test" else pair.image
+        if other != pair.image:
+            yield Defect(pair.image, f"has the name of {other}; expected one of each, rename one")
+        twin, path = contents.setdefault(sha256(pair.image.read_bytes()).digest(), (part, pair.image))
+        if twin != part:
+            what = f"is the picture {path}; expected it in one part, or the test measures what was learnt by heart"
+            yield Defect(pair.image, what)
+
+
+def _check_range(reading: Reading) -> None:
+    if reading.intensity.how != "range":
+        how = f"DATA.INTENSITY is {reading.intensity.how}"
+        raise ValueError(f"{how}; expected range: pictures are scaled by what their bits hold")
+
+
 def _axes(npz: Path) -> str:
     try:
         geometry = synapse.read_npz_geometry(npz)
     except ValueError:  # a bad file is told with the others, later
         return ""
     return orientation(geometry) if geometry else ""
+
+
+def _prepared(path: Path) -> dict[str, Any]:
+    """What a preparing script wrote of intensities and axes, by configuration key.
+
+    Raises:
+        ValueError: it is damaged; the message names it.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        how = Intensity(known["intensity"], tuple(known["window"] or Intensity().window))
+        check_axes(known["axis_order"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: is not understood ({brief(error)}); prepare the data again, or remove it") from None
+    return {"DATA.INTENSITY": how.how, "DATA.WINDOW": list(how.window), "DATA.AXIS_ORDER": known["axis_order"]}
+
+
+def _read(path: Path) -> list[str]:
+    """The names in a list; none where it is not there."""
+    return read_list(path) if path.is_file() else []
 
 
 LAYOUTS: dict[str, type[Layout]] = {

@@ -29,6 +29,7 @@ SUFFIXES = (".nii.gz", ".nii")
 HEADER_BYTES = 348
 _DIM, _DATATYPE, _PIXDIM, _VOX_OFFSET, _SCALE, _QFORM_CODE, _QFORM = 40, 70, 76, 108, 112, 252, 256
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_CODES = range(6)  # of the qform and the sform, 0 for one that says nothing
 _BLOCK = 2**20  # bytes; whole voxels of every type
 _AHEAD = 2**26  # bytes of slices that are read at once where they do not lie one behind the other
 _MOST_BESIDE = 2**24  # bytes before the voxels, for extensions of the header, and as many behind them
@@ -171,8 +172,8 @@ def open_image(path: Path | str, axis_order: str = "zxy", orientation: str = "",
     """
     path = Path(path)
     check_axes(axis_order, orientation)
-    layout, knows_axes = _check_file(path, whole)
-    if orientation and not knows_axes:
+    layout = _check_file(path, whole)
+    if orientation and not says_axes(path):
         raise ValueError(
             f"{path}: does not say where its axes point (qform_code and sform_code are 0); expected a file that does, "
             "so mend its header, or take its axes as they are stored (DATA.ORIENTATION '')"
@@ -221,6 +222,12 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
+def says_axes(path: Path) -> bool:
+    """Whether a NIfTI file's header says where its axes point: not where qform_code and sform_code are 0."""
+    with open_stream(path) as stream:
+        return any(_read(stream, HEADER_BYTES, path)[_QFORM_CODE:_QFORM])
+
+
 def open_stream(path: Path) -> BinaryIO:
     """The bytes of a file, unpacked where it is packed."""
     return gzip.open(path, "rb") if _is_packed(path) else path.open("rb")
@@ -255,24 +262,25 @@ def _reader(sitk: SimpleITK, path: Path) -> SimpleITK.ImageFileReader:
     return reader
 
 
-def _check_file(path: Path, whole: bool) -> tuple[_Layout, bool]:
+def _check_file(path: Path, whole: bool) -> _Layout:
     """Refuse what SimpleITK reads all the same: it fills up a file cut short with whatever is in memory.
 
-    With `whole`, the voxels are looked at too; without, the header alone. Returns how the voxels lie, and whether the
-    header says where the axes point.
+    With `whole`, the voxels are looked at too; without, the header alone.
     """
     check_name(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a NIfTI volume (.nii or .nii.gz)")
     if not path.name.endswith((*SUFFIXES, *map(str.upper, SUFFIXES))):  # SimpleITK takes no mixture of cases
         raise ValueError(f"{path}: is no NIfTI file by its name; expected one that ends in .nii.gz or .nii, rename it")
+    if path.name.lower().endswith(".nii") and _is_packed(path):  # of which ITK would print a line
+        raise ValueError(f"{path}: is packed, and its name does not say so; expected .nii.gz, rename it")
     with open_stream(path) as stream:
         header = _read(stream, HEADER_BYTES, path)
         layout = _check_header(header, path)
         if whole:
             for _ in _voxel_blocks(stream, path, layout):
                 pass
-    return layout, any(struct.unpack_from("2h", header, _QFORM_CODE))
+    return layout
 
 
 def _check_header(header: bytes, path: Path) -> _Layout:
@@ -283,6 +291,12 @@ def _check_header(header: bytes, path: Path) -> _Layout:
         raise ValueError(f"{path}: has the NIfTI data type {datatype}; expected one whole or real number a voxel")
     numbers = (*struct.unpack_from(f"{order}4f", header, _PIXDIM), *struct.unpack_from(f"{order}18f", header, _QFORM))
     (start,) = struct.unpack_from(f"{order}f", header, _VOX_OFFSET)
+    codes = struct.unpack_from(f"{order}2h", header, _QFORM_CODE)
+    if not set(codes) <= set(_CODES):
+        raise ValueError(
+            f"{path}: its qform_code and sform_code are {codes}; expected {_CODES[0]} to {_CODES[-1]}, which say where "
+            "its axes point, so mend its header"
+        )
     if not all(math.isfinite(number) for number in (*numbers, start)):
         raise _unreadable(path, "its spacing or position is not finite")
     if not all(numbers[1:4]):

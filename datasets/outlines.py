@@ -16,7 +16,11 @@ import numpy as np
 
 from datasets.base import Defect
 
-_LARGEST = 2**26  # bytes; the largest file of MoNuSeg has some five million
+# Far more than any picture has: what a file may cost follows from them.
+_LARGEST = 2**25  # bytes; the largest file of MoNuSeg has some five million
+_MOST_REGIONS = 2**16
+_DEEPEST = 64  # elements in one another
+_AT_ONCE = 2**20  # crossings of edges and rows that are worked out together
 _FAR = 0.1  # of the side; a vertex farther outside belongs to another picture
 _FEWEST = 3  # vertices of an outline
 
@@ -25,8 +29,8 @@ def read_outlines(path: Path) -> list[np.ndarray]:
     """Read the regions of an Aperio annotation file, each an array (N, 2) of its vertices (x, y) in pixels.
 
     Raises:
-        ValueError: it is no such file, is too large, declares a document type or entities, or a vertex is no number;
-            the message names it and the region.
+        ValueError: it is no such file, is too large, has too many regions, declares a document type or entities, or a
+            vertex is no number; the message names it and the region.
     """
     from xml.parsers import expat
 
@@ -39,7 +43,11 @@ def read_outlines(path: Path) -> list[np.ndarray]:
         if not within and tag != "Annotations":
             raise ValueError(f"{path}: begins with <{tag}>; expected <Annotations>, as Aperio ImageScope writes it")
         within.append(tag)
+        if len(within) > _DEEPEST:
+            raise ValueError(f"{path}: has elements {len(within)} deep; expected Aperio's outlines, copy it again")
         if tag == "Region":
+            if len(regions) == _MOST_REGIONS:
+                raise ValueError(f"{path}: has more than {_MOST_REGIONS} regions; expected outlines of one picture")
             regions.append([])
         elif tag == "Vertex" and regions:
             regions[-1].append(_vertex(attributes, f"{path}: region {len(regions)}"))
@@ -102,15 +110,27 @@ def rasterise(outline: np.ndarray, mask: np.ndarray) -> bool:
     (x0, y0), (x1, y1) = np.where(
         ends[0, :, 1] <= ends[1, :, 1], ends.transpose(0, 2, 1), ends[::-1].transpose(0, 2, 1)
     )
-    centres = np.arange(top, bottom) + 0.5
-    rows, edges = np.nonzero((y0 <= centres[:, None]) & (centres[:, None] < y1))
-    slope = (x1[edges] - x0[edges]) / (y1[edges] - y0[edges])
-    crossings = x0[edges] + (centres[rows] - y0[edges]) * slope
-    first = np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.int64)  # column from which on it lies to the left
-    counts = np.bincount(rows * (width + 1) + first, minlength=(bottom - top) * (width + 1))
+    first_row, end_row = (np.clip(np.ceil(y - 0.5), top, bottom).astype(np.int64) for y in (y0, y1))
+    counts = np.zeros((bottom - top) * (width + 1), dtype=np.int64)
+    for edges, rows in _crossings(first_row, end_row):
+        slope = (x1[edges] - x0[edges]) / (y1[edges] - y0[edges])
+        crossings = x0[edges] + (rows + 0.5 - y0[edges]) * slope
+        first = np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.int64)  # column from which on it lies to the left
+        counts += np.bincount((rows - top) * (width + 1) + first, minlength=len(counts))
     inside = counts.reshape(bottom - top, width + 1)[:, :width].cumsum(axis=1) % 2 == 1
     mask[top:bottom] |= inside
     return bool(inside.any())
+
+
+def _crossings(first_row: np.ndarray, end_row: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each edge with each row from its first to before its end, a part of these pairs at a time."""
+    lengths = end_row - first_row
+    ends = np.cumsum(lengths)
+    borders = np.searchsorted(ends, np.arange(_AT_ONCE, ends[-1], _AT_ONCE), side="right")
+    for part in np.split(np.arange(len(lengths)), borders):
+        before = np.cumsum(lengths[part]) - lengths[part]
+        edges = np.repeat(part, lengths[part])
+        yield edges, np.arange(len(edges)) + np.repeat(first_row[part] - before, lengths[part])
 
 
 def draw(outlines: Iterable[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, dict[str, int]]:

@@ -32,12 +32,12 @@ from datasets.base import (
     require_listed,
     shorten,
 )
+from datasets.geometry import NUMBERS, ORIENTED, TEXTS, geometry_arrays, geometry_from, oriented_from
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 
 _SLICE_MARK = "_slice"
 _VOLUME_SUFFIX = ".npy.h5"
-_GEOMETRY_KEYS = ("spacing", "origin", "direction")
 _LONGEST_HEADER = 10_000  # bytes of an .npy file; as many as NumPy takes
 _BLOCK = 2**18  # bytes
 _LONG_OF_PYTHON_2 = re.compile(r"(\d)L\b")
@@ -72,31 +72,33 @@ def volume_path(folder: Path, name: str) -> Path:
     return folder / f"{name.removesuffix('.h5').removesuffix('.npy')}{_VOLUME_SUFFIX}"
 
 
-def _geometry_arrays(geometry: Geometry) -> dict[str, np.ndarray]:
-    arrays = {key: np.asarray(getattr(geometry, key), dtype=np.float64) for key in _GEOMETRY_KEYS}
-    return arrays | {"affine": geometry.affine, "axis_order": np.bytes_(geometry.axis_order)}
+def write_slice(
+    path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None, *, oriented: bool = True
+) -> None:
+    """Write one slice: `image`, `label` (H, W) and, where it is known, the volume's geometry beside them.
 
-
-def write_slice(path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None) -> None:
-    """Write one slice: `image`, `label` (H, W) and, where it is known, the volume's geometry beside them."""
-    write_npz(path, image, label, geometry)
+    `oriented` says whether it is known where the geometry's axes point; see `says_axes`.
+    """
+    write_npz(path, image, label, geometry, "image", oriented=oriented)
 
 
 def write_npz(
-    path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None, key: str = "image"
+    path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None, key: str, *, oriented: bool = True
 ) -> None:
-    """Write an image, under the name `key`, its label and, where it is known, the geometry; always the same bytes."""
-    extra = {} if geometry is None else _geometry_arrays(geometry)
+    """Write an image, under the name `key`, its label and the geometry as in `write_slice`; always the same bytes."""
+    extra = {} if geometry is None else geometry_arrays(geometry, oriented=oriented)
     np.savez(path, **{key: image}, label=label, **extra)
 
 
-def write_volume(path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None) -> None:
-    """Write one volume: `image`, `label` (D, H, W) and, where it is known, its geometry beside them."""
+def write_volume(
+    path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None, *, oriented: bool = True
+) -> None:
+    """Write one volume: `image`, `label` (D, H, W) and the geometry as in `write_slice`."""
     with h5py.File(path, "w") as file:
         file["image"] = image
         # With a checksum: HDF5 unpacks a damaged lzf block to whatever lies in memory, and says nothing.
         file.create_dataset("label", data=label, compression="lzf", fletcher32=True)
-        for key, value in ({} if geometry is None else _geometry_arrays(geometry)).items():
+        for key, value in ({} if geometry is None else geometry_arrays(geometry, oriented=oriented)).items():
             file[key] = value
 
 
@@ -152,9 +154,24 @@ def read_npz_geometry(path: Path) -> Geometry | None:
         ValueError: the file is damaged, or what it holds is no geometry; the message names it.
     """
     with _reading(path, "npz"), zipfile.ZipFile(path) as file:
-        keys = [key for key in (*_GEOMETRY_KEYS, "axis_order") if key in _npz_keys(file)]
+        keys = [key for key in (*NUMBERS, *TEXTS) if key in _npz_keys(file)]
         stored = {key: _read_npy(file, key, path, None) for key in keys}
     return geometry_from(stored, path)
+
+
+def says_axes(path: Path) -> bool:
+    """Whether the axes of an npz or h5 file point where its geometry says: not where it was made `oriented=False`.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    if path.suffix == ".h5":
+        with _reading(path, "h5"), h5py.File(path, "r") as file:
+            stored = _read_dataset(file, ORIENTED, path) if ORIENTED in list(file) else None
+    else:
+        with _reading(path, "npz"), zipfile.ZipFile(path) as file:
+            stored = _read_npy(file, ORIENTED, path, None) if ORIENTED in _npz_keys(file) else None
+    return oriented_from(stored, path)
 
 
 def _npz_keys(file: zipfile.ZipFile) -> list[str]:
@@ -173,7 +190,7 @@ def _read_npy(file: zipfile.ZipFile, key: str, path: Path, most: int | None) -> 
         shape, in_columns, dtype = read_npy_header(stream)
         if most is not None:
             check_claim(shape, dtype, packed.compress_size, most, f"'{key}'", path)
-        elif dtype.kind not in "fiuS" or math.prod(shape) * dtype.itemsize > _MOST_OF_GEOMETRY:
+        elif dtype.kind not in "fiubS" or math.prod(shape) * dtype.itemsize > _MOST_OF_GEOMETRY:
             raise BadFile(f"{path}: '{key}' is {shape} of {shorten(str(dtype))}; expected a geometry, make it again")
         array = np.empty(math.prod(shape), dtype)
         _fill(array, stream, f"{path}: '{key}' of shape {shape}")
@@ -221,9 +238,8 @@ def read_volume(path: Path, num_classes: int) -> Volume:
         raise FileNotFoundError(f"{path}: no such volume; expected an h5 file with 'image' and 'label'")
     with _reading(path, "h5"), h5py.File(path, "r") as file:
         image, label = (_read_dataset(file, key, path) for key in ("image", "label"))
-        stored = {key: _read_dataset(file, key, path) for key in _GEOMETRY_KEYS if key in list(file)}
-        if "axis_order" in list(file):
-            stored["axis_order"] = _read_text(file, "axis_order", path)
+        stored = {key: _read_dataset(file, key, path) for key in NUMBERS if key in list(file)}
+        stored |= {key: _read_text(file, key, path) for key in TEXTS if key in list(file)}
     image, label = check_pair(image, label, num_classes, 3, path)
     return Volume(path.name.removesuffix(_VOLUME_SUFFIX), image, label, geometry_from(stored, path))
 
@@ -260,27 +276,6 @@ def _read_text(file: h5py.File, key: str, path: Path) -> np.ndarray:
     if not is_text or dataset.shape != () or dataset.dtype.itemsize > _ORDER_BYTES:
         raise BadFile(f"{path}: '{key}' is not a short text; expected letters such as zxy")
     return np.asarray(dataset[()])
-
-
-def geometry_from(stored: dict[str, np.ndarray], path: Path) -> Geometry | None:
-    if not all(key in stored for key in _GEOMETRY_KEYS):
-        return None
-    try:
-        values = {key: tuple(float(v) for v in stored[key].ravel()) for key in _GEOMETRY_KEYS}
-        order = stored["axis_order"].item().decode() if "axis_order" in stored else "zyx"
-        if [len(values[key]) for key in _GEOMETRY_KEYS] != [3, 3, 9] or sorted(order) != ["x", "y", "z"]:
-            raise ValueError(f"{ {key: len(value) for key, value in values.items()} }, axis_order {order!r}")
-        if not np.isfinite(np.concatenate(list(values.values()))).all() or min(values["spacing"]) <= 0:
-            raise ValueError("a spacing that is not positive, or a number that is not finite")
-        determinant = np.linalg.det(np.reshape(values["direction"], (3, 3)))
-        if not 0.5 < abs(determinant) < 2:
-            raise ValueError(f"directions of determinant {determinant:g}")
-        return Geometry(**values, axis_order=order)
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: its geometry is not understood ({brief(error)}); expected 'spacing' and 'origin' of 3 numbers, "
-            "'direction' of 9 and 'axis_order' such as zxy"
-        ) from error
 
 
 class SynapseSlices(Dataset):
@@ -345,4 +340,6 @@ class StackedSlices(Sequence):
     def __getitem__(self, index: int) -> Volume:
         name, members = self.groups[index]
         samples = [self.slices[i] for i in members]
-        return Volume(name, np.stack([s.image for s in samples]), np.stack([s.label for s in samples]))
+        geometry = read_npz_geometry(getattr(self.slices, "source", self.slices).files[members[0]])
+        image, label = np.stack([s.image for s in samples]), np.stack([s.label for s in samples])
+        return Volume(name, image, label, geometry)

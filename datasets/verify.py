@@ -24,13 +24,14 @@ from datasets.base import (
     brief,
     check_claim,
     check_label,
+    defect_of,
     read_list,
     require_listed,
 )
+from datasets.geometry import geometry_from
 from datasets.synapse import (
     DAMAGE,
     case_of,
-    geometry_from,
     own_dataset,
     read_npy_header,
     read_slice,
@@ -155,7 +156,7 @@ def _read_pair(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _refusals(path: Path, error: Exception, num_classes: int, header: Header | None) -> Iterator[Defect]:
     """Why the file was refused, and what is wrong with its label where that was not the reason."""
-    first, own = _defect(path, error), None
+    first, own = defect_of(path, error), None
     if header is not None:  # else there are no two whole arrays to look at
         own = _label_defect(path, num_classes)
     if own is None or not own.what.startswith(first.what):
@@ -177,7 +178,7 @@ def _label_defect(path: Path, num_classes: int) -> Defect | None:
         found = np.unique(label)
         shown = ", ".join(f"{value:g}" for value in found[:_LABELS_SHOWN].tolist())
         more = ", ..." if len(found) > _LABELS_SHOWN else ""
-        return Defect(path, f"{_defect(path, error).what}; labels found: {shown}{more}")
+        return Defect(path, f"{defect_of(path, error).what}; labels found: {shown}{more}")
     return None
 
 
@@ -188,7 +189,7 @@ def _geometry(path: Path) -> tuple[Geometry | None, list[Defect]]:
         geometry = geometry_from(stored, path)
     except DAMAGE as error:
         if str(error).startswith(f"{path}: "):
-            return None, [_defect(path, error)]
+            return None, [defect_of(path, error)]
         return None, [Defect(path, f"its geometry cannot be read ({brief(error)}); make or copy it again")]
     if stored and geometry is None:
         missing = ", ".join(f"'{key}'" for key in _GEOMETRY[:3] if key not in stored)
@@ -217,11 +218,6 @@ def _intensity_defects(path: Path, low: float, high: float, size: int, voxels: S
     if low == high and size > 1 and marked:
         found = f"'image' is {low:g} everywhere, but 'label' marks {', '.join(marked)} in it"
         yield Defect(path, f"{found}; expected a picture of them, make or copy the file again")
-
-
-def _defect(path: Path, error: Exception) -> Defect:
-    """An error that names `path` as a defect of it."""
-    return Defect(path, str(error).removeprefix(f"{path}: "))
 
 
 def read_names(path: Path) -> list[str]:
@@ -255,7 +251,7 @@ def name_defects(where: Path, paths: Sequence[Path], folder: Path, pattern: str)
         try:
             require_listed([path])
         except FileNotFoundError as error:
-            yield _defect(path, error)
+            yield defect_of(path, error)
     for path in sorted(set(folder.glob(pattern)) - set(paths)):
         yield Defect(path, f"no list names it; expected it in {where}, name it there or move it away")
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from datasets.base import Sample, Volume, check_label
-from datasets.folder import Pair
+from datasets.cache import CachedSlices
 from datasets.images import to_classes
 from datasets.intensity import Reading
 from datasets.nifti import read_header, read_image
+from datasets.pairs import Pair
 from datasets.synapse import slice_name
 
 _VALUES = 256  # that a label file may hold
@@ -47,6 +51,35 @@ class VolumePairs(Sequence):
 
 def _classes(label: np.ndarray, how: Reading, where: Path) -> np.ndarray:
     return to_classes(check_label(label, _VALUES, where), how.label_values, where)
+
+
+class CachedVolumes(Dataset):
+    """The slices of volumes, each volume in a cache of its own: whatever parts the volumes are divided into share it.
+
+    Args:
+        pairs: the volumes; each is read once, and again where one of its files has changed.
+        reading: how.
+        folder: where the caches lie.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], reading: Reading, folder: str | Path) -> None:
+        self.num_classes = len(reading.label_values)
+        self.parts = [CachedSlices(VolumeSlices([pair], reading), folder, str(reading)) for pair in pairs]
+        self.names = [name for part in self.parts for name in part.names]
+        self.files = [file for part in self.parts for file in part.source.files]
+        self._ends = list(accumulate(len(part) for part in self.parts))
+
+    def prepare(self, progress: Callable[[Any], Any] = iter) -> None:
+        """Make sure that every cache is there and up to date; `progress` wraps the iterator over the volumes."""
+        for part in progress(self.parts):
+            part.prepare()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        number = bisect_right(self._ends, index)
+        return self.parts[number][index - (self._ends[number - 1] if number else 0)]
 
 
 class VolumeSlices(Dataset):

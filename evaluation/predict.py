@@ -169,7 +169,11 @@ def validate(
 def _dice_of_classes(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
     """Dice of the classes 1 to `num_classes` - 1 in two label arrays, from three histograms; nan where both lack it."""
     both, found, present = (
-        torch.bincount(torch.from_numpy(labels.ravel()), minlength=num_classes)[1:num_classes].double().numpy()
+        torch.bincount(torch.from_numpy(np.require(labels.ravel(), requirements="W")), minlength=num_classes)[
+            1:num_classes
+        ]
+        .double()
+        .numpy()
         for labels in (predicted[predicted == truth], predicted, truth)
     )
     with np.errstate(invalid="ignore"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,6 @@ _SUFFIXES = (".nii.gz", ".nii")
 _EXPECTED = (
     "folders such as training/patient001 with Info.cfg, patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz"
 )
-_AXES_CODES = slice(252, 256)  # qform_code and sform_code in a NIfTI-1 header (nifti1.h)
-_NO_AXES = "unknown axes"
 
 
 @dataclass(frozen=True)
@@ -198,34 +195,28 @@ def _label_defects(label: np.ndarray, path: Path) -> Iterator[Defect]:
 def prepare_patient(patient: Patient, out: Path, *, scale: str, window: Sequence[float], axis_order: str) -> Facts:
     """Write the files of one patient; returns the shape of each volume, spacing, axes and voxels of each label."""
     from datasets.acdc import CLASSES, slice_name, volume_name, write
-    from datasets.axes import orientation
     from datasets.intensity import Intensity
     from datasets.nifti import read_image
+    from scripts.preparing import NO_AXES, axes_of
 
     intensity = Intensity(scale, tuple(window)) if window else Intensity(scale)
-    shapes, voxels = [], np.zeros(len(CLASSES) + 1, dtype=np.int64)
+    shapes, axes, voxels = [], [], np.zeros(len(CLASSES) + 1, dtype=np.int64)
     for phase, image_path, label_path in patient.frames:
         raw, geometry = read_image(image_path, axis_order)
         image = intensity.scale(raw, intensity.limits(raw, image_path), image_path)
         label = read_image(label_path, axis_order)[0].astype(np.uint8)
+        axes.append(axes_of(image_path, geometry))
+        oriented = axes[-1] != NO_AXES
         if patient.split == "test":
-            write(out / "test" / f"{volume_name(patient.name, phase)}.npz", image, label, geometry)
+            write(out / "test" / f"{volume_name(patient.name, phase)}.npz", image, label, geometry, oriented=oriented)
         else:
             for index in range(len(image)):
                 path = out / patient.split / f"{slice_name(patient.name, phase, index)}.npz"
-                write(path, image[index], label[index], geometry)
+                write(path, image[index], label[index], geometry, oriented=oriented)
         shapes.append(image.shape)
         voxels += np.bincount(label.ravel(), minlength=len(voxels))
-    axes = orientation(geometry) if _says_axes(image_path) else _NO_AXES
-    return {"shapes": shapes, "spacing": geometry.spacing, "axes": axes, "voxels": voxels.tolist()}
-
-
-def _says_axes(path: Path) -> bool:
-    """Whether a NIfTI file says where its axes point; without that, they are taken to point as LPS."""
-    from datasets.nifti import HEADER_BYTES, open_stream
-
-    with open_stream(path) as stream:
-        return any(stream.read(HEADER_BYTES)[_AXES_CODES])
+    known = NO_AXES if NO_AXES in axes else axes[-1]
+    return {"shapes": shapes, "spacing": geometry.spacing, "axes": known, "voxels": voxels.tolist()}
 
 
 def lists_of(done: Sequence[tuple[Patient, Facts]]) -> dict[str, list[str]]:
@@ -260,7 +251,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(patients)} patients below {args.raw}; {len(split_of) - len(patients)} of the split are not there")
     if left_out:
         print(f"left out, not in the split of 001 to {LAST_PATIENT:03d}: {len(left_out)} patients, {left_out[0]} ...")
-    recipe = Recipe(SPLITS, settings, check, make, describe, lists_of)
+    preprocessing = {"intensity": args.scale, "window": args.window, "axis_order": args.axis_order}
+    recipe = Recipe(SPLITS, settings, check, make, describe, lists_of, preprocessing)
     _report(prepare(recipe, patients, raw=args.raw, out=args.out, jobs=args.jobs, defects=defects), args.out)
     return 0
 
@@ -289,7 +281,7 @@ def describe(patient: Patient, facts: Facts) -> str:
 
 def _report(done: Sequence[tuple[Patient, Facts]], out: Path) -> None:
     from datasets.acdc import CLASSES
-    from scripts.preparing import checksum, counts, warn_of_axes
+    from scripts.preparing import checksum, counts, tell_next, warn_of_axes
 
     for split in SPLITS:
         facts = [of_case for patient, of_case in done if patient.split == split]
@@ -298,12 +290,7 @@ def _report(done: Sequence[tuple[Patient, Facts]], out: Path) -> None:
         print(f"{split}: {len(facts)} cases, {slices} slices; voxels: {counts(CLASSES, voxels)}")
     print(checksum(out, tuple(lists_of([]))))
     warn_of_axes([(patient.name, facts["axes"]) for patient, facts in done])
-    unknown = [patient.name for patient, facts in done if facts["axes"] == _NO_AXES]
-    if unknown:
-        print(f"WARNING: of {len(unknown)} cases the files do not say where their axes point: {unknown[0]} ...")
-    root = shlex.quote(str(out))
-    print(f"next: python train.py --dataset ACDC --root_path {root} --output_dir RUN")
-    print(f"then: python test.py --dataset ACDC --volume_path {root} --output_dir RUN")
+    tell_next("ACDC", out, (patient.split for patient, _ in done))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -44,16 +43,11 @@ class Case:
     `instances` says that the values of the mask number objects.
     """
 
-    stem: str
+    name: str
     split: str
     image: Path
     annotation: Path
     instances: bool = False
-
-    @property
-    def name(self) -> str:
-        """One of its kind, even where two parts hold a picture of one name."""
-        return f"{self.split}-{self.stem}"
 
     @property
     def sources(self) -> tuple[Path, Path]:
@@ -89,7 +83,7 @@ def find_cases(dataset: str, raw: Path, split: str) -> tuple[list[Case], str, li
         cases, how, defects = _find_paired(raw, dataset)
     if not cases and not defects:
         raise ValueError(f"{raw}: holds nothing of {dataset}; expected {_EXPECTED[dataset]}, or {_PAIRS}; {how}")
-    return cases, how, defects + [defect for case in cases for defect in _name_defects(case)]
+    return cases, how, defects + list(_name_defects(cases))
 
 
 def _find_outlined(raw: Path, split: str) -> tuple[list[Case], str, list[Defect]]:
@@ -157,13 +151,19 @@ def _find_paired(raw: Path, dataset: str) -> tuple[list[Case], str, list[Defect]
     return cases, "split as names and folders have it", defects
 
 
-def _name_defects(case: Case) -> Iterator[Defect]:
+def _name_defects(cases: Sequence[Case]) -> Iterator[Defect]:
+    """Names that are not plain, or are in two parts: a list and its reader know a picture by its name alone."""
     from datasets.base import Defect
 
-    if not _PLAIN.fullmatch(case.stem):
-        yield Defect(
-            case.image, "is not a plain name; expected letters, digits, '_', '-' and '.', so rename both files"
-        )
+    first: dict[str, Case] = {}
+    for case in cases:
+        if not _PLAIN.fullmatch(case.name):
+            expected = "expected letters, digits, '_', '-' and '.', so rename both files"
+            yield Defect(case.image, f"is not a plain name; {expected}")
+        other = first.setdefault(case.name, case)
+        if other is not case:
+            found = f"is {case.name} in {case.split}, as is {other.image} in {other.split}"
+            yield Defect(case.image, f"{found}; expected it in one part, rename or remove one with its mask")
 
 
 def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
@@ -209,8 +209,7 @@ def _read_mask(case: Case) -> tuple[np.ndarray, dict[str, int]]:
 
 def check_case(case: Case) -> list[Defect]:
     """Read a case whole, and say what is wrong with it."""
-    from datasets.base import Defects
-    from scripts.preparing import defect_of
+    from datasets.base import Defects, defect_of
 
     try:
         read_case(case)
@@ -224,8 +223,8 @@ def check_case(case: Case) -> list[Defect]:
 def make_case(case: Case, out: Path) -> dict[str, Any]:
     """Write the picture and the mask of a case as PNG; returns its size, the pixels of both classes and the objects."""
     pixels, mask, objects = read_case(case)
-    _write_png(out / case.split / "img" / f"{case.stem}.png", pixels)
-    _write_png(out / case.split / "labelcol" / f"{case.stem}.png", mask.astype(np.uint8) * np.uint8(_WHITE))
+    _write_png(out / case.split / "img" / f"{case.name}.png", pixels)
+    _write_png(out / case.split / "labelcol" / f"{case.name}.png", mask.astype(np.uint8) * np.uint8(_WHITE))
     return {"size": mask.shape, "pixels": np.bincount(mask.ravel(), minlength=2).tolist(), **objects}
 
 
@@ -238,7 +237,7 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 def describe(case: Case, facts: dict[str, Any], *, what: str) -> str:
     """The line that is printed of a case; `what` are its objects."""
     height, width = facts["size"]
-    line = f"{case.stem}: {case.split}, {width} x {height} pixels, {_share(facts['pixels'], what)}"
+    line = f"{case.name}: {case.split}, {width} x {height} pixels, {_share(facts['pixels'], what)}"
     line += f"; {facts['objects']} {what}"
     notes = {"clipped": "reach over the border", "short": "of fewer than 3 points left out", "small": "without a pixel"}
     return line + "".join(f", {facts[key]} {note}" for key, note in notes.items() if facts.get(key))
@@ -250,8 +249,8 @@ def _share(pixels: Sequence[int], what: str) -> str:
 
 def lists_of(done: Sequence[tuple[Case, dict[str, Any]]]) -> dict[str, list[str]]:
     """The lines of train.txt, test.txt and, where there is a part to validate on, val.txt: names without suffix."""
-    parts = [part for part in PARTS if part != "val" or any(case.split == part for case, _ in done)]
-    return {f"{part}.txt": [case.stem for case, _ in done if case.split == part] for part in parts}
+    parts = [part for part in PARTS if part != "val" or not done or any(case.split == part for case, _ in done)]
+    return {f"{part}.txt": [case.name for case, _ in done if case.split == part] for part in parts}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -262,7 +261,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"OUT is {args.out}, within RAW {args.raw}; expected another place, give one")
     cases, how, defects = find_cases(args.dataset, args.raw, args.split)
     print(f"{len(cases)} cases below {args.raw}; {how}")
-    parts = tuple(f"{part}/{half}" for part in PARTS for half in HALVES if any(case.split == part for case in cases))
+    parts = tuple(f"{part}/{half}" for part in PARTS for half in HALVES)
     describing = partial(describe, what=OBJECTS[args.dataset])
     recipe = Recipe(parts, {"dataset": args.dataset}, check_case, make_case, describing, lists_of)
     done = prepare(recipe, cases, raw=args.raw, out=args.out, jobs=args.jobs, defects=defects)
@@ -271,7 +270,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(done: Sequence[tuple[Case, dict[str, Any]]], args: argparse.Namespace) -> None:
-    from scripts.preparing import checksum
+    from scripts.preparing import checksum, tell_next
 
     what = OBJECTS[args.dataset]
     for part in PARTS:
@@ -283,9 +282,7 @@ def _report(done: Sequence[tuple[Case, dict[str, Any]]], args: argparse.Namespac
             objects = sum(of_case["objects"] for of_case in facts)
             print(f"{part}: {len(facts)} cases of {shown} pixels; {share}; {objects} {what}")
     print(checksum(args.out, tuple(lists_of(done))))
-    root = shlex.quote(str(args.out))
-    print(f"next: python train.py --dataset {args.dataset} --root_path {root} --output_dir RUN")
-    print(f"then: python test.py --dataset {args.dataset} --volume_path {root} --output_dir RUN")
+    tell_next(args.dataset, args.out, (case.split for case, _ in done))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

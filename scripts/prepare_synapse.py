@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +162,8 @@ def _resolve(case: str, names: Sequence[str], option: str) -> str:
 
 def check_case(case: Case, *, labels: str, axis_order: str) -> list[Defect]:
     """Read both files of a case whole, and say all that is wrong with them: damage, NaN, grids that differ, labels."""
-    from scripts.preparing import defect_of, read_pair
+    from datasets.base import defect_of
+    from scripts.preparing import read_pair
 
     arrays, defects = read_pair(case.image, case.label, axis_order)
     if case.label in arrays:
@@ -196,25 +196,27 @@ def prepare_case(case: Case, out: Path, *, labels: str, window: tuple[float, flo
         ValueError: the image or the label is damaged or holds what cannot be used.
         OSError: a file cannot be written.
     """
-    from datasets.axes import orientation
     from datasets.intensity import scale_intensity
     from datasets.nifti import read_image
     from datasets.synapse import ORGANS, slice_name, slice_path, volume_path, write_slice, write_volume
+    from scripts.preparing import NO_AXES, axes_of
 
     image, geometry = read_image(case.image, axis_order)
+    axes = axes_of(case.image, geometry)
     raw, _ = read_image(case.label, axis_order)
     label = map_labels(raw, labels, case.label)
     image = scale_intensity(image, *window, where=case.image)
     if case.split == "train":
         for index in range(len(image)):
             path = slice_path(out / "train_npz", slice_name(case.name, index))
-            write_slice(path, image[index], label[index], geometry)
+            write_slice(path, image[index], label[index], geometry, oriented=axes != NO_AXES)
     else:
-        write_volume(volume_path(out / "test_vol_h5", case.name), image, label, geometry)
+        path = volume_path(out / "test_vol_h5", case.name)
+        write_volume(path, image, label, geometry, oriented=axes != NO_AXES)
     return {
         "shape": image.shape,
         "spacing": geometry.spacing,
-        "axes": orientation(geometry),
+        "axes": axes,
         "voxels": np.bincount(label.ravel(), minlength=len(ORGANS) + 1).tolist(),
         "largest_raw": int(raw.max()),
     }
@@ -256,6 +258,7 @@ def run(args: argparse.Namespace) -> int:
         partial(prepare_case, **settings),
         describe,
         lists_of,
+        {"intensity": "window", "window": [low, high], "axis_order": args.axis_order},
     )
     print(f"{len(cases)} cases below {args.raw}; split: {how}")
     if unlabelled:
@@ -276,7 +279,7 @@ def describe(case: Case, facts: Facts) -> str:
 
 def _report(done: Sequence[tuple[Case, Facts]], out: Path, labels: str) -> None:
     from datasets.synapse import ORGANS
-    from scripts.preparing import checksum, counts, warn_of_axes
+    from scripts.preparing import checksum, counts, tell_next, warn_of_axes
 
     for split in ("train", "test"):
         depths = [facts["shape"][0] for case, facts in done if case.split == split]
@@ -286,9 +289,7 @@ def _report(done: Sequence[tuple[Case, Facts]], out: Path, labels: str) -> None:
     warn_of_axes([(case.name, facts["axes"]) for case, facts in done])
     if labels == "btcv13" and all(facts["largest_raw"] <= 8 for _, facts in done):
         print("WARNING: no raw label is above 8; if these are the 8 organs already, run again with --labels synapse8")
-    root, lists = shlex.quote(str(out)), shlex.quote(str(out / "lists"))
-    print(f"next: python train.py --dataset Synapse --root_path {root} --list_dir {lists} --output_dir RUN")
-    print(f"then: python test.py --dataset Synapse --volume_path {root} --list_dir {lists} --output_dir RUN")
+    tell_next("Synapse", out, (case.split for case, _ in done))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     import numpy as np
 
-    from datasets.base import Defect
+    from datasets.base import Defect, Geometry
 
 MANIFESTS = ".prepared"  # a folder beside the parts: of each case that is made, what from, how, and which files
 LISTS = "lists"
-_VERSION = 1  # of the manifests and of what the scripts make; what another version made is made again
+NO_AXES = "unknown axes"
+_VERSION = 2  # of the manifests and of what the scripts make; what another version made is made again
 _STAGING = "unfinished-"
 _SHOWN = 8
 
@@ -58,7 +60,8 @@ class Recipe(Generic[C]):
         check: reads a case whole and returns everything that is wrong with it; writes nothing.
         make: writes a case's files into the parts of a folder, and returns its facts. Both may run in other processes.
         describe: the line that is printed of a case.
-        lists: the lines of each list, by its file name, from all cases and their facts.
+        lists: the lines of each list, by its file name, from all cases and their facts; from none, every list there is.
+        preprocessing: "intensity", "window" and "axis_order" of the arrays, for later runs; None where they have none.
     """
 
     parts: tuple[str, ...]
@@ -67,6 +70,14 @@ class Recipe(Generic[C]):
     make: Callable[[C, Path], Facts]
     describe: Callable[[C, Facts], str]
     lists: Callable[[Sequence[tuple[C, Facts]]], dict[str, list[str]]]
+    preprocessing: Mapping[str, Any] | None = None
+
+    def texts(self, done: Sequence[tuple[C, Facts]]) -> dict[str, str]:
+        """The files of `LISTS` by name, the preprocessing first: what has lists has it."""
+        from datasets.layouts import PREPARED
+
+        prepared = {} if self.preprocessing is None else {PREPARED: json.dumps(self.preprocessing) + "\n"}
+        return prepared | {name: "".join(f"{line}\n" for line in lines) for name, lines in self.lists(done).items()}
 
 
 @dataclass(frozen=True)
@@ -147,17 +158,10 @@ def in_order(items: Sequence[Item], work: Callable[[Item], Result], jobs: int) -
             raise OSError(f"a process of --jobs {jobs} was killed, likely for want of memory; give fewer") from None
 
 
-def defect_of(path: Path, error: Exception) -> Defect:
-    """An error that was raised of a file, as a defect of it."""
-    from datasets.base import Defect
-
-    text = isinstance(error, OSError) and error.strerror or str(error)
-    return Defect(path, text.removeprefix(f"{path}: "))
-
-
 def read_pair(image: Path, label: Path, axis_order: str) -> tuple[dict[Path, np.ndarray], list[Defect]]:
     """Read a NIfTI image and its label whole; returns the array of each that is well by itself, and what is wrong."""
     from datasets.axes import check_same_grid
+    from datasets.base import defect_of
     from datasets.nifti import read_image
 
     read, defects = {}, []
@@ -173,6 +177,14 @@ def read_pair(image: Path, label: Path, axis_order: str) -> tuple[dict[Path, np.
         except ValueError as error:
             defects.append(defect_of(label, error))
     return {path: array for path, (array, _) in read.items()}, defects
+
+
+def axes_of(path: Path, geometry: Geometry) -> str:
+    """Where the axes of a NIfTI file of this geometry point, or `NO_AXES` where it does not say so."""
+    from datasets.axes import orientation
+    from datasets.nifti import says_axes
+
+    return orientation(geometry) if says_axes(path) else NO_AXES
 
 
 def numbers(values: Iterable[float]) -> str:
@@ -192,13 +204,25 @@ def checksum(out: Path, names: Sequence[str]) -> str:
 
 
 def warn_of_axes(axes: Iterable[tuple[str, str]]) -> None:
-    """Say so where cases, given as pairs of name and axes, differ in orientation."""
+    """Say so where cases, given as pairs of name and axes, differ in orientation, or where that is not known."""
     by_axes: dict[str, list[str]] = {}
     for name, letters in axes:
         by_axes.setdefault(letters, []).append(name)
     if len(by_axes) > 1:
         groups = "; ".join(f"{letters}: {', '.join(names)}" for letters, names in by_axes.items())
         print(f"WARNING: the cases differ in orientation, so some slices are mirrored against others ({groups})")
+    if unknown := by_axes.get(NO_AXES):
+        print(f"WARNING: of {len(unknown)} cases the files do not say where their axes point: {unknown[0]} ...")
+
+
+def tell_next(dataset: str, out: Path, splits: Iterable[str]) -> None:
+    """Print the commands that train and test on what was made, as far as there are cases to: `splits` has each's."""
+    root, lists = shlex.quote(str(out)), shlex.quote(str(out / LISTS))
+    found = set(splits)
+    if "train" in found:
+        print(f"next: python train.py --dataset {dataset} --root_path {root} --list_dir {lists} --output_dir RUN")
+    if "test" in found:
+        print(f"then: python test.py --dataset {dataset} --volume_path {root} --list_dir {lists} --output_dir RUN")
 
 
 def _plan(case: C, recipe: Recipe[C], raw: Path, out: Path) -> _Plan[C]:
@@ -230,7 +254,7 @@ def _make_all(recipe: Recipe[C], plans: Sequence[_Plan[C]], out: Path, jobs: int
     staging = Path(mkdtemp(prefix=_STAGING, dir=out / MANIFESTS))
     unmade = [plan.case for plan in plans if plan.reason is not None]
     if unmade:
-        _remove(out, (f"{LISTS}/{name}" for name in recipe.lists([])))
+        _remove(out, (f"{LISTS}/{name}" for name in reversed(recipe.texts([]))))
     made = in_order(unmade, partial(_make_one, make=recipe.make, parts=recipe.parts, staging=staging, out=out), jobs)
     done = []
     try:
@@ -245,7 +269,11 @@ def _make_all(recipe: Recipe[C], plans: Sequence[_Plan[C]], out: Path, jobs: int
     finally:
         made.close()
         shutil.rmtree(staging, ignore_errors=True)
-    _write_lists(recipe.lists(done), out)
+    texts = recipe.texts(done)
+    _remove(out, (f"{LISTS}/{name}" for name in recipe.texts([]) if name not in texts))
+    for path, text in ((out / LISTS / name, text) for name, text in texts.items()):
+        if not path.is_file() or path.read_bytes() != text.encode():
+            _write_text(path, text)
     others = sorted({path.stem for path in (out / MANIFESTS).glob("*.json")} - {plan.case.name for plan in plans})
     if others:
         shown = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
@@ -309,14 +337,6 @@ def _manifest_path(out: Path, name: str) -> Path:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_lists(lists: Mapping[str, Sequence[str]], out: Path) -> None:
-    """Write the lists, one name a line; a list that says the same already is left as it is."""
-    for name, lines in lists.items():
-        path, text = out / LISTS / name, "".join(f"{line}\n" for line in lines)
-        if not path.is_file() or path.read_bytes() != text.encode():
-            _write_text(path, text)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -50,7 +50,7 @@ def test_at_a_size_of_its_own_and_by_sliding_windows(name: str, synapse: Path, t
         words = ["--checkpoint", str(run), "--output", str(out), "--inference", inference, "--overlap", "0.25"]
         assert test_command.main(words) == 0
         found[inference] = (out / "predictions/case0100.nii.gz").read_bytes()
-        assert f"<td>{inference}</td>" in (out / "report.html").read_text()
+        assert f"<td>{inference}</td>" in (out / "report.html").read_text(encoding="utf-8")
     assert found["zoom"] != found["slide"]
 
 

@@ -61,18 +61,9 @@ def test_command_lines_parse(line: str) -> None:
 def test_flags_and_files_exist() -> None:
     parsers = (arguments.train_parser(), arguments.test_parser())
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
-    # Abbreviations of the published commands, and flags of prepare_synapse.py.
-    known |= {
-        "--is_saveni",
-        "--max_epoch",
-        "--labels",
-        "--test_cases",
-        "--jobs",
-        "--layout",
-        "--nproc_per_node",
-        "--only",
-        "--rounds",
-    }
+    for script in (ROOT / "scripts").glob("*.py"):
+        known |= set(re.findall(r'"(--[a-z_-]+)"', script.read_text(encoding="utf-8")))
+    known |= {"--is_saveni", "--max_epoch", "--nproc_per_node"}  # abbreviations of the published commands; torchrun's
     assert set(re.findall(r"--[a-z][a-z_0-9-]*", README)) <= known
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

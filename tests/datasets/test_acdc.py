@@ -21,6 +21,7 @@ from datasets.acdc import (
 )
 from datasets.base import Defects, Geometry
 from datasets.cache import CachedSlices
+from datasets.synapse import says_axes
 from tests.conftest import make_case
 
 DEPTH = 12  # from 10 on, the order of names is not that of numbers
@@ -91,6 +92,14 @@ def test_volumes_with_and_without_geometry(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(volume.image, case(2, phase)[0])
                 np.testing.assert_array_equal(volume.label, case(2, phase)[1])
                 assert volume.geometry == geometry
+
+
+def test_distances_are_kept_where_nobody_knows_the_axes(tmp_path: Path) -> None:
+    image, label = case(1, "ED")
+    for oriented in (True, False):
+        path = tmp_path / f"{slice_name('case_001', 'ED', 0)}.npz"
+        write(path, image[0], label[0], GEOMETRY, oriented=oriented)
+        assert says_axes(path) is oriented and AcdcStacks(AcdcSlices(tmp_path, [path.name], 4))[0].geometry == GEOMETRY
 
 
 def test_published_types_are_taken(tmp_path: Path) -> None:

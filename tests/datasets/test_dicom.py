@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -241,6 +242,24 @@ def test_what_is_no_volume_is_refused_by_name(series, voxels, kind, capfd):
         read_series(series)
     assert len(str(caught.value).splitlines()) == 1 and "expected" in str(caught.value)
     assert capfd.readouterr().err == "", "the libraries below must not write past our one line"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("absent")])
+def test_what_is_no_file_is_told(series, make):
+    (series / "005.dcm").unlink()
+    make(series / "005.dcm")
+    with pytest.raises(Defects, match=r"005\.dcm: is a link to nowhere, or no file at all"):
+        read_series(series)
+    make(series / "pipe")
+    assert not is_dicom(series / "pipe")
+
+
+def test_a_length_that_leads_out_of_the_file_is_told(series):
+    content = (series / "003.dcm").read_bytes()
+    place = content.rindex(b"\xe0\x7f\x10\x00") + 4  # of the pixels, and their length
+    (series / "003.dcm").write_bytes(content[:place] + b"\xfe\xff\xff\xff" + content[place + 4 :])
+    with pytest.raises(Defects, match=r"003\.dcm: is not a readable DICOM image \(its element \(7fe0,0010\) claims"):
+        read_series(series)
 
 
 def test_all_bad_files_are_told_together(series, voxels):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from datasets import build_dataset, check_quick, locate, look_through
 from datasets.base import Defects
-from datasets.folder import find_pairs
 from datasets.folder import look_through as look
+from datasets.pairs import find_pairs
 from tests.own_data import picture, volume, write_nifti, write_pictures, write_volumes
 
 
@@ -83,11 +83,11 @@ def test_the_split_is_made_once(tmp_path: Path) -> None:
 
 
 def test_a_second_look_takes_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets.folder
+    import datasets.looks
 
     root = write_pictures(tmp_path / "own")
-    first, seen, read = looked_at(root), [], datasets.folder.look_at
-    monkeypatch.setattr(datasets.folder, "look_at", lambda pair: [seen.append(pair.name), read(pair)][1])
+    first, seen, read = looked_at(root), [], datasets.looks.look_at
+    monkeypatch.setattr(datasets.looks, "look_at", lambda pair, *how: [seen.append(pair.name), read(pair, *how)][1])
     assert looked_at(root) == first and not seen
     image, mask = picture(77)
     Image.fromarray(mask * 255).save(root / "labels/case 3.png", compress_level=1)
@@ -343,4 +343,4 @@ def test_a_case_that_went_away_after_the_split(tmp_path: Path) -> None:
     for part in ("images", "labels"):
         (root / part / f"{name}.png").unlink()
     with pytest.raises(FileNotFoundError, match=f"{name}: is named in the list but is not there"):
-        build_dataset("Folder", "test", num_classes=2, root_path=str(root))
+        build_dataset("Folder", "test", num_classes=2, root_path=str(root), reading={"intensity": "range"})

@@ -11,7 +11,8 @@ from PIL import Image
 
 from datasets.base import Defects
 from datasets.cache import CachedSlices
-from datasets.histology import CLASSES, PictureSlices, PictureVolumes, check_all, find_pairs, foreground
+from datasets.check import check_all
+from datasets.histology import CLASSES, PictureSlices, PictureVolumes, find_pairs, foreground
 from tests.conftest import SHARED
 
 MONUSEG = SHARED / "data" / "monuseg"
@@ -86,7 +87,6 @@ def test_the_official_GlaS(tmp_path: Path, below: str) -> None:
     assert names == {"train": ["train_1", "train_10", "train_2"], "test": ["testA_1", "testB_1"]}
     assert find_pairs(tmp_path, "val", instances=True) == []
     pairs = find_pairs(tmp_path, "train", instances=True)
-    assert check_all(pairs, instances=True) == (0, 1)
     samples = PictureSlices(pairs, instances=True)
     assert samples.num_classes == 2 and samples.files[1] == folder / "train_10.bmp"
     assert samples.label_files[1] == folder / "train_10_anno.bmp"
@@ -97,7 +97,7 @@ def test_the_official_GlaS(tmp_path: Path, below: str) -> None:
 
 def test_items_of_pictures(tmp_path: Path) -> None:
     pairs = find_pairs(two_folders(tmp_path, "train", ["a", "b"], ("img", "labelcol")), "train")
-    samples = PictureSlices(pairs, label_values=check_all(pairs))
+    samples = PictureSlices(pairs)
     assert len(samples) == 2 and samples.names == ["a", "b"] and samples.label_values == (0, 255)
     for seed, (image, label, name) in enumerate(samples):
         assert (image.dtype, label.dtype, name) == (np.float32, np.uint8, "ab"[seed])
@@ -118,9 +118,8 @@ def test_grey_pictures_of_16_bits_with_many_classes(tmp_path: Path) -> None:
     save(tmp_path / "train" / "images" / "a.png", grey)
     save(tmp_path / "train" / "masks" / "a.png", marked(0, values=(0, 1, 2, 3)))
     pairs = find_pairs(tmp_path, "train", channels=1)
-    table = check_all(pairs, num_classes=0, channels=1)
-    assert table == (0, 1, 2, 3)
-    samples = PictureSlices(pairs, label_values=table, channels=1)
+    samples = PictureSlices(pairs, label_values=(0, 1, 2, 3), channels=1)
+    assert check_all(samples) == {0, 1, 2, 3}
     np.testing.assert_array_equal(samples[0].image, grey.astype(np.float32) / np.float32(65535))
     np.testing.assert_array_equal(samples[0].label, marked(0, values=(0, 1, 2, 3)))
     assert PictureVolumes(samples)[0].image.shape == (1, *SIZE)
@@ -216,10 +215,8 @@ def test_bad_content_is_named(tmp_path: Path, kind: str) -> None:
     spoil, where, what = BAD_CONTENT[kind]
     spoil(tmp_path)
     pairs = find_pairs(tmp_path, "train")
-    with pytest.raises(Defects) as refused:
-        check_all(pairs)
-    (defect,) = refused.value.defects
-    assert defect.path == tmp_path / where and what in defect.what
+    with pytest.raises(ValueError, match=f"{where}: .*{what}"):
+        check_all(PictureSlices(pairs))
     with pytest.raises(ValueError, match=f"{where}: .*{what}"):
         PictureSlices(pairs)[1]
 
@@ -232,14 +229,14 @@ def test_all_bad_content_is_told_together(tmp_path: Path) -> None:
             (tmp_path / folder / "b.png").replace(tmp_path / folder / f"{name}.png")
             save(tmp_path / folder / "b.png", pixels(1) if folder == IMG else marked(1))
     with pytest.raises(Defects) as refused:
-        check_all(find_pairs(tmp_path, "train"))
+        check_all(PictureSlices(find_pairs(tmp_path, "train")))
     assert sorted(defect.path.name for defect in refused.value.defects) == ["a.png", "c.png", "d.png"]
 
 
 def test_numbers_of_glands_are_no_classes_elsewhere(tmp_path: Path) -> None:
     official(tmp_path)
-    with pytest.raises(Defects, match="train_1_anno.bmp: holds 2, 7; expected 0..1"):
-        check_all(find_pairs(tmp_path, "train"))
+    with pytest.raises(Defects, match="train_1_anno.bmp: holds 1, 2, 7; expected 0 and 255"):
+        check_all(PictureSlices(find_pairs(tmp_path, "train")))
 
 
 def test_the_noise_of_jpeg_is_no_number_of_a_gland() -> None:
@@ -281,8 +278,8 @@ def test_the_real_MoNuSeg() -> None:
     found = {part: find_pairs(MONUSEG, part) for part in ("train", "val", "test")}
     assert {part: len(pairs) for part, pairs in found.items()} == {"train": 30, "val": 0, "test": 14}
     for part in ("train", "test"):
-        assert check_all(found[part]) == (0, 255)
         samples = PictureSlices(found[part])
+        assert check_all(samples) == {0, 1}
         for image, label, _ in samples:
             assert image.shape == (3, 512, 512) and label.shape == (512, 512)
             assert 0.05 < label.mean() < 0.45  # its SOURCE.md: 9 to 40 % of the pictures are nuclei, on the average

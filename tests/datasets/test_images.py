@@ -280,7 +280,7 @@ def test_a_table_of_labels(values: list[tuple[int, ...]], num_classes: int, tabl
         ({"a.png": (0, 255), "b.png": (0, 255), "c.png": (0, 128, 255)}, 0, {"c.png": "holds 128; expected 0 and 255"}),
         ({"a.png": (0, 255), "b.png": (0, 255), "c.png": (0, 1)}, 0, {"c.png": "holds 1; expected 0 and 255"}),
         ({"a.png": (0, 1), "b.png": (0, 1, 2), "c.png": (0, 255)}, 0, {"c.png": "holds 255; expected 0..2"}),
-        ({"a.png": (0, 1, 2, 7), "b.png": (0, 2)}, 0, {"a.png": "holds 7; expected 0..2 without a gap"}),
+        ({"a.png": (0, 1, 2, 7), "b.png": (0, 2)}, 0, {"a.png": "holds 7; expected 0..2, without a gap"}),
         ({"a.png": (0, 128), "b.png": (0, 128)}, 0, {"a.png": "holds 128", "b.png": "holds 128"}),
         ({"a.png": (0, 3), "b.png": (0, 1)}, 3, {"a.png": "holds 3; expected 0..2"}),
         ({"a.png": (0, 255)}, 3, {"a.png": "holds 255; expected 0..2"}),

@@ -100,7 +100,7 @@ def test_a_coloured_picture_has_its_channels_first(tmp_path):
 
 
 def test_a_folder_of_files_is_taken_in_the_order_of_their_names(tmp_path, voxels):
-    picture(tmp_path / "b.png", 5, 7)
+    pixels = picture(tmp_path / "b.png", 5, 7)
     save(tmp_path / "a.nii.gz", voxels)
     save(tmp_path / "c.nii", voxels)
     for name in ("notes.txt", "meta.json", "table.csv", ".hidden.png"):
@@ -109,6 +109,7 @@ def test_a_folder_of_files_is_taken_in_the_order_of_their_names(tmp_path, voxels
     volumes = InputVolumes(tmp_path, CT)
     volumes.check()
     assert [(volume.name, volume.is_picture) for volume in volumes] == [("a", False), ("b", True), ("c", False)]
+    np.testing.assert_allclose(volumes[1].image[:], pixels[None] / 255.0, atol=1e-6, err_msg="these are no HU")
 
 
 def test_percentiles_are_those_of_each_volume(tmp_path, voxels):

@@ -143,10 +143,26 @@ def test_bad_annotation_files_are_refused(tmp_path: Path, kind: str) -> None:
         assert part in str(refused.value)
 
 
+def test_what_is_deep_or_has_regions_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    for content, message in (("<a>" * 10**4, "elements 65 deep"), ("<Region/>" * 70000, "more than 65536 regions")):
+        path.write_text(f"<Annotations>{content}</Annotations>")
+        with pytest.raises(ValueError, match=rf"a\.xml: has {message}"):
+            read_outlines(path)
+
+
+def test_edges_are_worked_out_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.outlines
+
+    for at_once in (1, 7, 50):
+        monkeypatch.setattr(datasets.outlines, "_AT_ONCE", at_once)
+        np.testing.assert_array_equal(drawn(star(3), 20, 24), crossed(star(3), 20, 24))
+
+
 def test_a_giant_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.xml").open("wb") as file:
-        file.truncate(2**26 + 1)
-    with pytest.raises(ValueError, match="more than 64 MiB"):
+        file.truncate(2**25 + 1)
+    with pytest.raises(ValueError, match="more than 32 MiB"):
         read_outlines(tmp_path / "a.xml")
 
 

@@ -53,7 +53,7 @@ def test_html_is_whole_and_needs_no_other_file(tmp_path):
     (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
     data = image["src"].removeprefix("data:image/png;base64,")
     assert base64.b64decode(data, validate=True) == overlay.read_bytes()
-    assert not re.search(r"(src|href)=.?(http|/)|url\(|@import", (tmp_path / "report.html").read_text())
+    assert not re.search(r"(src|href)=.?(http|/)|url\(|@import", (tmp_path / "report.html").read_text(encoding="utf-8"))
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
     assert {"Published convention", "Strict convention", "Synapse", "None"} <= set(page.texts)
 
@@ -82,7 +82,7 @@ def test_html_escapes_everything(tmp_path):
 def test_html_without_pictures_and_with_a_missing_one(tmp_path):
     summary = summarise(results(), ORGANS)
     report.write_html(tmp_path / "plain.html", summary, [], {})
-    assert "<img" not in (tmp_path / "plain.html").read_text()
+    assert "<img" not in (tmp_path / "plain.html").read_text(encoding="utf-8")
     with pytest.raises(FileNotFoundError):
         report.write_html(tmp_path / "missing.html", summary, [tmp_path / "none.png"], {})
     assert not (tmp_path / "missing.html").exists()

@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Whatever the commands import on their way, so that no fork has to.
 _MODULES = (
     "train test trainer losses networks datasets.loading datasets.phantom evaluation.nifti evaluation.predict "
-    "evaluation.report evaluation.metrics tensorboardX tqdm SimpleITK safetensors.torch torch.optim PIL.Image "
+    "evaluation.report evaluation.metrics evaluation.pictures datasets.inputs scripts.prepare_histology "
+    "scripts.prepare_acdc scripts.preparing PIL.PngImagePlugin PIL.JpegImagePlugin PIL.BmpImagePlugin "
+    "PIL.TiffImagePlugin scipy.ndimage tensorboardX tqdm SimpleITK safetensors.torch torch.optim PIL.Image "
     "concurrent.futures.thread torch._dynamo torchvision"
 ).split()
 _POLL_SECONDS = 0.002
@@ -71,7 +73,10 @@ class ForkServer:
             self._process.wait(self.limit)
 
     def run(self, prog: str, words: Sequence[object], *, cwd: Path, output: Path) -> Outcome:
-        """Run `python PROG.py WORDS...` in `cwd`; what it opens to write outside `output` is noted."""
+        """Run `python PROG.py WORDS...` in `cwd`; what it opens to write outside `output` is noted.
+
+        `prog` is the name of its module: "train", "test" or "scripts.prepare_acdc".
+        """
         request = {
             "prog": prog,
             "words": [os.fsencode(str(word)).decode("latin-1") for word in words],

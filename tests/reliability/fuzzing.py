@@ -56,6 +56,19 @@ def writes(content: bytes | str) -> Write:
     return lambda path, scene: path.write_bytes(raw)
 
 
+def zeros_packed(count: int) -> bytes:
+    """`count` zeros as zlib packs them, a thousandth of that in size, and in no time."""
+    block = 2**24
+    if count < block:
+        return zlib.compress(bytes(count))
+    packer = zlib.compressobj(9)
+    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    packed = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
+    rest = packer.compress(bytes(count % block)) + packer.flush()
+    checksum = ((count % 65521) << 16 | 1).to_bytes(4, "big")  # Adler-32 of zeros, by its definition
+    return head + packed * (count // block) + rest[:-4] + checksum
+
+
 def damaged(kind: str, count: int, cut_is_bad: bool) -> Iterator[Mutation]:
     """`count` random damages, by turns of each sort; the seed is the name, so that a name is all that repeats one.
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from datasets.folds import write_folds
 from tests.conftest import SMALL, make_synapse
+from tests.reliability import samples
 from tests.reliability.forkserver import ForkServer, Outcome
 from tests.reliability.fuzzing import Mutation, Scene
 
@@ -34,28 +35,20 @@ class Sandbox:
         for name in ("work", "elsewhere"):
             (self.box / name).mkdir()
         os.mkfifo(self._pipe)
-        self._make_scans()
+        samples.write_scans(self.box)
         self._make_lists()
+        samples.write_own_folders(self.box)
+        samples.write_acdc(self["acdc"])
+        samples.write_downloads(self.box)
         self._make_run()
         self._before: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Path:
         return self.box / name
 
-    def _make_scans(self) -> None:
-        import SimpleITK as sitk
-        from PIL import Image
-
-        voxels = np.random.default_rng(0).normal(0, 200, (3, 40, 40)).astype(np.float32)
-        for name in ("scan/scan.nii.gz", "scans/one.nii.gz", "scans/two.nii.gz", "mixed/scan.nii.gz"):
-            self[name].parent.mkdir(exist_ok=True)
-            sitk.WriteImage(sitk.GetImageFromArray(voxels), str(self[name]), useCompression=True)
-        for name in ("png/scan.png", "mixed/more.png"):
-            self[name].parent.mkdir(exist_ok=True)
-            Image.fromarray(voxels[0].clip(0, 255).astype(np.uint8)).save(self[name])
-
     def _make_lists(self) -> None:
         lists = Path(shutil.copytree(self.data / "lists", self["lists_with_val"]))
+        write_folds(self.data / "lists/folds_2.json", [["case0000"], ["case0001"]])
         (lists / "val.txt").write_text("".join(f"case0001_slice00{index}\n" for index in range(3)))
 
     def _make_run(self) -> None:
@@ -84,6 +77,20 @@ class Sandbox:
         """A prediction, of the test volume unless `flags` name another input."""
         words = ["--checkpoint", self[checkpoint], "--output", self.out, "--volume_path", self.data, "--n_gpu", 0]
         return [*words, *flags, *([] if checkpoint == "run" else _NETWORK)]
+
+    def own_words(self, root: str) -> list[object]:
+        """One step of training on a folder of one's own; the cache lies where commands may write."""
+        flags = ["--dataset", "Folder", "--root_path", self[root]]
+        return self.train_words(*flags, *(["--cache", self.server.scratch / "cache"] if root == "volumes" else []))
+
+    def predict_words(self, given: str) -> list[object]:
+        """A prediction of one file or folder of the sandbox."""
+        return self.test_words("--input", self[given])
+
+    def acdc_words(self) -> list[object]:
+        """The test volume of ACDC."""
+        flags = ["--dataset", "ACDC", "--volume_path", self["acdc"], "--num_classes", 9]
+        return self.test_words(*flags, checkpoint="weights/w.pth")
 
     def run(self, prog: str, words: Sequence[object]) -> Outcome:
         """Run a command with the sandbox around it."""

@@ -16,164 +16,23 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from datasets.images import is_picture
 from tests.conftest import ROOT
-from tests.reliability import crafted
 from tests.reliability.forkserver import ForkServer, Outcome
-from tests.reliability.fuzzing import BAD, EITHER, GOOD, Mutation, Write, copy_of, damaged, no_file_at_all
+from tests.reliability.fuzzing import BAD, EITHER, GOOD, Mutation, copy_of, damaged, no_file_at_all
 from tests.reliability.sandbox import Sandbox
+from tests.reliability.targets import FOREIGN, TARGETS, Target
 
 pytestmark = [pytest.mark.reliability, pytest.mark.filterwarnings("ignore:Sparse CSR")]
 
 _MEMORY = 2**29  # bytes: what a bad file may take beyond a sound one
 _LONGEST_LINE = 2000
-
-
-@dataclass(frozen=True)
-class Target:
-    """A file that a command reads, and how it can be spoiled.
-
-    Args:
-        file: where it lies in the sandbox.
-        prog: "train" or "test".
-        words: the command line, given the sandbox.
-        attacks: files that must be refused, and `sound`, files that must be taken, by name.
-        short, long: how many attacks and how many random damages each form has; None is every one.
-        cut_is_bad: whether a file cut short can never be sound.
-        other_numbers: whether a damaged file may be read as other numbers, on which training may diverge.
-        never_read: whether the file is refused by its name alone, whatever it holds.
-        also: what may name the fault where the file's own name does not.
-    """
-
-    file: str
-    prog: str
-    words: Callable[[Sandbox], list[object]]
-    attacks: Mapping[str, Write] = field(default_factory=dict)
-    sound: Mapping[str, Write] = field(default_factory=dict)
-    short: tuple[int, int] = (3, 3)
-    long: tuple[int | None, int] = (None, 28)
-    cut_is_bad: bool = True
-    other_numbers: bool = False
-    never_read: bool = False
-    also: tuple[str, ...] = ()
-
-
-_MISSING = ("is named in the list but is not there", "no such list", "leaves none to train on")
-_TO_STEP_TWO = ("--max_epochs", 2, "--max_iterations", 2)
-# What a configuration says can be wrong with the data, which know no files.
-_BY_WHAT_IT_SAYS = ("no such data folder", "no such folder of lists", "--dataset is")
-
-# Files of another kind under this name.
-_FOREIGN = (
-    *("data/train_npz/case0000_slice000.npz", "data/test_vol_h5/case0100.npy.h5", "scans/one.nii.gz", "png/scan.png"),
-    *("weights/a.yaml", "weights/start.pth", "weights/w.safetensors", "data/lists/train.txt"),
-)
-
-TARGETS = {
-    "npz": Target(
-        "data/train_npz/case0000_slice001.npz",
-        *("train", lambda box: box.train_words()),
-        *(crafted.NPZ, crafted.NPZ_SOUND, (4, 5), (None, 42)),
-        other_numbers=True,
-    ),
-    "h5": Target(
-        "data/test_vol_h5/case0100.npy.h5",
-        *("test", lambda box: box.test_words()),
-        *(crafted.H5, crafted.H5_SOUND, (7, 3), (None, 42)),
-    ),
-    "nifti": Target(
-        "scan/scan.nii.gz",
-        *("test", lambda box: box.test_words("--input", box["scan/scan.nii.gz"])),
-        *(crafted.NIFTI, crafted.NIFTI_SOUND, (3, 3), (None, 42)),
-    ),
-    "folder": Target(
-        "scans/two.nii.gz",
-        *("test", lambda box: box.test_words("--input", box["scans"])),
-        short=(1, 0),
-        long=(None, 14),
-    ),
-    "png": Target(
-        "png/scan.png", *("test", lambda box: box.test_words("--input", box["png/scan.png"])), never_read=True
-    ),
-    "png folder": Target(
-        "png/scan.png",
-        *("test", lambda box: box.test_words("--input", box["png"])),
-        short=(0, 1),
-        long=(0, 7),
-        never_read=True,
-    ),
-    "png between": Target(
-        "mixed/more.png",
-        *("test", lambda box: box.test_words("--input", box["mixed"])),
-        short=(0, 1),
-        long=(0, 7),
-        never_read=True,
-    ),
-    "yaml": Target(
-        "weights/a.yaml",
-        *("train", lambda box: box.train_words("--cfg", box["weights/a.yaml"], "--img_size", 32, network=())),
-        *(crafted.YAML, crafted.YAML_SOUND, (4, 3), (None, 42)),
-        cut_is_bad=False,
-        other_numbers=True,
-        also=_BY_WHAT_IT_SAYS,
-    ),
-    "config": Target(
-        "run/config.yaml",
-        *("test", lambda box: box.test_words()),
-        *(crafted.YAML, crafted.YAML_SOUND, (1, 3), (20, 28)),
-        cut_is_bad=False,
-        also=(*_BY_WHAT_IT_SAYS, "is of another network"),
-    ),
-    "pth": Target(
-        "weights/w.pth",
-        *("test", lambda box: box.test_words(checkpoint="weights/w.pth")),
-        *(crafted.PTH, crafted.PTH_SOUND, (4, 2), (None, 28)),
-    ),
-    "start": Target(
-        "weights/start.pth",
-        *("train", lambda box: [*box.train_words(), "MODEL.PRETRAIN_CKPT", box["weights/start.pth"]]),
-        *(crafted.PTH, crafted.PTH_SOUND, (1, 1), (15, 14)),
-        other_numbers=True,
-    ),
-    "resume": Target(
-        "weights/resume.pth",
-        *("train", lambda box: box.train_words(*_TO_STEP_TWO, "--resume", box["weights/resume.pth"])),
-        *(crafted.RESUME, {}, (3, 2), (None, 21)),
-        other_numbers=True,
-    ),
-    "safetensors": Target(
-        "weights/w.safetensors",
-        *("test", lambda box: box.test_words(checkpoint="weights/w.safetensors")),
-        *(crafted.SAFETENSORS, {}, (2, 1), (None, 21)),
-    ),
-    "train.txt": Target(
-        "data/lists/train.txt",
-        *("train", lambda box: box.train_words()),
-        *(crafted.LISTS, crafted.LISTS_SOUND, (2, 2), (None, 21)),
-        cut_is_bad=False,
-        also=_MISSING,
-    ),
-    "test_vol.txt": Target(
-        "data/lists/test_vol.txt",
-        *("test", lambda box: box.test_words()),
-        *(crafted.LISTS, crafted.LISTS_SOUND, (1, 1), (12, 7)),
-        cut_is_bad=False,
-        also=_MISSING,
-    ),
-    "val.txt": Target(
-        "lists_with_val/val.txt",
-        *("train", lambda box: box.train_words("--list_dir", box["lists_with_val"])),
-        *(crafted.LISTS, crafted.LISTS_SOUND, (1, 1), (12, 14)),
-        cut_is_bad=False,
-        also=_MISSING,
-    ),
-}
 
 
 def _cases(name: str, sandbox: Sandbox, long: bool) -> Iterator[Mutation]:
@@ -184,11 +43,17 @@ def _cases(name: str, sandbox: Sandbox, long: bool) -> Iterator[Mutation]:
     yield from (Mutation(title, write) for title, write in islice(target.attacks.items(), attacks))
     if long and attacks is None:
         yield from (Mutation(title, write) for title, write in no_file_at_all().items())
-        foreign = (other for other in _FOREIGN if Path(other).suffix != Path(target.file).suffix)
+        foreign = (other for other in FOREIGN if _kind(other) != _kind(target.file))
         yield from (Mutation(f"is {other}", copy_of(sandbox[other])) for other in foreign)
     yield from damaged(name, damages, target.cut_is_bad)
     if long:
         yield from (Mutation(title, write, GOOD) for title, write in target.sound.items())
+        yield from (Mutation(title, write, EITHER) for title, write in target.odd.items())
+
+
+def _kind(file: str) -> str:
+    """What a file is taken for by its name; a picture is then read as the kind that its first bytes tell."""
+    return "picture" if is_picture(Path(file)) else Path(file).suffix
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +72,6 @@ def test_fuzz(name: str, sandbox: Sandbox, long: bool, record_property: Callable
     only = os.environ.get("FUZZ", "")
     target, counts, faults, usual = TARGETS[name], Counter(), [], 0
     for mutation in _cases(name, sandbox, long or bool(only)):
-        mutation = replace(mutation, verdict=BAD) if target.never_read else mutation
         case = f"{name}/{mutation.name}"
         if usual and only not in ("", case):
             continue
@@ -239,12 +103,21 @@ def _faults(
             yield "the output folder was made"
     elif outcome.code == 0 and outcome.error:
         yield f"noise: {outcome.error[:400]!r}"
+    elif outcome.code == 0 and target.makes and not any(sandbox.out.glob(target.makes)):
+        yield f"{target.makes} was not made"
     if outcome.peak > usual + _MEMORY:
         yield f"it took {(outcome.peak - usual) / 2**20:.0f} MiB more than the sound file"
     if sandbox.marker.exists():
         yield "code in the file has run"
-    if outcome.wrote or sandbox.changed():
-        yield f"opened to write {outcome.wrote}, changed {sandbox.changed()}"
+    keeps = target.keeps if outcome.code != 2 else ()
+    wrote = [path for path in outcome.wrote if not any(_is_partial_of(path, sandbox[file]) for file in keeps)]
+    changed = [name for name in sandbox.changed() if name not in keeps]
+    if wrote or changed:
+        yield f"opened to write {wrote}, changed {changed}"
+
+
+def _is_partial_of(path: str, file: Path) -> bool:
+    return Path(path).parent == file.parent and Path(path).name.startswith(f".{file.name}.")
 
 
 def _faults_of_message(error: str, names: tuple[str, ...]) -> Iterator[str]:
@@ -262,11 +135,11 @@ def test_command_line(name: str, sandbox: Sandbox, long: bool, record_property: 
     if name not in ("npz", "h5") and not long:
         pytest.skip("in the long form")
     target = TARGETS[name]
-    mutation = next(case for case in _cases(name, sandbox, True) if target.never_read or case.verdict == BAD)
+    mutation = next(case for case in _cases(name, sandbox, True) if case.verdict == BAD)
     with sandbox.spoiled(target.file, mutation) as path:
         words = [str(word) for word in target.words(sandbox)]
         done = subprocess.run(
-            [sys.executable, str(ROOT / f"{target.prog}.py"), *words],
+            [sys.executable, str(ROOT / f"{target.prog.replace('.', '/')}.py"), *words],
             cwd=sandbox["work"],
             capture_output=True,
             text=True,

@@ -15,6 +15,7 @@ import pytest
 
 from datasets.acdc import AcdcSlices, AcdcStacks, AcdcVolumes
 from datasets.base import read_list
+from datasets.synapse import read_npz_geometry, says_axes
 from evaluation.nifti import write_mask
 from evaluation.predict import predict_volume
 from scripts import prepare_acdc, preparing
@@ -286,11 +287,17 @@ def forget_axes(path: Path) -> None:
 def test_files_that_do_not_say_where_their_axes_point_are_warned_about(tmp_path, capfd) -> None:
     folder = patient(tmp_path / "raw", 1)
     assert prepare(tmp_path / "raw", tmp_path / "out") == 0 and "WARNING" not in capfd.readouterr().out
-    for name in (ED, ED_GT, ES, ES_GT):
-        forget_axes(folder / name)
-    assert prepare(tmp_path / "raw", tmp_path / "out") == 0
-    said = capfd.readouterr().out
-    assert "mm, unknown axes; voxels" in said and "WARNING: of 1 cases the files do not say where their axes" in said
+    for names, oriented in (((), [True, True]), ((ES, ES_GT), [True, False]), ((ED, ED_GT), [False, False])):
+        for name in names:
+            forget_axes(folder / name)
+        assert prepare(tmp_path / "raw", tmp_path / "out") == 0
+        said = capfd.readouterr().out
+        told = ("mm, unknown axes; voxels", "WARNING: of 1 cases the files do not say where their axes", "WARNING")
+        assert [part in said for part in told] == [not all(oriented)] * 3
+        for phase, expected in zip(("ED", "ES"), oriented, strict=True):
+            slices = sorted((tmp_path / "out/train").glob(f"*{phase}*.npz"))
+            assert [says_axes(path) for path in slices] == [expected] * 3
+            assert {read_npz_geometry(path).array_spacing for path in slices} == {(10.0, 1.5625, 1.25)}, "in mm, still"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from datasets.base import read_list
-from datasets.histology import PictureSlices, check_all, find_pairs
+from datasets.histology import PictureSlices, find_pairs
 from datasets.outlines import draw
 from scripts import prepare_histology
 from tests.conftest import ROOT, SHARED
@@ -144,7 +144,8 @@ def test_MoNuSeg_becomes_pictures_and_masks(tmp_path: Path, capfd: pytest.Captur
 def test_what_was_made_of_MoNuSeg_is_a_data_set(tmp_path: Path) -> None:
     assert prepare("MoNuSeg", monuseg(tmp_path / "raw"), tmp_path / "out") == 0
     pairs = find_pairs(tmp_path / "out", "train")
-    assert [pair.name for pair in pairs] == [TRAIN, ALSO] and check_all(pairs) == (0, 255)
+    assert [pair.name for pair in pairs] == [TRAIN, ALSO]
+    assert all(np.unique(read(pair.label)).tolist() == [0, 255] for pair in pairs)
     sample = PictureSlices(pairs)[1]
     np.testing.assert_array_equal(sample.label, draw(nuclei(1), SIZE)[0])
     np.testing.assert_array_equal(sample.image, np.moveaxis(pixels(1), 2, 0).astype(np.float32) / np.float32(255))
@@ -175,19 +176,59 @@ def test_GlaS_becomes_pictures_and_masks(tmp_path: Path, capfd: pytest.CaptureFi
     np.testing.assert_array_equal(PictureSlices(pairs, instances=True)[0].label, glands(0) > 0)
 
 
+def folders_of_pairs(raw: Path, **names: str) -> Path:
+    """Pictures and masks as UCTransNet shares them, one in each part: train, val, test."""
+    for part, name in names.items():
+        folder = raw / f"{part.capitalize()}_Folder"
+        save(folder / "img" / f"{name}.png", pixels(len(part)))
+        save(folder / "labelcol" / f"{name}_anno.png", np.where(glands(1) > 0, 255, 0).astype(np.uint8))
+    return raw
+
+
+@pytest.mark.parametrize("twice", [("train", "val"), ("train", "test"), ("val", "test")])
+def test_a_name_in_two_parts_is_refused(tmp_path: Path, refused, twice: tuple[str, str]) -> None:
+    """A list and a reader know a picture by its name."""
+    names = {part: "same" if part in twice else "other" for part in ("train", "val", "test")}
+    raw, out = folders_of_pairs(tmp_path / "raw", **names), tmp_path / "out"
+    error = refused(prepare_histology.main, ["GlaS", raw, out])
+    first, second = (raw / f"{part.capitalize()}_Folder/img/same.png" for part in twice)
+    assert f"{second}: is same in {twice[1]}, as is {first} in {twice[0]}" in error and "1 defect," in error
+    assert not out.exists()
+
+
+def test_a_picture_that_moves_leaves_nothing_where_it_was(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    raw, out = folders_of_pairs(tmp_path / "raw", train="a", val="b", test="c"), tmp_path / "out"
+    assert prepare("GlaS", raw, out) == 0
+    for half, name in (("img", "b.png"), ("labelcol", "b_anno.png")):
+        (raw / "Val_Folder" / half / name).rename(raw / "Train_Folder" / half / name)
+        (raw / "Val_Folder" / half).rmdir()
+    (raw / "Val_Folder").rmdir()
+    capfd.readouterr()
+    assert prepare("GlaS", raw, out) == 0
+    assert "b: train," in (said := capfd.readouterr().out) and "; made again: split was val" in said
+    assert listed(out, "train") == ["a", "b"] and not (out / "val").exists() and not (out / "lists/val.txt").exists()
+    assert prepare("GlaS", raw, tmp_path / "whole") == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    for half, name in (("img", "b.png"), ("labelcol", "b_anno.png")):
+        (raw / "Train_Folder" / half / name).unlink()
+    (out / "lists/val.txt").write_text("b\n")
+    assert prepare("GlaS", raw, out) == 0
+    assert "in no list now: 1 cases, b" in capfd.readouterr().out and not (out / "lists/val.txt").exists()
+
+
 @pytest.mark.parametrize("dataset", ["GlaS", "MoNuSeg"])
 def test_folders_of_pairs_go_in_as_well(tmp_path: Path, dataset: str, capfd: pytest.CaptureFixture) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     for seed, (part, suffix) in enumerate((("Train_Folder", "png"), ("Val_Folder", "png"), ("Test_Folder", "tif"))):
-        save(raw / part / "img" / f"1.{suffix}", pixels(seed))
-        save(raw / part / "labelcol" / f"1_anno.{suffix}", np.where(glands(seed) > 0, 255, 0).astype(np.uint8))
+        save(raw / part / "img" / f"{seed}.{suffix}", pixels(seed))
+        save(raw / part / "labelcol" / f"{seed}_anno.{suffix}", np.where(glands(seed) > 0, 255, 0).astype(np.uint8))
     assert prepare(dataset, raw, out) == 0
-    assert [listed(out, part) for part in ("train", "val", "test")] == [["1"], ["1"], ["1"]]
+    assert [listed(out, part) for part in ("train", "val", "test")] == [["0"], ["1"], ["2"]]
     for seed, part in enumerate(("train", "val", "test")):
-        np.testing.assert_array_equal(read(out / part / "img" / "1.png"), pixels(seed))
-        np.testing.assert_array_equal(read(out / part / "labelcol" / "1.png"), np.where(glands(seed) > 0, 255, 0))
-        assert [pair.name for pair in find_pairs(out, part)] == ["1"]
-    assert "1: train, 24 x 20 pixels, " in (said := capfd.readouterr().out) and "; 2 g" in said.replace("nuclei", "g")
+        np.testing.assert_array_equal(read(out / part / "img" / f"{seed}.png"), pixels(seed))
+        np.testing.assert_array_equal(read(out / part / "labelcol" / f"{seed}.png"), np.where(glands(seed) > 0, 255, 0))
+        assert [pair.name for pair in find_pairs(out, part)] == [str(seed)]
+    assert "0: train, 24 x 20 pixels, " in (said := capfd.readouterr().out) and "; 2 g" in said.replace("nuclei", "g")
 
 
 def test_again_nothing_changes_and_nothing_is_made_again(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -200,7 +241,7 @@ def test_again_nothing_changes_and_nothing_is_made_again(tmp_path: Path, capfd: 
     write_xml(raw / RELEASED / "Annotations" / f"{ALSO}.xml", nuclei(77))
     assert prepare("MoNuSeg", raw, out) == 0
     changed = {name for name, content in contents(out).items() if content != first[name]}
-    assert changed == {f".prepared/train-{ALSO}.json", f"train/labelcol/{ALSO}.png"}
+    assert changed == {f".prepared/{ALSO}.json", f"train/labelcol/{ALSO}.png"}
     assert prepare("MoNuSeg", raw, tmp_path / "elsewhere") == 0
     pngs = [
         {name: data for name, data in contents(folder).items() if ".json" not in name}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from datasets.base import read_list
-from datasets.synapse import case_of, read_slice, read_volume, slice_name
+from datasets.synapse import case_of, read_slice, read_volume, says_axes, slice_name
 from evaluation.nifti import write_mask
 from scripts import prepare_synapse, preparing
 
@@ -205,6 +207,36 @@ def test_the_window_is_an_option(tmp_path):
     assert prepare(raw, out, "--window", -1000, 1000) == 0
     image, _ = read_slice(out / "train_npz" / "case0005_slice000.npz", 9)
     np.testing.assert_allclose(image.T, (ct(5)[0] + 1000.0) / 2000.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {"intensity": "window", "window": [-125, 275], "axis_order": "zxy"}),
+        (("--window", 0, 400), {"intensity": "window", "window": [0, 400], "axis_order": "zxy"}),
+        (("--axis_order", "zyx"), {"intensity": "window", "window": [-125, 275], "axis_order": "zyx"}),
+    ],
+)
+def test_a_run_is_told_how_its_data_were_made(tmp_path, options, expected):
+    assert prepare(official(tmp_path / "raw", 5, 8), tmp_path / "out", *options) == 0
+    assert json.loads((tmp_path / "out/lists/prepared.json").read_text()) == expected
+
+
+def test_files_that_do_not_say_where_their_axes_point_make_no_claim(tmp_path, capfd):
+    for name in ("a", "b", "c"):
+        for half, array in (("image", ct(0)), ("label", organs(0))):
+            path = save(tmp_path / "raw" / f"{name}_{half}.nii", array)
+            if name != "c":
+                content = bytearray(path.read_bytes())
+                struct.pack_into("<2h", content, 252, 0, 0)  # qform_code and sform_code (nifti1.h)
+                path.write_bytes(content)
+    assert prepare(tmp_path / "raw", tmp_path / "out", "--test_cases", "b") == 0
+    said = capfd.readouterr().out
+    assert "a: train, 3 slices of 4x5, spacing (0.7, 0.8, 3) mm, unknown axes" in said
+    assert "WARNING: of 2 cases the files do not say where their axes point: a ..." in said
+    made = {path.name.split("_")[0].split(".")[0]: path for path in (tmp_path / "out").glob("t*/*")}
+    assert {name: says_axes(path) for name, path in made.items()} == {"a": False, "b": False, "c": True}
+    assert read_volume(made["b"], 9).geometry.array_spacing == pytest.approx((3.0, 0.7, 0.8)), "in mm, still"
 
 
 def spoil_header(raw: Path, **kwargs) -> None:

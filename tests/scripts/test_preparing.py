@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,11 @@ import numpy as np
 import pytest
 
 import datasets.acdc
+from configs.arguments import test_parser as parser_of_test
+from configs.arguments import train_parser as parser_of_train
+from datasets import locate, look_through, reading
+from datasets.acdc import AcdcVolumes
+from datasets.inputs import InputVolumes
 from scripts import prepare_acdc, preparing
 from tests.conftest import ROOT
 from tests.scripts.test_prepare_acdc import ED, listed, mr, official, prepare, save, spoil_voxel, truth
@@ -46,7 +52,7 @@ def test_elsewhere_later_and_in_two_processes_it_is_the_same(tmp_path: Path, mon
     moved = Path(shutil.move(raw, tmp_path / "moved"))
     assert prepare(moved, tmp_path / "two", "--jobs", 2) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert len(contents(tmp_path / "one")) == 6 + 6 + 2 + 3 + 3  # slices, volumes, lists, manifests
+    assert len(contents(tmp_path / "one")) == 6 + 6 + 2 + 3 + 1 + 3  # slices, volumes, lists, preprocessing, manifests
 
 
 def test_a_run_that_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +203,73 @@ def test_other_settings_and_fewer_slices_leave_nothing_of_before(tmp_path: Path,
     assert "in no list now: 1 cases, case_001" in capfd.readouterr().out and listed(out, "train") == []
 
 
+HOW = {
+    (): {"intensity": "percentile", "window": None, "axis_order": "zxy"},
+    ("--axis_order", "zyx"): {"intensity": "percentile", "window": None, "axis_order": "zyx"},
+    ("--scale", "window", "--window", "0", "400"): {"intensity": "window", "window": [0, 400], "axis_order": "zxy"},
+}
+
+
+@pytest.mark.parametrize("options", HOW)
+def test_a_run_is_told_how_its_data_were_made(tmp_path: Path, options: tuple[str, ...]) -> None:
+    raw, out = official(tmp_path / "raw"), tmp_path / "out"
+    told = out / "lists/prepared.json"
+    assert prepare(raw, out, *options) == 0
+    text = told.read_bytes()
+    assert json.loads(text) == HOW[options]
+    of_run = look_through("ACDC", root_path=str(out), list_dir=str(out / "lists"))
+    assert of_run["DATA.INTENSITY"] == HOW[options]["intensity"]
+    assert of_run["DATA.AXIS_ORDER"] == HOW[options]["axis_order"]
+    assert HOW[options]["window"] in (None, of_run["DATA.WINDOW"])
+    how = reading(
+        intensity=of_run["DATA.INTENSITY"],
+        window=tuple(of_run["DATA.WINDOW"]),
+        axis_order=of_run["DATA.AXIS_ORDER"],
+        orientation=of_run["DATA.ORIENTATION"],
+    )
+    given = InputVolumes(raw / "database/training/patient002/patient002_frame01.nii.gz", how)[0]
+    np.testing.assert_array_equal(given.image[:3], AcdcVolumes(out / "test", ["case_002_volume_ED"], 4)[0].image)
+    told.write_text("edited")
+    assert prepare(raw, out, *options) == 0
+    assert told.read_bytes() == text
+    others = next(other for other in HOW if other != options)
+    assert prepare(raw, out, *others) == 0
+    assert json.loads(told.read_bytes()) == HOW[others]
+
+
+def test_what_has_lists_has_the_preprocessing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before any list that is written, or after any that is removed, a folder tells of its lists' arrays."""
+    raw, out, write, remove = official(tmp_path / "raw"), tmp_path / "out", preparing._write_text, Path.unlink
+    seen = []
+
+    def look(path: Path) -> None:
+        if path.parent.name == "lists":
+            seen.append({one.name for one in path.parent.iterdir()})
+
+    monkeypatch.setattr(preparing, "_write_text", lambda path, text: (look(path), write(path, text), look(path)))
+    monkeypatch.setattr(Path, "unlink", lambda path, **how: (look(path), remove(path, **how), look(path)))
+    assert prepare(raw, out) == 0 and prepare(raw, out, "--axis_order", "zyx") == 0
+    assert {frozenset(names) for names in seen} > {frozenset(), frozenset({"prepared.json"})}
+    assert all("prepared.json" in names for names in seen if names)
+
+
+def test_the_next_commands_take_what_was_made(tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of the same data set in the working folder, which go before the data's own, do not come between."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lists/lists_ACDC").mkdir(parents=True)
+    assert prepare(official(tmp_path / "raw"), "my out") == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "python" in line]
+    for line, parser in zip(lines, (parser_of_train(), parser_of_test()), strict=True):
+        words = shlex.split(line.split(": ", 1)[1])
+        args = parser.parse_args(words[2:])
+        root = args.root_path or args.volume_path
+        assert locate(args.dataset, root, args.list_dir) == (Path("my out"), Path("my out/lists"))
+    assert [line.split()[2] for line in lines] == ["train.py", "test.py"]
+    shutil.rmtree("raw/database/training/patient002")  # of the test
+    assert prepare("raw", "my out") == 0
+    assert "train.py" in (said := capfd.readouterr().out) and "test.py" not in said
+
+
 def test_a_bad_patient_later_leaves_what_was_made_as_it_is(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     raw, out = official(tmp_path / "raw"), tmp_path / "out"
     assert prepare(raw, out) == 0
@@ -220,10 +293,10 @@ def test_a_full_disk_is_one_line_and_what_was_made_stays(tmp_path: Path, refused
     raw, out = official(tmp_path / "raw"), tmp_path / "out"
     write = datasets.acdc.write
 
-    def full(path: Path, *args) -> None:
+    def full(path: Path, *args, **how) -> None:
         if "case_019" in path.name:
             raise OSError(28, "No space left on device")
-        write(path, *args)
+        write(path, *args, **how)
 
     monkeypatch.setattr(datasets.acdc, "write", full)
     message = refused(prepare_acdc.main, [raw, out])
