@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from configs.checks import value_at
 from configs.config import (
     completed,
     config_beside,
+    config_within,
     data_keywords,
     get_config,
     look_keywords,
@@ -45,7 +46,7 @@ def _test(args: argparse.Namespace) -> int:
     named = args.checkpoint or args.output_dir
     if not named:
         raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
-    cfg_files = (config_beside(named), args.cfg)
+    cfg_files = (config_beside(named) or _config_within(Path(named), args.trust_checkpoint), args.cfg)
     cfg = _with_its_data(get_config(*cfg_files, opts=args.opts, overrides=_test_overrides(args)), args.input)
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, cfg.TRAIN.EPOCHS)
@@ -71,6 +72,15 @@ def _test(args: argparse.Namespace) -> int:
             unit = "pixels" if isinstance(volumes, PictureVolumes) else "voxels"
             _report(cases, unit, output_dir, cfg, _settings(cfg, weights) | utils.environment(device))
     return 0
+
+
+def _config_within(weights: Path, trust: bool) -> Mapping[str, Any]:
+    """The configuration in a file that train.py saved to go on from, which may lie anywhere; of other files, none."""
+    from checkpoint import read_checkpoint
+
+    return (
+        config_within(read_checkpoint(weights, trust=trust)) if weights.suffix == ".pth" and weights.is_file() else {}
+    )
 
 
 def _with_its_data(cfg: Any, given: str) -> Any:

@@ -37,8 +37,12 @@ _READ_BY_NOTHING = ("IN_CHANS", "DECODER_DEPTHS", "FINAL_UPSAMPLE")  # published
 _TYPE_ALIASES = {"swin": "swin_unet"}  # the name that the published yaml gives
 
 
-def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> CfgNode:
+def get_config(
+    *cfg_files: str | Path | Mapping[str, Any], opts: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> CfgNode:
     """Defaults, then the yamls, then `opts` (KEY VALUE ...), then `overrides` (dotted key to value); frozen.
+
+    In the place of a yaml may stand what `config_within` gives.
 
     Raises:
         FileNotFoundError: there is no such yaml.
@@ -46,8 +50,10 @@ def get_config(*cfg_files: str | Path, opts: Sequence[str] = (), overrides: Mapp
     """
     cfg = default_config()
     for cfg_file in filter(None, cfg_files):
-        _merge(cfg, _read_yaml(Path(cfg_file)), str(cfg_file))
-        _settle(cfg, f"{cfg_file}: ")
+        within = isinstance(cfg_file, Mapping)
+        source = "the checkpoint's configuration" if within else str(cfg_file)
+        _merge(cfg, cfg_file if within else _read_yaml(Path(cfg_file)), source)
+        _settle(cfg, f"{source}: ")
     if len(opts) % 2:
         raise ValueError(f"--opts: got {len(opts)} words; expected pairs, KEY VALUE ...")
     for key, text in zip(opts[::2], opts[1::2], strict=True):
@@ -106,18 +112,25 @@ def _settle(cfg: CfgNode, source: str = "") -> None:
 
 
 @contextmanager
-def naming(*cfg_files: str | Path) -> Iterator[None]:
+def naming(*cfg_files: str | Path | Mapping[str, Any]) -> Iterator[None]:
     """Let a ValueError about what the configuration asks for begin with the yamls that it was read from."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(": ".join([*map(str, filter(None, cfg_files)), str(error)])) from error
+        files = [str(file) for file in cfg_files if file and not isinstance(file, Mapping)]
+        raise ValueError(": ".join([*files, str(error)])) from error
 
 
 def config_beside(path: str | Path) -> str:
     """The config.yaml of the run that `path` is, or lies in; empty where there is none."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     return str(folder / "config.yaml") if (folder / "config.yaml").is_file() else ""
+
+
+def config_within(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration in what train.py saved to go on from; empty where there is none."""
+    config = checkpoint.get("config", {})
+    return config if _is_plain(config) else {}
 
 
 def network_keywords(cfg: CfgNode) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.axes import arrange, check_axes, turn
 from datasets.base import MOST_PIXELS, MOST_VOXELS, Defect, Defects, Geometry, check_claim, shorten
-from datasets.elements import check_lengths
+from datasets.elements import check_elements
 from datasets.itk import brief_of_itk, check_name, quiet_sitk
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ _INDEX = "dicomdir"  # the name of a table of contents
 
 _SERIES, _FRAMES = "0020|000e", "0028|0008"
 _PLACE = {"ImagePositionPatient": "0020|0032", "ImageOrientationPatient": "0020|0037", "PixelSpacing": "0028|0030"}
+_SCALE = {"RescaleIntercept": "0028|1052", "RescaleSlope": "0028|1053"}
+_COUNTS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+_SKEW = 1e-2  # of the products of the axes; they are often written with few digits
 _MARK, _MARK_AT = b"DICM", 128
 
 # How far slices may be from where even distances along the normal put them, as a share of the distance: positions are
@@ -133,7 +136,7 @@ def _read_header(sitk: SimpleITK, path: Path) -> _Slice:
         raise ValueError(f"{path}: is a link to nowhere, or no file at all; expected a slice, so copy it again")
     with path.open("rb") as file:
         try:
-            check_lengths(file, path.stat().st_size)
+            check_elements(file, path.stat().st_size)
         except ValueError as error:
             raise _unreadable(path, error) from None
     reader = _reader(sitk, path)
@@ -147,6 +150,7 @@ def _read_header(sitk: SimpleITK, path: Path) -> _Slice:
     lacking = [name for name, key in _PLACE.items() if key not in keys]
     if lacking:
         raise ValueError(f"{path}: does not say where it lies ({', '.join(lacking)}); expected a slice of a CT or MR")
+    _check_numbers(reader, path)
     try:
         dtype = sitk.GetArrayFromImage(sitk.Image(1, 1, 1, reader.GetPixelID())).dtype
     except RuntimeError as error:
@@ -154,6 +158,27 @@ def _read_header(sitk: SimpleITK, path: Path) -> _Slice:
     check_claim(size[:2], dtype, path.stat().st_size, MOST_PIXELS, "the slice", path)
     series = reader.GetMetaData(_SERIES).strip() if _SERIES in keys else ""
     return _Slice(path, series, size[:2], dtype, reader.GetSpacing()[:2], reader.GetOrigin(), reader.GetDirection())
+
+
+def _check_numbers(reader: SimpleITK.ImageFileReader, path: Path) -> None:
+    """Refuse a place or a scale that is no numbers: GDCM takes others in their stead, and says nothing."""
+    scale = {name: key for name, key in _SCALE.items() if key in reader.GetMetaDataKeys()}
+    for name, key in (_PLACE | scale).items():
+        text = reader.GetMetaData(key)
+        try:
+            numbers = np.array([float(number) for number in text.strip("\0 ").split("\\")])
+        except ValueError:
+            numbers = np.array([np.nan])
+        usable = np.isfinite(numbers).all() and len(numbers) == _COUNTS.get(name, 1)
+        if name == "PixelSpacing":
+            usable = usable and (numbers > 0).all()
+        elif usable and name == "ImageOrientationPatient":
+            axes = numbers.reshape(2, 3)
+            usable = np.allclose(axes @ axes.T, np.eye(2), rtol=0.0, atol=_SKEW)
+        if not usable:
+            raise ValueError(
+                f"{path}: its {name} is {shorten(text.strip(), 64)!r}; expected numbers that can be, mend it"
+            )
 
 
 def _reader(sitk: SimpleITK, path: Path) -> SimpleITK.ImageFileReader:
@@ -215,11 +240,20 @@ def _read_voxels(sitk: SimpleITK, folder: Path, slices: Sequence[_Slice]) -> np.
     for plane, one in zip(stored, slices, strict=True):
         try:
             plane[:] = sitk.GetArrayFromImage(_reader(sitk, one.path).Execute())[0]
+            _check_finite(plane, one.path)
         except (RuntimeError, ValueError) as error:
             error = _unreadable(one.path, error) if isinstance(error, RuntimeError) else error
             defects.append(Defect(one.path, str(error).removeprefix(f"{one.path}: ")))
     _refuse(folder, defects)
     return stored
+
+
+def _check_finite(plane: np.ndarray, path: Path) -> None:
+    if plane.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite to a network
+            bad = int((~np.isfinite(plane.astype(np.float32))).sum())
+        if bad:
+            raise ValueError(f"{path}: holds {bad} NaN or infinite values; expected finite numbers, mend the file")
 
 
 def _numbers(values: Sequence[float]) -> str:

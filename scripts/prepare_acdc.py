@@ -290,7 +290,7 @@ def _report(done: Sequence[tuple[Patient, Facts]], out: Path) -> None:
         print(f"{split}: {len(facts)} cases, {slices} slices; voxels: {counts(CLASSES, voxels)}")
     print(checksum(out, tuple(lists_of([]))))
     warn_of_axes([(patient.name, facts["axes"]) for patient, facts in done])
-    tell_next("ACDC", out, (patient.split for patient, _ in done))
+    tell_next("ACDC", out, {patient.split for patient, _ in done})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -282,7 +282,7 @@ def _report(done: Sequence[tuple[Case, dict[str, Any]]], args: argparse.Namespac
             objects = sum(of_case["objects"] for of_case in facts)
             print(f"{part}: {len(facts)} cases of {shown} pixels; {share}; {objects} {what}")
     print(checksum(args.out, tuple(lists_of(done))))
-    tell_next(args.dataset, args.out, (case.split for case, _ in done))
+    tell_next(args.dataset, args.out, {case.split for case, _ in done})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -289,7 +289,7 @@ def _report(done: Sequence[tuple[Case, Facts]], out: Path, labels: str) -> None:
     warn_of_axes([(case.name, facts["axes"]) for case, facts in done])
     if labels == "btcv13" and all(facts["largest_raw"] <= 8 for _, facts in done):
         print("WARNING: no raw label is above 8; if these are the 8 organs already, run again with --labels synapse8")
-    tell_next("Synapse", out, (case.split for case, _ in done))
+    tell_next("Synapse", out, {case.split for case, _ in done})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

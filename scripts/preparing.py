@@ -215,13 +215,12 @@ def warn_of_axes(axes: Iterable[tuple[str, str]]) -> None:
         print(f"WARNING: of {len(unknown)} cases the files do not say where their axes point: {unknown[0]} ...")
 
 
-def tell_next(dataset: str, out: Path, splits: Iterable[str]) -> None:
-    """Print the commands that train and test on what was made, as far as there are cases to: `splits` has each's."""
+def tell_next(dataset: str, out: Path, splits: set[str]) -> None:
+    """Print the commands that train and test on what was made, as far as `splits`, those of the cases, allow it."""
     root, lists = shlex.quote(str(out)), shlex.quote(str(out / LISTS))
-    found = set(splits)
-    if "train" in found:
+    if "train" in splits:
         print(f"next: python train.py --dataset {dataset} --root_path {root} --list_dir {lists} --output_dir RUN")
-    if "test" in found:
+    if "test" in splits:
         print(f"then: python test.py --dataset {dataset} --volume_path {root} --list_dir {lists} --output_dir RUN")
 
 

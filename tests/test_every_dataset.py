@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,11 @@ def test_cross_validation_in_one_command(tmp_path: Path, capfd: pytest.CaptureFi
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "cross_validation.json"}
     assert train_command.main(words) == 0, "what is done is not done again"
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    for other, what in ((["--lambda_x", "0"], "LOSS.LAMBDA_1 is 0.0 but"), (["--folds", "3"], "DATA.FOLDS is 3 but")):
+        assert train_command.main([*words[: -len(UNET)], *other, *UNET]) == 2
+        error = capfd.readouterr().err
+        assert "fold_0/config.yaml" in error and what in error, "nor taken for what it is not"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_checkpoint_brings_what_it_was_trained_on(tmp_path: Path) -> None:
@@ -144,3 +151,79 @@ def test_a_checkpoint_brings_what_it_was_trained_on(tmp_path: Path) -> None:
         turned = sitk.DICOMOrient(sitk.ReadImage(str(out / "predictions" / scan.name)), "LPS")
         masks[scan.name] = sitk.GetArrayFromImage(turned)
     assert all((mask == masks["LPS.nii.gz"]).all() for mask in masks.values()) and masks["LPS.nii.gz"].any()
+
+
+def test_what_is_wrong_is_told_together_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_pictures(tmp_path / "own", 14)
+    (root / "labels/case 0.png").unlink()
+    for index in range(1, 13):
+        Image.fromarray(picture(index)[1] * 99).save(root / f"labels/case {index}.png")
+    Image.fromarray(picture(13)[0]).convert("RGBA").save(root / "images/case 13.png")
+    before = sorted(tmp_path.rglob("*"))
+    words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
+    assert train_command.main([*words, "--output_dir", str(tmp_path / "run"), *UNET]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and "14 defects" in shown.err
+    said = shown.out.splitlines()
+    assert len(said) == 14 and all(any(f"case {index}.png: " in line for line in said) for index in range(14))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_save_brings_its_configuration_wherever_it_lies(tmp_path: Path) -> None:
+    root, run = write_pictures(tmp_path / "own", 6), tmp_path / "run"
+    words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
+    assert train_command.main([*words, "--output_dir", str(run), "--max_epochs", "1", *UNET]) == 0
+    moved, out = Path(shutil.copy(run / "last.pth", tmp_path / "mine.pth")), tmp_path / "out"
+    given = root / "images/case 0.png"
+    assert test_command.main(["--checkpoint", str(moved), "--input", str(given), "--output", str(out)]) == 0
+    assert set(np.unique(Image.open(out / "predictions/case 0.png"))) <= {0, 255}
+
+
+ONE_PICTURE_IN_TWO_PARTS = {
+    "trained and tested": ("Train_Folder", "Test_Folder", "b.png"),
+    "validated and tested": ("Val_Folder", "Test_Folder", "b.png"),
+    "trained and validated under one name": ("Train_Folder", "Val_Folder", ""),
+}
+
+
+def as_shared(root: Path) -> Path:
+    """One picture with its mask in each of UCTransNet's folders."""
+    for seed, part in enumerate(("Train_Folder", "Val_Folder", "Test_Folder")):
+        for folder, array in zip(("img", "labelcol"), picture(seed), strict=True):
+            (root / part / folder).mkdir(parents=True)
+            Image.fromarray(array * (255 if folder == "labelcol" else 1)).save(root / part / folder / f"{seed}.png")
+    return root
+
+
+@pytest.mark.parametrize("fault", ONE_PICTURE_IN_TWO_PARTS)
+def test_the_test_set_is_seen_by_nobody_else(tmp_path: Path, fault: str, refused: Callable) -> None:
+    root = as_shared(tmp_path / "shared")
+    source, target, name = ONE_PICTURE_IN_TWO_PARTS[fault]
+    for folder in ("img", "labelcol"):
+        (path,) = (root / source / folder).iterdir()
+        shutil.copy(path, root / target / folder / (name or path.name))
+    words = ["--dataset", "MoNuSeg", "--root_path", root, "--cfg", ROOT / "configs/unet_224.yaml"]
+    error = refused(train_command.main, [*words, "--output_dir", tmp_path / "run", *UNET])
+    assert "is the picture" in error and not (tmp_path / "run").exists()
+    assert ("has the name of" in error) == (not name)
+
+
+def test_masks_that_mark_nothing_teach_nothing(tmp_path: Path, refused: Callable) -> None:
+    root = as_shared(tmp_path / "shared")
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(root / "Train_Folder/labelcol/0.png")
+    words = ["--dataset", "MoNuSeg", "--root_path", root, "--cfg", ROOT / "configs/unet_224.yaml"]
+    error = refused(train_command.main, [*words, "--output_dir", tmp_path / "run", *UNET])
+    assert "no training slice holds class 1" in error and not (tmp_path / "run").exists()
+
+
+def test_data_prepared_otherwise_are_predicted_otherwise(tmp_path: Path) -> None:
+    """The scale and the order of the axes that a script was told go with the data into the run."""
+    raw, root, run = tmp_path / "raw", tmp_path / "ACDC", tmp_path / "run"
+    for number in (1, 2, 19):
+        acdc.patient(raw, number)
+    how = ["--scale", "window", "--window", "0", "400", "--axis_order", "zyx"]
+    assert prepare_acdc.main([str(raw), str(root), *how]) == 0
+    cfg = ROOT / "configs/acdc_unet.yaml"
+    assert train_command.main(["--cfg", str(cfg), "--root_path", str(root), "--output_dir", str(run), *small(cfg)]) == 0
+    data = get_config(run / "config.yaml").DATA
+    assert (data.INTENSITY, data.WINDOW, data.AXIS_ORDER) == ("window", [0.0, 400.0], "zyx")

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from datasets.elements import check_lengths
+from datasets.elements import check_elements
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = b"1.2.840.10008.1.2\0", b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0"
 ENDLESS = 0xFFFFFFFF
@@ -31,7 +31,7 @@ ITEM_ENDS, ENDS = (struct.pack("<2HI", 0xFFFE, number, 0) for number in (0xE00D,
 
 def check(syntax: bytes, *elements: bytes) -> None:
     content = bytes(128) + b"DICM" + element(2, 0x10, b"UI", syntax) + b"".join(elements)
-    check_lengths(io.BytesIO(content), len(content))
+    check_elements(io.BytesIO(content), len(content))
 
 
 ROWS = element(0x28, 0x10, b"US", b"\x08\0")
@@ -85,5 +85,5 @@ def test_what_leads_out_of_the_file_is_refused(kind: str) -> None:
 
 
 def test_what_bears_no_mark_is_left_to_its_reader() -> None:
-    check_lengths(io.BytesIO(b"\xff" * 999), 999)
-    check_lengths(io.BytesIO(b""), 0)
+    check_elements(io.BytesIO(b"\xff" * 999), 999)
+    check_elements(io.BytesIO(b""), 0)
