@@ -184,6 +184,8 @@ def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Pa
     if not root.is_dir():
         how = f"prepare it with scripts/{_MADE_BY[name]}, or name" if name in _MADE_BY else "make it, or name"
         raise FileNotFoundError(f"{root}: no such data folder; {how} another (--root_path)")
+    if name == "Folder" and root.name in LAYOUTS[name].parts and (root.parent / LAYOUTS[name].parts[0]).is_dir():
+        root = root.parent
     if list_dir and not Path(list_dir).is_dir():
         raise FileNotFoundError(
             f"{list_dir}: no such folder of lists; expected train.txt and the like in it (--list_dir)"

@@ -176,9 +176,7 @@ def _check_numbers(reader: SimpleITK.ImageFileReader, path: Path) -> None:
             axes = numbers.reshape(2, 3)
             usable = np.allclose(axes @ axes.T, np.eye(2), rtol=0.0, atol=_SKEW)
         if not usable:
-            raise ValueError(
-                f"{path}: its {name} is {shorten(text.strip(), 64)!r}; expected numbers that can be, mend it"
-            )
+            raise ValueError(f"{path}: its {name} is {shorten(text.strip(), 64)!r}; expected sound numbers, mend it")
 
 
 def _reader(sitk: SimpleITK, path: Path) -> SimpleITK.ImageFileReader:

@@ -26,10 +26,10 @@ _SHORT = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split
 _LONG = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
 
 _UID = b"1.2.840.10008.1.2"
-_OTHERWISE = (_UID + b".2", _UID + b".1.99")  # big-endian; deflated
+_OTHERWISE = (_UID + b".2", _UID + b".1.99", b"1.2.840.113619.5.2")  # big-endian; deflated; GE's own
 _PLAIN = (_UID, _UID + b".1")
 # Packed pixels, and what a piece of them begins with.
-_RUNS, _JPEG, _JPEG_2000 = b"", b"\xff\xd8\xff", b"\xff\x4f\xff\x51"
+_RUNS, _JPEG, _JPEG_2000 = b"", b"\xff\xd8\xff", (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
 _PACKED = {_UID + b".5": _RUNS, **{_UID + b".4." + number: _JPEG for number in b"50 51 57 70 80 81".split()}}
 _PACKED |= {_UID + b".4." + number: _JPEG_2000 for number in b"90 91".split()}
 

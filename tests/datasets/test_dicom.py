@@ -51,7 +51,7 @@ def write_slice(path: Path, voxels: np.ndarray, number: int, *, series="1.2.3.4"
 
 def replace(path: Path, old: bytes, new: bytes) -> None:
     content = path.read_bytes()
-    assert content.count(old) == 1 and len(new) == len(old)
+    assert content.count(old) == 1
     path.write_bytes(content.replace(old, new))
 
 
@@ -228,6 +228,22 @@ BAD_SERIES = {
         # The position under another number.
         lambda folder, v: replace(folder / "003.dcm", b"\x20\x00\x32\x00", b"\x20\x00\x33\x00"),
         r"003\.dcm: does not say where it lies \(ImagePositionPatient",
+    ),
+    "a direction of zeros": (
+        lambda folder, v: replace(folder / "003.dcm", b"1\\0\\0\\0\\1\\0", b"0\\0\\0\\0\\0\\0"),
+        r"003\.dcm: its ImageOrientationPatient is '0.*expected sound numbers",
+    ),
+    "a spacing of 0": (
+        lambda folder, v: replace(folder / "003.dcm", b".75\\.5", b"0.0\\.5"),
+        r"003\.dcm: its PixelSpacing is '0\.0.*expected sound numbers",
+    ),
+    "a slope that is none": (
+        lambda folder, v: replace(folder / "003.dcm", b"\x53\x10\x02\0\0\x001 ", b"\x53\x10\x02\0\0\0x "),
+        r"003\.dcm: its RescaleSlope is 'x'.*expected sound numbers",
+    ),
+    "a slope beyond all numbers": (
+        lambda folder, v: replace(folder / "003.dcm", b"\x53\x10\x02\0\0\x001 ", b"\x53\x10\x06\0\0\x001e300 "),
+        r"003\.dcm: holds \d+ NaN or infinite values; expected finite",
     ),
     "tilted gantry": (tilted, r"005\.dcm: lies 2 mm from where even distances.*gantry"),
     "drifting": (drifting, r"014\.dcm: lies .* mm from where even distances"),
