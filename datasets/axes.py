@@ -96,5 +96,5 @@ def check_axes(axis_order: str, towards: str = "") -> None:
     if towards and sorted(min(letter, _OPPOSITE.get(letter, "")) for letter in towards) != ["A", "I", "L"]:
         raise ValueError(
             f"DATA.ORIENTATION is {towards!r}; expected one letter each of R or L, A or P, and I or S, such as 'RAS', "
-            "or '' for the axes as they are stored"
+            "or 'stored' for the axes as they are"
         )

@@ -1,9 +1,12 @@
-"""PIL's readers of pictures: chosen by what a file begins with, kept quiet, and bounded in time."""
+"""What decodes pictures, kept quiet and bounded in time; PIL's readers are chosen by what a file begins with."""
 
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -58,3 +61,20 @@ def _hush_libtiff() -> None:
         set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
         set_handler(None)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Drop what the process writes to standard error: GDCM's decoders tell of damage there, and in no other way.
+
+    That of other threads is dropped too.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from datasets.axes import arrange, check_axes, turn
 from datasets.base import MOST_PIXELS, MOST_VOXELS, Defect, Defects, Geometry, check_claim, shorten
+from datasets.decoders import hushed
 from datasets.elements import check_elements
 from datasets.itk import brief_of_itk, check_name, quiet_sitk
 
@@ -28,6 +30,7 @@ _PLACE = {"ImagePositionPatient": "0020|0032", "ImageOrientationPatient": "0020|
 _SCALE = {"RescaleIntercept": "0028|1052", "RescaleSlope": "0028|1053"}
 _COUNTS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 _SKEW = 1e-2  # of the products of the axes; they are often written with few digits
+_LEFT_BEHIND = (85, 42)  # numbers that differ in every type
 _MARK, _MARK_AT = b"DICM", 128
 
 # How far slices may be from where even distances along the normal put them, as a share of the distance: positions are
@@ -44,6 +47,7 @@ class _Slice:
     series: str
     size: tuple[int, ...]
     dtype: np.dtype
+    is_packed: bool
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: tuple[float, ...]
@@ -136,10 +140,11 @@ def _read_header(sitk: SimpleITK, path: Path) -> _Slice:
         raise ValueError(f"{path}: is a link to nowhere, or no file at all; expected a slice, so copy it again")
     with path.open("rb") as file:
         try:
-            check_elements(file, path.stat().st_size)
+            is_packed = check_elements(file, path.stat().st_size)
         except ValueError as error:
             raise _unreadable(path, error) from None
-    reader = _reader(sitk, path)
+    with hushed() if is_packed else nullcontext():
+        reader = _reader(sitk, path)
     keys = reader.GetMetaDataKeys()
     frames = reader.GetMetaData(_FRAMES).strip() if _FRAMES in keys else "1"
     size = reader.GetSize()
@@ -157,7 +162,8 @@ def _read_header(sitk: SimpleITK, path: Path) -> _Slice:
         raise _unreadable(path, error) from None
     check_claim(size[:2], dtype, path.stat().st_size, MOST_PIXELS, "the slice", path)
     series = reader.GetMetaData(_SERIES).strip() if _SERIES in keys else ""
-    return _Slice(path, series, size[:2], dtype, reader.GetSpacing()[:2], reader.GetOrigin(), reader.GetDirection())
+    where = reader.GetSpacing()[:2], reader.GetOrigin(), reader.GetDirection()
+    return _Slice(path, series, size[:2], dtype, is_packed, *where)
 
 
 def _check_numbers(reader: SimpleITK.ImageFileReader, path: Path) -> None:
@@ -237,13 +243,32 @@ def _read_voxels(sitk: SimpleITK, folder: Path, slices: Sequence[_Slice]) -> np.
     stored, defects = np.empty(shape, dtype), []
     for plane, one in zip(stored, slices, strict=True):
         try:
-            plane[:] = sitk.GetArrayFromImage(_reader(sitk, one.path).Execute())[0]
+            plane[:] = _read_plane(sitk, one)
             _check_finite(plane, one.path)
         except (RuntimeError, ValueError) as error:
             error = _unreadable(one.path, error) if isinstance(error, RuntimeError) else error
             defects.append(Defect(one.path, str(error).removeprefix(f"{one.path}: ")))
     _refuse(folder, defects)
     return stored
+
+
+def _read_plane(sitk: SimpleITK, one: _Slice) -> np.ndarray:
+    """The numbers [y, x] of a slice.
+
+    GDCM says nothing of packed pixels that it cannot unpack, and hands out what was in memory before: then two readings
+    differ if other numbers lay there, where the next array of that size is made.
+    """
+    if not one.is_packed:
+        return sitk.GetArrayFromImage(_reader(sitk, one.path).Execute())[0]
+    planes = []
+    for number in _LEFT_BEHIND:
+        with hushed():
+            reader = _reader(sitk, one.path)
+            np.full(one.size, number, one.dtype)  # and gone
+            planes.append(sitk.GetArrayFromImage(reader.Execute())[0])
+    if (planes[0] != planes[1]).any():
+        raise ValueError(f"{one.path}: its pixels cannot be unpacked; expected sound ones, so copy it again")
+    return planes[0]
 
 
 def _check_finite(plane: np.ndarray, path: Path) -> None:

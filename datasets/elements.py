@@ -29,7 +29,8 @@ _UID = b"1.2.840.10008.1.2"
 _OTHERWISE = (_UID + b".2", _UID + b".1.99", b"1.2.840.113619.5.2")  # big-endian; deflated; GE's own
 _PLAIN = (_UID, _UID + b".1")
 # Packed pixels, and what a piece of them begins with.
-_RUNS, _JPEG, _JPEG_2000 = b"", b"\xff\xd8\xff", (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
+_RUNS = tuple(bytes([count, 0, 0, 0]) for count in range(1, 16))
+_JPEG, _JPEG_2000 = b"\xff\xd8\xff", (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
 _PACKED = {_UID + b".5": _RUNS, **{_UID + b".4." + number: _JPEG for number in b"50 51 57 70 80 81".split()}}
 _PACKED |= {_UID + b".4." + number: _JPEG_2000 for number in b"90 91".split()}
 
@@ -38,10 +39,12 @@ class _Unknown(Exception):
     """What follows is written as no element can be, or otherwise than here."""
 
 
-def check_elements(file: BinaryIO, size: int) -> None:
+def check_elements(file: BinaryIO, size: int) -> bool:
     """Refuse a file whose elements claim more than it holds, or whose pixels are not what its header promises.
 
     What is not written as elements are, and what is big-endian or deflated, is left to GDCM to judge.
+
+    Returns whether the pixels are packed in a way that only their reader can judge.
 
     Args:
         file: open at its beginning.
@@ -51,14 +54,14 @@ def check_elements(file: BinaryIO, size: int) -> None:
         ValueError: it is such a file; the message says what is wrong.
     """
     if file.read(_PREAMBLE + len(_MARK))[_PREAMBLE:] != _MARK:
-        return
+        return True
     syntax, numbers, pieces = b"", dict(_SIZE), None
     try:
         for tag, length, depth in _elements(file, size):
             if tag == _SYNTAX:
                 syntax = file.read(length).rstrip(b"\0 ")
                 if syntax in _OTHERWISE:
-                    return
+                    return True
             elif tag in _SIZE and depth == 0 and length == 2:
                 numbers[tag] = int.from_bytes(file.read(2), "little")
             elif tag == _PIXELS and depth == 0:
@@ -66,13 +69,13 @@ def check_elements(file: BinaryIO, size: int) -> None:
                 _check_pixels(syntax, numbers, length)
             elif tag == (_PARTS, _ITEM) and pieces is not None:
                 pieces += 1
-                begins = _PACKED.get(syntax, b"")
-                if pieces == 2 and not file.read(length).startswith(begins):  # the first is a table
+                if pieces == 2 and not file.read(length).startswith(_PACKED[syntax]):  # the first is a table
                     raise ValueError(f"its pixels do not begin as those of its packing {syntax.decode()} do")
     except _Unknown:
-        return
+        return True
     if pieces is None or (syntax in _PACKED and pieces < 2):
         raise ValueError("it holds no pixels")
+    return syntax in _PACKED
 
 
 def _check_pixels(syntax: bytes, numbers: dict[Tag, int], length: int) -> None:
@@ -99,6 +102,8 @@ def _elements(file: BinaryIO, size: int) -> Iterator[tuple[Tag, int, int]]:
         elif kind in _LONG:
             length = int.from_bytes(file.read(4), "little")
         elif kind not in _SHORT:
+            if group <= _META:
+                raise ValueError(f"its element ({group:04x},{number:04x}) is of no kind of values")
             raise _Unknown
         start = file.tell()
         if length != _ENDLESS and length > size - start:

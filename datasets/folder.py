@@ -103,7 +103,7 @@ def look_through(
     if defects:
         raise Defects(root, defects)
     marked = {name: {table.index(value) for value in look.values} - {0} for name, look in looks.items()}
-    has_lists = (lists / "train.txt").exists()
+    has_lists = _is_there(lists / "train.txt")
     parts = _listed(lists, pairs, defects) if has_lists else _split(marked, len(table))
     defects += _class_defects(parts["train"], marked, len(table), lists if has_lists else root)
     if defects:
@@ -137,13 +137,19 @@ def read_parts(lists: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: a list is empty, is not text, or holds something that is no plain name.
     """
-    return {part: read_list(lists / f"{part}.txt", NAME) if (lists / f"{part}.txt").exists() else [] for part in PARTS}
+    paths = {part: lists / f"{part}.txt" for part in PARTS}
+    return {part: read_list(path, NAME) if _is_there(path) else [] for part, path in paths.items()}
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something, be it a link to nowhere: that is no reason to split anew."""
+    return path.exists() or path.is_symlink()
 
 
 def _names(path: Path, defects: list[Defect]) -> list[str]:
     """The names in a list; none where it is not there, or where it is bad, which goes to `defects`."""
     try:
-        return read_list(path, NAME) if path.exists() else []
+        return read_list(path, NAME) if _is_there(path) else []
     except ValueError as error:
         defects.append(defect_of(path, error))
         return []

@@ -67,14 +67,15 @@ def _cached(slices: Slices, cache: str, settings: str = "") -> Slices:
 class _Turned(Sequence):
     """Volumes whose axes are turned as those of the training volumes point, where both are known."""
 
-    def __init__(self, volumes: Sequence[Volume], towards: str) -> None:
-        self.volumes, self.towards = volumes, towards
+    def __init__(self, volumes: Sequence[Volume], files: Sequence[Path], towards: str) -> None:
+        self.volumes, self.files, self.towards = volumes, files, towards
 
     def __len__(self) -> int:
         return len(self.volumes)
 
     def __getitem__(self, index: int) -> Volume:
-        return turned(self.volumes[index], self.towards)
+        volume = self.volumes[index]
+        return turned(volume, self.towards) if self.towards and synapse.says_axes(self.files[index]) else volume
 
 
 class _InLists:
@@ -143,7 +144,7 @@ class SynapseLayout(_InLists):
 
     def tests(self, names: Sequence[str]) -> Sequence[Volume]:
         volumes = SynapseVolumes(self.folder("test_vol_h5"), names, self.num_classes)
-        return _Turned(volumes, self.reading.orientation)
+        return _Turned(volumes, volumes.paths, self.reading.orientation)
 
 
 class AcdcLayout(_InLists):
@@ -170,7 +171,7 @@ class AcdcLayout(_InLists):
 
     def tests(self, names: Sequence[str]) -> Sequence[Volume]:
         volumes = acdc.AcdcVolumes(self.folder("test"), names, self.num_classes)
-        return _Turned(volumes, self.reading.orientation)
+        return _Turned(volumes, volumes.files, self.reading.orientation)
 
 
 class PictureLayout:
@@ -333,7 +334,7 @@ def _axes(npz: Path) -> str:
         geometry = synapse.read_npz_geometry(npz)
     except ValueError:  # a bad file is told with the others, later
         return ""
-    return orientation(geometry) if geometry else ""
+    return orientation(geometry) if geometry and synapse.says_axes(npz) else ""
 
 
 def _prepared(path: Path) -> dict[str, Any]:
@@ -354,8 +355,8 @@ def _prepared(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> list[str]:
-    """The names in a list; none where it is not there."""
-    return read_list(path) if path.is_file() else []
+    """The names in a list; none where it is not there, or empty."""
+    return read_list(path) if path.is_file() and path.stat().st_size else []
 
 
 LAYOUTS: dict[str, type[Layout]] = {

@@ -176,7 +176,7 @@ def open_image(path: Path | str, axis_order: str = "zxy", orientation: str = "",
     if orientation and not says_axes(path):
         raise ValueError(
             f"{path}: does not say where its axes point (qform_code and sform_code are 0); expected a file that does, "
-            "so mend its header, or take its axes as they are stored (DATA.ORIENTATION '')"
+            "so mend its header, or take its axes as they are stored (--opts DATA.ORIENTATION stored)"
         )
     with quiet_sitk() as sitk:
         reader = _reader(sitk, path)

@@ -77,7 +77,7 @@ def find_cases(dataset: str, raw: Path, split: str) -> tuple[list[Case], str, li
     """
     if not raw.is_dir():
         raise ValueError(f"{raw}: no such folder; expected {_EXPECTED[dataset]}, or {_PAIRS}")
-    if dataset == "MoNuSeg" and any(raw.rglob("*.xml")):
+    if dataset == "MoNuSeg" and any(raw.rglob("*.[xX][mM][lL]")):
         cases, how, defects = _find_outlined(raw, split)
     else:
         cases, how, defects = _find_paired(raw, dataset)

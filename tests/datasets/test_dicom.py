@@ -278,6 +278,27 @@ def test_a_length_that_leads_out_of_the_file_is_told(series):
         read_series(series)
 
 
+@pytest.mark.parametrize("packing", ["JPEG", "JPEG2000"])
+def test_packed_pixels_are_read_or_told(tmp_path, packing, capfd):
+    """GDCM itself would say nothing, and hand out what was in memory."""
+    voxels = np.random.default_rng(0).integers(-1000, 2000, (3, 64, 64)).astype(np.int16)
+    write_series(tmp_path / "s", voxels, t00281052="0")
+    for path in (tmp_path / "s").iterdir():
+        image, writer = sitk.ReadImage(str(path)), sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.UseCompressionOn()
+        writer.SetCompressor(packing)
+        writer.SetFileName(str(path))
+        writer.Execute(image)
+    np.testing.assert_array_equal(read_series(tmp_path / "s", "zyx")[0], voxels)
+    content = path.read_bytes()
+    begins = content.rindex(b"\xff\xd8\xff" if packing == "JPEG" else b"\xff\x4f\xff\x51") + 4
+    path.write_bytes(content[:begins] + bytes(len(content) - 8 - begins) + content[-8:])
+    with pytest.raises(Defects, match=rf"{path.name}: .*(cannot be unpacked|not a readable DICOM image)"):
+        read_series(tmp_path / "s")
+    assert capfd.readouterr().err == ""
+
+
 def test_all_bad_files_are_told_together(series, voxels):
     (series / "001.dcm").write_bytes(b"")
     write_slice(series / "003.dcm", voxels[3, 1:], 3)

@@ -74,7 +74,7 @@ SOUND = {
     # What is in the pieces of a packed picture is no element, though it may look like one.
     "pixels in pieces": (JPEG, ROWS, pieces(b"\xff\xd8\xff\xc3" + element(8, 8, b"LO", b"", 9999))),
     "in many": (JPEG, ROWS, pieces(b"\xff\xd8\xff\xc3", b"abcd", b"efgh")),
-    "in runs": (RUNS, ROWS, pieces(bytes(64))),
+    "in runs": (RUNS, ROWS, pieces(b"\1" + bytes(63))),
     "an unknown kind": (EXPLICIT, ROWS, element(0x9, 0x10, b"XX", b"", 9999)),
     "unknown, without length": (EXPLICIT, ROWS, element(0x9, 0x10, b"UN", item(PLAIN_ROWS), ENDLESS)),
     "big-endian": (BIG_ENDIAN, bytes(99)),
@@ -113,6 +113,8 @@ NO_PIXELS = {
     "no pieces": ((JPEG, ROWS, PIXELS), "are not packed as its packing 1.2.840.10008.1.2.4.70 says"),
     "pieces of what is not packed": ((EXPLICIT, ROWS, pieces(bytes(8))), "are not packed as"),
     "a table alone": ((JPEG, ROWS, pieces()), "it holds no pixels"),
+    "a head of no kind": ((EXPLICIT, element(2, 0x12, b"XX", b"1.2"), PIXELS), r"\(0002,0012\) is of no kind"),
+    "of no runs": ((RUNS, ROWS, pieces(bytes(64))), "do not begin as those of"),
     "of another kind": ((JPEG, ROWS, pieces(b"RIFF")), "do not begin as those of"),
     "of a kind that is not read": ((MPEG, ROWS, pieces(bytes(8))), "packed as 1.2.840.10008.1.2.4.100, which is not"),
     "behind the end of the stack": ((EXPLICIT, nested(60), PIXELS), "its sequences are 101 deep"),

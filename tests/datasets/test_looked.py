@@ -77,6 +77,17 @@ def test_a_picture_is_no_volume(tmp_path: Path, read: list[str]) -> None:
     assert look_through(root, root / "lists") == found and read == ["case1"]
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_list_that_leads_nowhere_is_no_reason_to_split_anew(own: tuple[Path, Folder], part: str) -> None:
+    root, _ = own
+    path = root / f"lists/{part}.txt"
+    path.unlink(missing_ok=True)
+    path.symlink_to("absent.txt")
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"{part}\.txt: no such list"):
+        look_through(root, root / "lists")
+    assert path.is_symlink()
+
+
 def deep(path: Path) -> None:
     path.write_text("[" * 10**5)
 

@@ -85,7 +85,7 @@ TARGETS = {
     "png": Target(
         "png/scan.png",
         *("test", lambda box: box.predict_words("png/scan.png")),
-        *(png.PNG, png.PNG_SOUND, png.PNG_ODD, (4, 3), (None, 42)),
+        *(png.PNG, png.PNG_SOUND | png.PNG_SMALL, png.PNG_ODD, (4, 3), (None, 42)),
         cut_is_bad=False,
         makes="predictions/scan.*",
     ),
@@ -181,7 +181,7 @@ TARGETS = {
     "own volume": Target(
         "volumes/labels/a.nii.gz",
         *("train", lambda box: box.own_words("volumes")),
-        *(nifti.NIFTI | folders.LABEL, nifti.NIFTI_SOUND, {}, (1, 1), (None, 28)),
+        *(nifti.NIFTI | folders.LABEL, {}, nifti.NIFTI_SOUND, (1, 1), (None, 28)),
         other_numbers=True,
         keeps=("volumes/lists/looked.json",),
         also=_UNPAIRED,

@@ -107,7 +107,7 @@ def npz_attacks(key: str) -> dict[str, Write]:
         "three dimensions": _npz({key: lambda a: a[None], "label": lambda a: a[None]}),
         "no dimension": _npz({key: lambda a: a[0, 0], "label": lambda a: a[0, 0]}),
         "no pixels": _npz({key: lambda a: a[:0], "label": lambda a: a[:0]}),
-        "other shape": _npz({"label": lambda a: a[:7]}),
+        "other shape": _npz({"label": lambda a: a[:, :7]}),
         "no label": _npz({"label": None}),
         "no arrays": lambda path, scene: zipfile.ZipFile(path, "w").close(),
     }

@@ -163,6 +163,10 @@ PNG_SOUND: dict[str, Write] = {
     "JPEG by content": converted("L", "JPEG"),
     "TIFF by content": converted("L", "TIFF"),
     "bytes behind the end": lambda path, scene: path.write_bytes(scene.good + bytes(99)),
+}
+
+# Sound where no other picture has to be of the same size.
+PNG_SMALL: dict[str, Write] = {
     "one pixel": saved(lambda pixels: pixels[:1, :1]),
     "one row": saved(lambda pixels: pixels[:1]),
 }
