@@ -161,8 +161,8 @@ def _resolve(case: str, names: Sequence[str], option: str) -> str:
 
 
 def check_case(case: Case, *, labels: str, axis_order: str) -> list[Defect]:
-    """Read both files of a case whole, and say all that is wrong with them: damage, NaN, grids that differ, labels."""
-    from datasets.base import defect_of
+    """Read both files of a case whole; what is wrong: damage, NaN, grids that differ, labels, too few slices."""
+    from datasets.base import Defect, defect_of
     from scripts.preparing import read_pair
 
     arrays, defects = read_pair(case.image, case.label, axis_order)
@@ -171,6 +171,8 @@ def check_case(case: Case, *, labels: str, axis_order: str) -> list[Defect]:
             map_labels(arrays[case.label], labels, case.label)
         except ValueError as error:
             defects.append(defect_of(case.label, error))
+    if case.image in arrays and len(arrays[case.image]) < 2:
+        defects.append(Defect(case.image, "is a volume of one slice; expected 2 or more, so give the whole scan"))
     return defects
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -253,6 +254,12 @@ def spoil_voxel(path: Path, zyx: np.ndarray, value: float) -> None:
     save(path, zyx)
 
 
+def spoil_codes(path: Path) -> None:
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<2h", content, 252, 99, 7)
+    path.write_bytes(gzip.compress(content))
+
+
 IMG, LABEL = Path("Training/img/img0006.nii.gz"), Path("Training/label/label0006.nii.gz")
 BAD_RAW = {
     "label missing": (lambda raw: (raw / LABEL).unlink(), ("img0006.nii.gz", "no label")),
@@ -274,6 +281,11 @@ BAD_RAW = {
     "NaN voxel": (lambda raw: spoil_voxel(raw / IMG, ct(6), np.nan), ("img0006.nii.gz", "NaN")),
     "NaN label": (lambda raw: spoil_voxel(raw / LABEL, organs(6), np.nan), ("label0006.nii.gz", "NaN")),
     "fractional label": (lambda raw: spoil_voxel(raw / LABEL, organs(6), 2.5), ("label0006.nii.gz", "2.5", "whole")),
+    "one slice": (
+        lambda raw: [save(raw / IMG, ct(6)[:1]), save(raw / LABEL, organs(6)[:1])],
+        ("img0006.nii.gz", "a volume of one slice"),
+    ),
+    "codes of axes": (lambda raw: spoil_codes(raw / IMG), ("img0006.nii.gz", "qform_code and sform_code are (99, 7)")),
     "unknown label": (lambda raw: spoil_voxel(raw / LABEL, organs(6), 14), ("label0006.nii.gz", "14;", "synapse8")),
     "negative label": (lambda raw: spoil_voxel(raw / LABEL, organs(6), -1), ("label0006.nii.gz", "-1", "0..13")),
 }
