@@ -159,9 +159,12 @@ def _find(path: Path) -> Iterator[_Input]:
         series = [folder for folder in folders if dicom_files(folder)]
         if not files and not series:
             yield _Input(path.name, path, f"holds nothing to predict; expected {_KINDS} (--input)")
+        for folder in () if series else folders:  # beside files, folders are passed over, but for what looks like one
+            if is_nifti(folder) or is_picture(folder):
+                yield _Input(stem_of(folder), folder, "is a folder by the name of a file; expected a file, rename it")
         for file in files:
             yield _file_input(file, "lies beside folders of DICOM series; expected one or the other" * bool(series))
-        for folder in folders if series else ():  # beside files, folders are passed over
+        for folder in folders if series else ():
             yield _folder_input(
                 folder, "holds no DICOM series, as the others do; move it away" * (folder not in series)
             )

@@ -169,6 +169,10 @@ def transparent(folder: Path, voxels: np.ndarray) -> None:
 
 BAD = {
     "nothing": (lambda folder, v: None, r": holds nothing to predict; expected NIfTI"),
+    "a folder by the name of a file": (
+        lambda folder, v: [(folder / "a.nii.gz").mkdir(), picture(folder / "b.png", 4, 4)],
+        "a.nii.gz: is a folder by the name of a file; expected a file",
+    ),
     "only what is passed over": (lambda folder, v: (folder / "a.txt").write_text("a"), "holds nothing to predict"),
     "another kind": (lambda folder, v: (folder / "a.nrrd").write_bytes(b"NRRD"), r"a\.nrrd: is of a kind that is not"),
     "one name twice": (duplicate, r"good\.nii\.gz: has the name of good\.nii"),

@@ -81,6 +81,7 @@ TARGETS = {
         *("test", lambda box: box.test_words("--input", box["scans"])),
         short=(1, 0),
         long=(None, 14),
+        also=("scans: ",),
     ),
     "png": Target(
         "png/scan.png",
