@@ -137,13 +137,12 @@ def read_npz(path: Path, num_classes: int, key: str, ndim: int) -> tuple[np.ndar
     if not path.is_file():
         kind = "slice" if ndim == 2 else "volume"
         raise FileNotFoundError(f"{path}: no such {kind}; expected an npz file with '{key}' and 'label'")
-    most = MOST_PIXELS if ndim == 2 else MOST_VOXELS
     with _reading(path, "npz"), zipfile.ZipFile(path) as file:
         found = _npz_keys(file)
         for wanted in (key, "label"):
             if wanted not in found:
                 raise _missing_array(path, wanted, found, key)
-        image, label = (_read_npy(file, wanted, path, most) for wanted in (key, "label"))
+        image, label = (_read_npy(file, wanted, path, ndim) for wanted in (key, "label"))
     return check_pair(image, label, num_classes, ndim, path)
 
 
@@ -178,18 +177,21 @@ def _npz_keys(file: zipfile.ZipFile) -> list[str]:
     return [name.removesuffix(".npy") for name in file.namelist()]
 
 
-def _read_npy(file: zipfile.ZipFile, key: str, path: Path, most: int | None) -> np.ndarray:
+def _read_npy(file: zipfile.ZipFile, key: str, path: Path, ndim: int | None) -> np.ndarray:
     """One array of an npz file, its claims checked before its numbers are read; np.load believes them.
 
-    It holds `most` numbers at most; None stands for a part of a geometry, which may be text.
+    It has `ndim` dimensions; None stands for a part of a geometry, which may be text.
     """
     packed = file.getinfo(f"{key}.npy")
     if packed.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BadFile(f"{path}: '{key}' is packed in an unusual way; write it with np.savez or np.savez_compressed")
     with file.open(packed) as stream:
         shape, in_columns, dtype = read_npy_header(stream)
-        if most is not None:
+        if ndim is not None:
+            most = MOST_PIXELS if ndim == 2 else MOST_VOXELS
             check_claim(shape, dtype, packed.compress_size, most, f"'{key}'", path)
+            if len(shape) != ndim:
+                raise BadFile(f"{path}: '{key}' has shape {shape}; expected {ndim} dimensions")
         elif dtype.kind not in "fiubS" or math.prod(shape) * dtype.itemsize > _MOST_OF_GEOMETRY:
             raise BadFile(f"{path}: '{key}' is {shape} of {shorten(str(dtype))}; expected a geometry, make it again")
         array = np.empty(math.prod(shape), dtype)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "valid", "test")  # and the folders of their files
 LAST_PATIENT = 100  # of those that have published labels from the start; 101 to 150 are the later test set
 _PATIENT = re.compile(r"patient(\d{3})")
+_LONGEST_INFO = 2**20  # bytes; those of the download have some hundred
 _SUFFIXES = (".nii.gz", ".nii")
 _EXPECTED = (
     "folders such as training/patient001 with Info.cfg, patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz"
@@ -140,6 +141,8 @@ def _read_info(path: Path) -> dict[str, str]:
     from datasets.base import Defect, Defects
 
     try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= _LONGEST_INFO):  # a pipe would never end
+            raise OSError("no file of this kind")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         what = "is not there; expected it to name the frames, as in 'ED: 1' and 'ES: 12', so download it again"

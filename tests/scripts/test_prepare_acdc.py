@@ -205,6 +205,11 @@ ES, ES_GT = "patient001_frame12.nii.gz", "patient001_frame12_gt.nii.gz"
 BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no Info.cfg": (lambda folder: (folder / INFO).unlink(), INFO, "is not there; expected it to name the frames"),
     "Info.cfg is binary": (lambda folder: (folder / INFO).write_bytes(b"\xff\xfe"), INFO, "cannot be read as text"),
+    "Info.cfg is a pipe": (
+        lambda folder: [(folder / INFO).unlink(), os.mkfifo(folder / INFO)],
+        INFO,
+        "cannot be read as text",
+    ),
     "no ES": (lambda folder: rewrite(folder / INFO, "ES: 12\n", ""), INFO, "has no ES; expected the number of a frame"),
     "ED is no number": (lambda folder: rewrite(folder / INFO, "ED: 1", "ED: one"), INFO, "says ED: one"),
     "ED is ES": (lambda folder: rewrite(folder / INFO, "ES: 12", "ES: 1"), INFO, "says ED and ES: 1; expected two"),
