@@ -7,9 +7,10 @@ folders beside each other do: `img/` and `labelcol/`, or `images/` and `masks/`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,20 @@ def look_at_all(
         return label_table(values, 2) if values else (0, 255), defects
     except Defects as error:
         return (0, 255), [*defects, *error.defects]
+
+
+def told_twice(pairs: Mapping[Pair, str]) -> Iterator[Defect]:
+    """Pictures that are in two parts, and those that train and validate under one name."""
+    names: dict[str, Path] = {}
+    contents: dict[bytes, tuple[str, Path]] = {}
+    for pair, part in pairs.items():
+        other = names.setdefault(pair.name, pair.image) if part != "test" else pair.image
+        if other != pair.image:
+            yield Defect(pair.image, f"has the name of {other}; expected one of each, rename one")
+        twin, path = contents.setdefault(sha256(pair.image.read_bytes()).digest(), (part, pair.image))
+        if twin != part:
+            what = f"is the picture {path}; expected it in one part, or the test measures what was learnt by heart"
+            yield Defect(pair.image, what)
 
 
 def _read(pair: Pair, channels: int, instances: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,7 @@ Adding a data set is adding a layout.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -229,7 +228,7 @@ class PictureLayout:
         layout = cls(root, lists, 2, Reading((0, 255), 3, Intensity("range")))
         pairs, defects = layout._all_pairs()
         table, more = histology.look_at_all(list(pairs), instances=cls.instances, progress=progress)
-        defects += [*more, *_twice(pairs)]
+        defects += [*more, *histology.told_twice(pairs)]
         if defects:
             raise Defects(root, defects)
         return {} if cls.instances else {"DATA.LABEL_VALUES": list(table)}
@@ -307,20 +306,6 @@ class FolderLayout:
     def look_through(root: Path, lists: Path, **how: Any) -> dict[str, Any]:
         """All that the files say of themselves."""
         return folder.look_through(root, lists, **how).keys()
-
-
-def _twice(pairs: Mapping[Pair, str]) -> Iterator[Defect]:
-    """Pictures that are in two parts, and those that train and validate under one name."""
-    names: dict[str, Path] = {}
-    contents: dict[bytes, tuple[str, Path]] = {}
-    for pair, part in pairs.items():
-        other = names.setdefault(pair.name, pair.image) if part != "test" else pair.image
-        if other != pair.image:
-            yield Defect(pair.image, f"has the name of {other}; expected one of each, rename one")
-        twin, path = contents.setdefault(sha256(pair.image.read_bytes()).digest(), (part, pair.image))
-        if twin != part:
-            what = f"is the picture {path}; expected it in one part, or the test measures what was learnt by heart"
-            yield Defect(pair.image, what)
 
 
 def _check_range(reading: Reading) -> None:
