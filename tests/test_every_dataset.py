@@ -18,7 +18,7 @@ import train as train_command
 from configs.config import get_config
 from datasets import list_datasets
 from scripts import prepare_acdc, prepare_histology
-from tests.conftest import ROOT, geometry
+from tests.conftest import ROOT, SHARED, geometry
 from tests.networks.small import SMALL
 from tests.own_data import picture, volume, write_nifti, write_pictures, write_volumes
 from tests.scripts import test_prepare_acdc as acdc
@@ -26,6 +26,7 @@ from tests.scripts import test_prepare_histology as histology
 
 OFFICIAL = ("ACDC", "GlaS", "MoNuSeg")
 YAMLS = sorted(path for name in OFFICIAL for path in (ROOT / "configs").glob(f"{name.lower()}_*.yaml"))
+MONUSEG = SHARED / "data/monuseg"
 UNET = ["--img_size", "32", "--opts", "MODEL.UNET.WIDTH", "4"]
 
 
@@ -78,6 +79,19 @@ def test_from_the_official_download_to_a_score(cfg: Path, prepared: dict[str, Pa
     rows = list(csv.DictReader((run / "per_case.csv").open()))
     assert len(rows) == len(summary["cases"]) * len(classes[name])
     assert {path.suffix for path in (run / "predictions").iterdir()} == {".gz" if name == "ACDC" else ".png"}
+
+
+@pytest.mark.skipif(not MONUSEG.is_dir(), reason="MoNuSeg is not beside this checkout (../shared/data)")
+def test_the_real_monuseg_by_its_yaml(tmp_path: Path) -> None:
+    run, cfg = tmp_path / "run", ROOT / "configs/monuseg_unet.yaml"
+    words = ["--cfg", str(cfg), "--root_path", str(MONUSEG), "--output_dir", str(run), "--val_cases", "2"]
+    assert train_command.main([*words, "--max_iterations", "3", *small(cfg)]) == 0
+    assert test_command.main(["--output_dir", str(run)]) == 0
+    summary = summary_of(run)
+    names = [path.stem for path in sorted((MONUSEG / "test/images").iterdir())]
+    assert [case["name"] for case in summary["cases"]] == names and len(names) == 14
+    assert 0 < summary["published"]["dice"] < 1 and summary["unit"] == "pixels"
+    assert np.asarray(Image.open(run / f"predictions/{names[0]}.png")).shape == (512, 512)
 
 
 def test_acdc_validates_by_class_unless_it_is_told_otherwise(prepared: dict[str, Path], tmp_path: Path) -> None:
