@@ -30,6 +30,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 SECONDS_A_LINE = 10.0  # of progress, where there is no terminal to draw a bar on
 _PARTS = ("train_npz", "test_vol_h5")
+_DATASETS = ("Phantom", "Synapse")  # of that layout
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,10 @@ def _tell(defects: Iterable[Defect]) -> list[Defect]:
     return told
 
 
-def _check_options(args: argparse.Namespace, datasets: Sequence[str]) -> None:
-    if args.dataset not in datasets:
-        raise ValueError(f"DATASET is {args.dataset!r}; expected one of {', '.join(datasets)}")
+def _check_options(args: argparse.Namespace) -> None:
+    if args.dataset not in _DATASETS:
+        expected = f"{', '.join(_DATASETS)} (of other data sets train.py reads everything before it begins)"
+        raise ValueError(f"DATASET is {args.dataset!r}; expected one of {expected}")
     if not args.root.is_dir():
         raise ValueError(f"{args.root}: no such data folder; expected one with {' and '.join(_PARTS)} (ROOT)")
     if args.num_classes is not None and not 2 <= args.num_classes <= 256:
@@ -190,11 +192,11 @@ def _check_options(args: argparse.Namespace, datasets: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare the lists with the files, read every file, print each defect as it is found, and sum up."""
-    from datasets import class_names, list_datasets, locate
+    from datasets import class_names, locate
     from datasets.synapse import ORGANS
     from datasets.verify import case_defects, class_defects, inspect
 
-    _check_options(args, list_datasets())
+    _check_options(args)
     root, lists = locate(args.dataset, str(args.root), args.list_dir)
     names = class_names(args.dataset, args.num_classes or len(ORGANS) + 1)
     listed = read_lists(root.parent if root.name in _PARTS else root, lists)
