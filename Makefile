@@ -24,7 +24,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup
 
 test-reliability: $(INSTALLED)
-	@echo "== running all kills and the whole fuzz; some 6 minutes on 2 cores"
+	@echo "== running all kills and the whole fuzz; some 8 minutes on 2 cores"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup -m reliability --long
 
 install: $(INSTALLED)

@@ -41,7 +41,7 @@ _BAD_YAML = {
     "rate NaN": "TRAIN.LR_POWER: .nan",
     "window infinite": "DATA.WINDOW: [-.inf, .inf]",
     "window of three": "DATA.WINDOW: [1, 2, 3]",
-    "window of none": "DATA.WINDOW: []",
+    "window of one": "DATA.WINDOW: [3.0]",
     "window of lists": "DATA.WINDOW: [[1], [2]]",
     "10^400 as a float": "TRAIN.MOMENTUM: 1" + "0" * 400,
     "10^5000": "SEED: 1" + "0" * 5000,
