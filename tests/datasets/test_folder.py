@@ -240,12 +240,12 @@ def with_nan(image: sitk.Image) -> sitk.Image:
     return image
 
 
-def without_axes(path: Path) -> None:
-    """Neither a qform nor an sform: nothing says where the axes point."""
+def with_codes(path: Path, codes: bytes) -> None:
+    """The qform_code and the sform_code of a file, two bytes each."""
     plain = path.with_name(path.name.removesuffix(".gz"))
     sitk.WriteImage(sitk.ReadImage(str(path)), str(plain))
     content = bytearray(plain.read_bytes())
-    content[252:256] = bytes(4)
+    content[252:256] = codes
     plain.write_bytes(content)
     path.unlink()
 
@@ -264,7 +264,14 @@ VOLUMES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         lambda root: changed(root / "labels/case1.nii.gz", lambda image: (image.SetOrigin((0.0, 0.0, 0.0)), image)[1]),
         {"case1.nii.gz": "origin"},
     ),
-    "no axes": (lambda root: without_axes(root / "images/case1.nii.gz"), {"case1.nii": "where its axes point"}),
+    "no axes": (
+        lambda root: with_codes(root / "images/case1.nii.gz", bytes(4)),
+        {"case1.nii": "does not say where its axes point"},
+    ),
+    "unknown codes of axes": (
+        lambda root: with_codes(root / "images/case1.nii.gz", b"\x63\0\x07\0"),
+        {"case1.nii": r"its qform_code and sform_code are \(99, 7\); expected 0 to 5"},
+    ),
     "fractions in a label": (
         lambda root: changed(root / "labels/case1.nii.gz", lambda image: sitk.Cast(image, sitk.sitkFloat32) + 0.5),
         {"case1.nii.gz": "holds 0.5; expected whole numbers"},
