@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.axes import check_axes
-from datasets.base import Defect, Defects, Geometry, SlicedImage, Volume, defect_of
+from datasets.base import LONGEST_NAME, Defect, Defects, Geometry, SlicedImage, Volume, defect_of
 from datasets.dicom import BESIDE, dicom_files, is_dicom, read_series
 from datasets.images import PICTURES, is_picture, read_picture
 from datasets.intensity import Intensity, Reading
@@ -185,6 +185,8 @@ def _unique(inputs: Iterable[_Input]) -> Iterator[_Input]:
     known: dict[str, Path] = {}
     for given in inputs:
         other = known.setdefault(given.name, given.path)
+        if len(given.name.encode(errors="replace")) > LONGEST_NAME and not given.defect:
+            given = given._replace(defect=f"has a name of more than {LONGEST_NAME} bytes; expected less, rename it")
         if other != given.path and not given.defect:
             given = given._replace(
                 defect=f"has the name of {other.name}, and so would its mask; expected each name once, so rename one"

@@ -174,6 +174,10 @@ BAD = {
         "a.nii.gz: is a folder by the name of a file; expected a file",
     ),
     "only what is passed over": (lambda folder, v: (folder / "a.txt").write_text("a"), "holds nothing to predict"),
+    "a name too long for its mask's": (
+        lambda folder, v: picture(folder / f"{'y' * 245}.png", 5, 7),
+        "has a name of more than 200 bytes",
+    ),
     "another kind": (lambda folder, v: (folder / "a.nrrd").write_bytes(b"NRRD"), r"a\.nrrd: is of a kind that is not"),
     "one name twice": (duplicate, r"good\.nii\.gz: has the name of good\.nii"),
     "one stem twice": (same_stem, r"a\.png: has the name of a\.bmp"),
