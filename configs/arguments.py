@@ -169,7 +169,7 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
         return stop.code or 0
     except (ValueError, OSError, MemoryError) as error:
         for defect in getattr(error, "defects", ()):  # each by itself; standard error has one line for all
-            print(_printable(f"{defect}"))
+            sys.stdout.write(f"{_printable(str(defect))}\n")
         code, message = 2, _one_line(error)
     except RuntimeError as error:
         if _is_of_a_lost_process(error):

@@ -16,7 +16,7 @@ from datasets.axes import arrange, check_axes, turn
 from datasets.base import MOST_PIXELS, MOST_VOXELS, Defect, Defects, Geometry, check_claim, shorten
 from datasets.decoders import hushed
 from datasets.elements import check_elements
-from datasets.itk import brief_of_itk, check_name, quiet_sitk
+from datasets.itk import brief_of_itk, check_name, header_reader, quiet_sitk
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -186,14 +186,10 @@ def _check_numbers(reader: SimpleITK.ImageFileReader, path: Path) -> None:
 
 
 def _reader(sitk: SimpleITK, path: Path) -> SimpleITK.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        return header_reader(sitk, "GDCMImageIO", path)
     except RuntimeError as error:
         raise _unreadable(path, error) from None
-    return reader
 
 
 def _odd_ones(slices: Sequence[_Slice]) -> Iterator[Defect]:

@@ -38,6 +38,19 @@ def quiet_sitk() -> Iterator[SimpleITK]:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
+def header_reader(sitk: SimpleITK, image_io: str, path: Path) -> SimpleITK.ImageFileReader:
+    """A reader of a file by the part of ITK of that name, such as "NiftiImageIO", its header read.
+
+    Raises:
+        RuntimeError: ITK does not take the header.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(image_io)
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader
+
+
 def brief_of_itk(error: Exception) -> str:
     """The last line of an error's text, where ITK says what is wrong, without the name of its part."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

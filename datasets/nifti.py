@@ -18,7 +18,7 @@ import numpy as np
 
 from datasets.axes import arrange, as_stored, check_axes, turn
 from datasets.base import MOST_VOXELS, Geometry, check_claim
-from datasets.itk import brief_of_itk, check_name, quiet_sitk
+from datasets.itk import brief_of_itk, check_name, header_reader, quiet_sitk
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -252,14 +252,10 @@ def _is_packed(path: Path) -> bool:
 
 
 def _reader(sitk: SimpleITK, path: Path) -> SimpleITK.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("NiftiImageIO")
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        return header_reader(sitk, "NiftiImageIO", path)
     except RuntimeError as error:
         raise _unreadable(path, brief_of_itk(error)) from None
-    return reader
 
 
 def _check_file(path: Path, whole: bool) -> _Layout:

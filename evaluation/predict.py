@@ -168,13 +168,12 @@ def validate(
 
 def _dice_of_classes(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
     """Dice of the classes 1 to `num_classes` - 1 in two label arrays, from three histograms; nan where both lack it."""
-    both, found, present = (
-        torch.bincount(torch.from_numpy(np.require(labels.ravel(), requirements="W")), minlength=num_classes)[
-            1:num_classes
-        ]
-        .double()
-        .numpy()
-        for labels in (predicted[predicted == truth], predicted, truth)
-    )
+    both, found, present = (_sizes(labels, num_classes) for labels in (predicted[predicted == truth], predicted, truth))
     with np.errstate(invalid="ignore"):
         return 2 * both / (found + present)
+
+
+def _sizes(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many voxels the classes 1 to `num_classes` - 1 have."""
+    writable = np.require(labels.ravel(), requirements="W")  # torch warns of what is not, as labels in a cache are
+    return torch.bincount(torch.from_numpy(writable), minlength=num_classes)[1:num_classes].double().numpy()
