@@ -202,7 +202,7 @@ def look_keywords(cfg: CfgNode) -> dict[str, Any]:
     data = cfg.DATA
     where = {"root_path": data.ROOT_PATH, "list_dir": data.LIST_DIR}
     where |= {"axis": data.AXIS, "orientation": data.ORIENTATION.replace(AS_STORED, "") if data.ORIENTATION else None}
-    where |= {"folds": data.FOLDS}
+    where |= {"folds": data.FOLDS, "channels": cfg.MODEL.IN_CHANNELS}
     return where | {"num_classes": cfg.MODEL.NUM_CLASSES, "phantom_options": _phantom_options(cfg)}
 
 

@@ -56,6 +56,7 @@ def look_through(
     root_path: str = "",
     list_dir: str = "",
     num_classes: int = 0,
+    channels: int = 0,
     axis: str = "",
     orientation: str | None = None,
     folds: int = 0,
@@ -67,7 +68,7 @@ def look_through(
     Args:
         name: one of `list_datasets()`; a Folder is looked at whole, and split where it is not yet.
         root_path, list_dir: see `build_dataset`.
-        num_classes, axis, orientation, folds, progress: see `datasets.folder.look_through`.
+        num_classes, channels, axis, orientation, folds, progress: see `datasets.folder.look_through`.
         phantom_options: keywords of `datasets.phantom.prepare_phantom`.
 
     Raises:
@@ -75,7 +76,8 @@ def look_through(
     """
     _prepare(name, root_path, phantom_options)
     root, lists = locate(name, root_path, list_dir)
-    how = {"num_classes": num_classes, "axis": axis, "orientation": orientation, "folds": folds, "progress": progress}
+    how = {"num_classes": num_classes, "channels": channels, "axis": axis, "orientation": orientation}
+    how |= {"folds": folds, "progress": progress}
     own = LAYOUTS[name].look_through(root, lists, **how)
     folders = {"DATA.ROOT_PATH": str(root), "DATA.VOLUME_PATH": str(root)}
     return own | folders | ({"DATA.LIST_DIR": str(lists)} if lists.is_dir() and lists.parent != _SHIPPED else {})

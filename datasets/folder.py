@@ -60,6 +60,7 @@ def look_through(
     lists: Path,
     *,
     num_classes: int = 0,
+    channels: int = 0,
     axis: str = "",
     orientation: str | None = None,
     folds: int = 0,
@@ -74,6 +75,7 @@ def look_through(
         root: the folder with `images/` and `labels/`.
         lists: where train.txt, val.txt and test.txt are, or are to be written.
         num_classes: K, where it is known; 0 has the labels tell.
+        channels: that the images have to have; 0 is what most have.
         axis: x, y or z, that volumes are sliced along; "" is the coarsest of most.
         orientation: where volumes are turned to, such as LPS, the default; "" takes them as they are stored.
         folds: parts of a cross-validation, drawn and written too where they are not; each class has to be in more than
@@ -93,7 +95,7 @@ def look_through(
     if axis and looks and not coarsest:
         raise ValueError(f"--axis is {axis}, and {root} holds pictures; expected it for volumes alone, so leave it out")
     axis = axis or max("zyx", key=lambda letter: coarsest[letter]) if coarsest else ""
-    channels, odd = _channels(pairs, looks)
+    channels, odd = _channels(pairs, looks, channels)
     defects += [*more, *odd, *_thin_volumes(pairs, looks, axis)]
     table: tuple[int, ...] = ()
     try:
@@ -116,11 +118,13 @@ def look_through(
     return Folder(parts, channels, table, axis, orientation)
 
 
-def _channels(pairs: Sequence[Pair], looks: Mapping[str, Look]) -> tuple[int, list[Defect]]:
-    """How many channels most images have, and those that have another number."""
+def _channels(pairs: Sequence[Pair], looks: Mapping[str, Look], asked: int) -> tuple[int, list[Defect]]:
+    """The channels that are asked for, or that most images have, and the images that have another number."""
     counts = Counter(look.channels for look in looks.values())
-    usual = counts.most_common(1)[0][0] if counts else 0
-    what = f"channels but most have {usual}; expected one number, so convert it"
+    usual = asked or (counts.most_common(1)[0][0] if counts else 0)
+    what = (
+        f"channels but {'MODEL.IN_CHANNELS is' if asked else 'most have'} {usual}; expected one number, so convert it"
+    )
     odd = {pair.image: looks[pair.name].channels for pair in pairs if looks[pair.name].channels != usual}
     return usual, [Defect(path, f"has {number} {what}") for path, number in odd.items()]
 

@@ -301,6 +301,12 @@ def test_faults_of_many_files_are_told_together(tmp_path: Path) -> None:
     assert list(found) == ["case 1.png", "case 3.png", "case 5.png"]
 
 
+def test_channels_that_were_asked_for(tmp_path: Path) -> None:
+    """Every image that has others is named, and no split is written."""
+    found = defects_of(write_pictures(tmp_path / "own", 4), channels=1)
+    assert len(found) == 4 and all("has 3 channels but MODEL.IN_CHANNELS is 1" in what for what in found.values())
+
+
 def test_classes_that_nothing_is_learnt_of(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "own", 6, classes=3)
     found = defects_of(root, num_classes=5)
