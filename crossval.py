@@ -42,7 +42,7 @@ def cross_validate(
         ValueError: as `is_trained` and `collect`.
     """
     runs = [output_dir / f"fold_{fold}" for fold in range(folds)]
-    done = [is_trained(fold, run) and _is_tested(run) for fold, run in enumerate(runs)]  # all, before any is begun
+    done = [is_trained(fold, run) and is_tested(run) for fold, run in enumerate(runs)]  # all, before any is begun
     for fold, run in enumerate(runs):
         train = ["train.py", *words, "--fold", str(fold), "--output_dir", str(run), "--resume", "auto"]
         for command in () if done[fold] else (train, ["test.py", "--output_dir", str(run), *device]):
@@ -57,8 +57,8 @@ def cross_validate(
     return 0
 
 
-def _is_tested(run: Path) -> bool:
-    """Whether a run was tested after it was trained."""
+def is_tested(run: Path) -> bool:
+    """Whether the folder of a run holds a test that was made after the training."""
     tested, trained = run / "summary.json", run / "last.pth"
     return tested.is_file() and trained.is_file() and tested.stat().st_mtime_ns >= trained.stat().st_mtime_ns
 

@@ -17,6 +17,7 @@ from configs.config import (
     completed,
     data_keywords,
     get_config,
+    is_of,
     look_keywords,
     naming,
     network_keywords,
@@ -68,20 +69,11 @@ def _cross_validate(cfg: Any, words: Sequence[str], output_dir: Path) -> int:
     with utils.logging_session("train.py"):
         cfg = _with_its_data(cfg, distributed.Ranks())
         device = ["--gpu_id", str(cfg.GPU_ID), "--n_gpu", str(cfg.N_GPU)]
-        return cross_validate(words, device, cfg.DATA.FOLDS, output_dir, partial(_is_trained, cfg))
 
+        def is_trained(fold: int, run: Path) -> bool:
+            return is_of(completed(cfg, {"DATA.FOLD": fold, "DATA.AXIS": ""}), run)
 
-def _is_trained(cfg: Any, fold: int, run: Path) -> bool:
-    """Whether a fold's run is there and was trained to the end that is asked for.
-
-    Raises:
-        ValueError: it was trained with other settings.
-    """
-    if not (run / "config.yaml").is_file():
-        return False
-    saved = get_config(run / "config.yaml")
-    check_continues(completed(cfg, {"DATA.FOLD": fold, "DATA.AXIS": ""}), to_plain(saved), run / "config.yaml")
-    return (saved.TRAIN.EPOCHS, saved.TRAIN.MAX_ITERATIONS) == (cfg.TRAIN.EPOCHS, cfg.TRAIN.MAX_ITERATIONS)
+        return cross_validate(words, device, cfg.DATA.FOLDS, output_dir, is_trained)
 
 
 def _fit(cfg: Any, output_dir: Path, args: argparse.Namespace, ranks: Any) -> int:

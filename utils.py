@@ -316,8 +316,18 @@ def environment(device: torch.device) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "absent"
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    found["processor"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     found["git_commit"] = _git_commit()
     return found
+
+
+def _processor() -> str:
+    """What the processor is called, where the system says it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str:

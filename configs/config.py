@@ -52,7 +52,7 @@ def get_config(
     for cfg_file in filter(None, cfg_files):
         within = isinstance(cfg_file, Mapping)
         source = "the checkpoint's configuration" if within else str(cfg_file)
-        _merge(cfg, cfg_file if within else _read_yaml(Path(cfg_file)), source)
+        _merge(cfg, cfg_file if within else read_yaml(Path(cfg_file)), source)
         _settle(cfg, f"{source}: ")
     if len(opts) % 2:
         raise ValueError(f"--opts: got {len(opts)} words; expected pairs, KEY VALUE ...")
@@ -225,6 +225,28 @@ _MAY_DIFFER = (
 )
 
 
+def is_of(cfg: CfgNode, run: Path) -> bool:
+    """Whether the folder of a run holds one that was to be trained as the configuration says, and as long.
+
+    Raises:
+        ValueError: it was begun with other settings, the first of which is named.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        return False
+    saved = get_config(path)
+    # What a configuration leaves empty the data have filled in.
+    ours = _filled(cfg, {key: value_at(saved, key) for key in _OF_THE_DATA})
+    check_continues(ours, to_plain(saved), path)
+    return (saved.TRAIN.EPOCHS, saved.TRAIN.MAX_ITERATIONS) == (cfg.TRAIN.EPOCHS, cfg.TRAIN.MAX_ITERATIONS)
+
+
+_OF_THE_DATA = (
+    *("MODEL.NUM_CLASSES", "MODEL.IN_CHANNELS", "DATA.INTENSITY", "DATA.WINDOW", "DATA.AXIS_ORDER"),
+    *("DATA.ORIENTATION", "DATA.AXIS", "DATA.LABEL_VALUES"),
+)
+
+
 def check_continues(cfg: CfgNode, saved: Mapping[str, Any], where: object = "--resume") -> None:
     """Make sure that a saved run's configuration and this one train alike; messages name `where` it was saved.
 
@@ -268,7 +290,13 @@ def config_text(config: Mapping[str, Any], environment: Mapping[str, str]) -> st
     return yaml.safe_dump({**config} | {"ENVIRONMENT": dict(environment)}, sort_keys=False)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a short yaml of plain data holds, without aliases and control characters; an empty one holds nothing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too long, is no yaml, or holds no keys.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration; give a yaml file, such as those in configs/ (--cfg)")
     if path.stat().st_size > _LONGEST_YAML:

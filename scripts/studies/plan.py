@@ -1,0 +1,195 @@
+"""What a study is: a yaml, read and checked, and the grid of runs that it stands for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.config import get_config
+
+_KEYS = {
+    "title": "",
+    "networks": {},
+    "lambda_1": [],
+    "lambda_2": [],
+    "lambda_x": [],
+    "seeds": [],
+    "folds": 0,
+    "min_seeds": 0,
+    "opts": {},
+}
+_NETWORK_KEYS = {"cfg": "", "opts": {}, "published": []}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place of the grid, whose runs differ in their seeds and folds alone."""
+
+    network: str
+    lambda_1: float
+    lambda_2: float
+
+    def __str__(self) -> str:
+        return f"{self.network}, lambda_1 {self.lambda_1:g}, lambda_2 {self.lambda_2:g}"
+
+    @property
+    def baseline(self) -> Cell:
+        """The same network without the regulariser."""
+        return Cell(self.network, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the grid and its test."""
+
+    cell: Cell
+    seed: int
+    fold: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies in the folder of the study."""
+        weights = f"lambda_{self.cell.lambda_1:g}_{self.cell.lambda_2:g}"
+        path = Path(self.cell.network) / weights / f"seed_{self.seed}"
+        return path if self.fold is None else path / f"fold_{self.fold}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs: `networks` (name to `cfg`, `opts` and, as rows lambda_1, lambda_2, Dice in per cent, `published`)
+    by pairs of weights by `seeds` by `folds`; `min_seeds` is how many seeds a cell must have to be reported."""
+
+    title: str
+    networks: Mapping[str, Mapping[str, Any]]
+    weights: tuple[tuple[float, float], ...]
+    seeds: tuple[int, ...]
+    folds: int
+    min_seeds: int
+    opts: Mapping[str, Any]
+
+    def cells(self) -> list[Cell]:
+        """All cells, those of a network together."""
+        return [Cell(network, *pair) for network in self.networks for pair in self.weights]
+
+    def runs(self) -> Iterator[Run]:
+        """All runs; every cell has its first seed before any has its second."""
+        for seed in self.seeds:
+            for fold in range(self.folds) if self.folds else (None,):
+                for cell in self.cells():
+                    yield Run(cell, seed, fold)
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """What a run sets beside its network's yaml, by configuration key."""
+        weights = {"LOSS.LAMBDA_1": run.cell.lambda_1, "LOSS.LAMBDA_2": run.cell.lambda_2}
+        folds = {} if run.fold is None else {"DATA.FOLDS": self.folds, "DATA.FOLD": run.fold}
+        return {**self.opts, **self.networks[run.cell.network]["opts"], **weights, "SEED": run.seed, **folds}
+
+    def config(self, run: Run) -> Any:
+        """The configuration of a run.
+
+        Raises:
+            ValueError, FileNotFoundError: as `configs.config.get_config`.
+        """
+        return get_config(self.networks[run.cell.network]["cfg"], overrides=self.settings(run))
+
+    def published(self, cell: Cell) -> float | None:
+        """The published Dice of a cell, in per cent, where there is one."""
+        for lambda_1, lambda_2, dice in self.networks[cell.network]["published"]:
+            if (lambda_1, lambda_2) == (cell.lambda_1, cell.lambda_2):
+                return dice
+        return None
+
+
+def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
+    """The study in a yaml, every configuration of its grid checked, and the yaml as plain data.
+
+    Raises:
+        FileNotFoundError: the yaml, or one that it names, is not there.
+        ValueError: an unknown key, a value that cannot be used, or a grid without runs; the key is named.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such study; give a yaml such as those in configs/studies")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not a yaml file ({str(error).splitlines()[0]}); mend it") from None
+    return as_study(content, str(path)), content
+
+
+def as_study(content: object, source: str) -> Study:
+    """The study that plain data stand for, as they lie in a yaml; messages begin with `source`.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_study`.
+    """
+    given = _checked(content, _KEYS, source)
+    networks = {
+        str(name): _checked(network, _NETWORK_KEYS, f"{source}: networks: {name}")
+        for name, network in given["networks"].items()
+    }
+    study = Study(
+        given["title"],
+        networks,
+        _weights(given, source),
+        tuple(given["seeds"]),
+        given["folds"],
+        given["min_seeds"],
+        given["opts"],
+    )
+    _check(study, source)
+    return study
+
+
+def _checked(content: object, keys: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A mapping with the keys that there are, each of the type of its default; those left out have that."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{source}: holds {content!r}; expected the keys {', '.join(keys)}")
+    for key, value in content.items():
+        if key not in keys:
+            close = difflib.get_close_matches(str(key), keys, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(keys)}"
+            raise ValueError(f"{source}: unknown key {key!r}; {hint}")
+        if type(value) is not type(keys[key]):
+            raise ValueError(f"{source}: {key} is {value!r}; expected a {type(keys[key]).__name__}")
+    return {**keys, **content}
+
+
+def _weights(given: Mapping[str, Any], source: str) -> tuple[tuple[float, float], ...]:
+    """Every lambda_1 with every lambda_2, and each lambda_x as both."""
+    for key in ("lambda_1", "lambda_2", "lambda_x"):
+        if not all(type(value) in (int, float) for value in given[key]):
+            raise ValueError(f"{source}: {key} is {given[key]}; expected a list of numbers")
+    crossed = [(first, second) for first in given["lambda_1"] for second in given["lambda_2"]]
+    pairs = [*crossed, *((both, both) for both in given["lambda_x"])]
+    return tuple(dict.fromkeys((float(first), float(second)) for first, second in pairs))
+
+
+def _check(study: Study, source: str) -> None:
+    if not study.networks or not study.weights or not study.seeds:
+        raise ValueError(
+            f"{source}: there are no runs; expected networks, seeds, and lambda_1 with lambda_2 or lambda_x, none empty"
+        )
+    if not all(type(seed) is int for seed in study.seeds) or len(set(study.seeds)) < len(study.seeds):
+        raise ValueError(f"{source}: seeds is {list(study.seeds)}; expected whole numbers, each once")
+    if not 1 <= study.min_seeds <= len(study.seeds):
+        raise ValueError(
+            f"{source}: min_seeds is {study.min_seeds} but there are {len(study.seeds)} seeds; expected 1 to that many"
+        )
+    for name, network in study.networks.items():
+        if Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{source}: networks: {name!r} names a folder; expected letters, digits and underscores")
+        for row in network["published"]:
+            if not isinstance(row, list) or [type(value) in (int, float) for value in row] != [True] * 3:
+                raise ValueError(
+                    f"{source}: networks: {name}: published has {row!r}; expected [lambda_1, lambda_2, Dice in per cent]"
+                )
+    for run in study.runs():
+        try:
+            study.config(run)
+        except ValueError as error:
+            raise ValueError(f"{source}: {run.cell}: {error}") from None
