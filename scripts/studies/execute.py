@@ -136,7 +136,7 @@ def _look_after(worker: _Device, output_dir: Path, threads: int | None) -> int:
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     worker.output = open(folder / _OUTPUT, "a", encoding="utf-8")  # noqa: SIM115 - closed when the process has ended
     worker.process = subprocess.Popen(
-        command, cwd=_HERE, env=environment, stdin=subprocess.DEVNULL, stdout=worker.output, stderr=subprocess.STDOUT
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=worker.output, stderr=subprocess.STDOUT
     )
     worker.begun = time.monotonic()
     return 0

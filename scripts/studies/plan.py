@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from configs.config import get_config
+from configs.config import get_config, read_yaml
 
 _KEYS = {
     "title": "",
@@ -112,12 +110,7 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
         FileNotFoundError: the yaml, or one that it names, is not there.
         ValueError: an unknown key, a value that cannot be used, or a grid without runs; the key is named.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such study; give a yaml such as those in configs/studies")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not a yaml file ({str(error).splitlines()[0]}); mend it") from None
+    content = read_yaml(path)
     return as_study(content, str(path)), content
 
 
@@ -186,7 +179,7 @@ def _check(study: Study, source: str) -> None:
         for row in network["published"]:
             if not isinstance(row, list) or [type(value) in (int, float) for value in row] != [True] * 3:
                 raise ValueError(
-                    f"{source}: networks: {name}: published has {row!r}; expected [lambda_1, lambda_2, Dice in per cent]"
+                    f"{source}: networks: {name}: published has {row!r}; expected [lambda_1, lambda_2, Dice in %]"
                 )
     for run in study.runs():
         try:
