@@ -1,0 +1,131 @@
+"""Two tests of the same cases against each other: what differs, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from evaluation import html
+from evaluation.html import shown_metrics
+from evaluation.paired import LEVEL, paired
+from evaluation.report import CONVENTIONS
+
+
+def compare_summaries(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The differences, second less first, between two summaries (see `report.summarise`), as plain data.
+
+    In both conventions `overall` and `per_class` hold for each metric the means of both over the cases that are defined
+    in both, `n` of them, their difference, its bootstrap interval (95 %) over the cases and Wilcoxon's p; `cases` the
+    difference of each case. What is undefined is None. The metrics in mm are there where both have them.
+
+    Raises:
+        ValueError: other cases, classes or units of length.
+    """
+    _check_alike(first, second)
+    metrics = [name for name in shown_metrics(first) if name in shown_metrics(second)]
+    mine, theirs = ({case["name"]: case for case in summary["cases"]} for summary in (first, second))
+    names, classes = list(mine), list(first["published"]["per_class"])
+    result: dict[str, Any] = {"unit": first["unit"], "level": LEVEL}
+    for convention in CONVENTIONS:
+        pairs = [(mine[name][convention], theirs[name][convention]) for name in names]
+        by_class = {one: [(a["per_class"][one], b["per_class"][one]) for a, b in pairs] for one in classes}
+        result[convention] = {
+            "overall": {metric: _compared(pairs, metric) for metric in metrics},
+            "per_class": {one: {m: _compared(rows, m) for m in metrics} for one, rows in by_class.items()},
+        }
+    result["cases"] = [
+        {"name": name} | {c: {m: _difference(mine[name][c], theirs[name][c], m) for m in metrics} for c in CONVENTIONS}
+        for name in names
+    ]
+    return result
+
+
+def _check_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    cases = [[case["name"] for case in summary["cases"]] for summary in (first, second)]
+    classes = [list(summary["published"]["per_class"]) for summary in (first, second)]
+    for what, (ours, theirs) in (("cases", cases), ("classes", classes)):
+        alone = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+        if any(alone):
+            raise ValueError(
+                f"the two were tested on different {what}: only the first has {_some(alone[0])}, only the second "
+                f"{_some(alone[1])}; expected the same of both"
+            )
+    if first["unit"] != second["unit"]:
+        raise ValueError(
+            f"distances of the first are in {first['unit']}, of the second in {second['unit']}; expected one unit"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) or "none") + more
+
+
+def _difference(a: Mapping[str, Any], b: Mapping[str, Any], metric: str) -> float | None:
+    return None if a[metric] is None or b[metric] is None else b[metric] - a[metric]
+
+
+def _compared(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: str) -> dict[str, Any]:
+    """Both means, their difference, interval and p, over the pairs where both are defined."""
+    defined = [(a[metric], b[metric]) for a, b in pairs if _difference(a, b, metric) is not None]
+    if not defined:
+        return dict.fromkeys(("first", "second", "mean", "low", "high", "p"), None) | {"n": 0}
+    found = asdict(paired([[b - a for a, b in defined]]))
+    values = {name: None if math.isnan(value) else value for name, value in found.items() if name != "cases"}
+    first, second = (math.fsum(column) / len(defined) for column in zip(*defined, strict=True))
+    return {"first": first, "second": second, **values, "n": len(defined)}
+
+
+def format_comparison(comparison: Mapping[str, Any], first: str, second: str) -> str:
+    """The comparison as plain text: a row for each metric, class and convention, then the cases' Dice."""
+    level = f"{comparison['level']:.0%}"
+    lines = [f"A: {first}", f"B: {second}", f"B - A, with its {level} bootstrap interval over the cases"]
+    for convention in CONVENTIONS:
+        lines += ["", f"{convention} convention"]
+        lines += _aligned(_rows(comparison[convention]))
+    lines += ["", "Dice of the cases, B - A, largest loss first (published, strict)"]
+    ranked = worst_first(comparison)
+    cells = [[case["name"], *(_signed("dice", case[c]["dice"]) for c in CONVENTIONS)] for case in ranked]
+    return "\n".join([*lines, *_aligned(cells)])
+
+
+def worst_first(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The cases by their difference in Dice, published and then strict, the largest loss first."""
+    strict = {case["name"]: case["strict"]["dice"] for case in comparison["cases"]}
+    return sorted(comparison["cases"], key=lambda case: (case["published"]["dice"], strict[case["name"]] or 0.0))
+
+
+def _rows(block: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A head, then each metric over all classes, then the Dice of each class."""
+    yield ["", "A", "B", "B - A", "interval", "p (Wilcoxon)", "cases"]
+    for metric, found in block["overall"].items():
+        yield [html.TITLES[metric], *_cells(metric, found)]
+    for name, metrics in block["per_class"].items() if len(block["per_class"]) > 1 else ():
+        yield [f"Dice, {name}", *_cells("dice", metrics["dice"])]
+
+
+def _cells(metric: str, found: Mapping[str, Any]) -> list[str]:
+    low, high = (_signed(metric, found[end]) for end in ("low", "high"))
+    p = "-" if found["p"] is None else f"{found['p']:.3g}"
+    both = [html.number(metric, found[side], missing="-") for side in ("first", "second")]
+    interval = "-" if found["low"] is None else f"{low} to {high}"
+    return [*both, _signed(metric, found["mean"]), interval, p, str(found["n"])]
+
+
+def _signed(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{'-' if value < 0 else '+'}{html.number(metric, abs(value))}"
+
+
+def _aligned(rows: Sequence[Sequence[str]] | Iterator[list[str]]) -> list[str]:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]

@@ -1,0 +1,63 @@
+"""Compare two runs, or tests, case by case: differences, their bootstrap interval, Wilcoxon's test."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The summary.json of a folder that test.py wrote to.
+
+    Raises:
+        ValueError: it has none, or one that test.py did not write.
+    """
+    path = run / "summary.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{run}: has no summary.json, so nothing was predicted there yet; expected a run that was tested: "
+            f"python test.py --output_dir {run}"
+        )
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        _ = [case["strict"]["per_class"] for case in summary["cases"]], summary["unit"], summary["published"]["hd95"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is no summary that test.py wrote ({error!r}); test again") from None
+    return summary
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare, print, and write comparison.json and comparison.html."""
+    import utils
+    from evaluation.comparison import compare_summaries, format_comparison
+
+    utils.check_writable(args.output, "--output")
+    comparison = compare_summaries(read_summary(args.run_a), read_summary(args.run_b))
+    sys.stdout.write(format_comparison(comparison, str(args.run_a), str(args.run_b)) + "\n")
+    args.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
+    utils.whole_or_absent(args.output / "comparison.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare; returns 0, or 2 after one line on standard error that says what is wrong."""
+    root = str(Path(__file__).resolve().parent.parent)
+    if root not in sys.path:  # the project is run from a clone, not installed
+        sys.path.insert(0, root)
+    from configs.arguments import OneLineParser, run_guarded
+
+    parser = OneLineParser(prog="compare.py", description=__doc__)
+    add = parser.add_argument
+    add("run_a", type=Path, metavar="RUN_A", help="a folder that test.py wrote to: what is compared with")
+    add("run_b", type=Path, metavar="RUN_B", help="another, tested on the same cases")
+    add("--output", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison")
+    return run_guarded("compare.py", lambda: compare(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

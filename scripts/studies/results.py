@@ -1,0 +1,206 @@
+"""What a study found, as plain data: gathered from its runs once, and all that is reported is computed from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from configs.config import read_yaml
+from evaluation.metrics import METRICS
+from evaluation.paired import Paired, paired
+from evaluation.report import CONVENTIONS
+from scripts.studies.execute import SIMILARITY, TIMES
+from scripts.studies.plan import Cell, Run, Study, as_study
+
+REDUNDANCY = ("effective_rank_share", "mean_abs_correlation", "pair_correlation", "pair_cosine")
+_DIGITS = 6
+
+
+def collect(study: Study, content: Mapping[str, Any], done: Sequence[Run], output_dir: Path) -> dict[str, Any]:
+    """The results of the runs that are done: the study's own yaml, and of each run what it was, took and scored."""
+    runs = [_of_run(run, output_dir / run.folder) for run in done]
+    environments = [read_yaml(output_dir / run.folder / "config.yaml").get("ENVIRONMENT", {}) for run in done]
+    return {
+        "study": dict(content),
+        # Every one that occurs: a study may be finished on another machine.
+        "environments": [one for place, one in enumerate(environments) if one not in environments[:place]],
+        "runs": runs,
+    }
+
+
+def _of_run(run: Run, folder: Path) -> dict[str, Any]:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    layers = json.loads((folder / SIMILARITY).read_text(encoding="utf-8"))["layers"]
+    cases = {
+        case["name"]: {convention: {name: case[convention][name] for name in METRICS} for convention in CONVENTIONS}
+        for case in summary["cases"]
+    }
+    found = {
+        "network": run.cell.network,
+        "lambda_1": run.cell.lambda_1,
+        "lambda_2": run.cell.lambda_2,
+        "seed": run.seed,
+        "fold": run.fold,
+        "seconds": json.loads((folder / TIMES).read_text(encoding="utf-8")),
+        "validation": _best_validation(folder),
+        "cases": cases,
+        "layers": layers,
+    }
+    return _rounded(found)
+
+
+def _best_validation(folder: Path) -> dict[str, Any] | None:
+    """Epoch and Dice of the validation that chose best.pth; None where nothing is held out."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "val_dice" in row]
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: row["val_dice"])  # the first of equals, as in training
+    return {"epoch": best["epoch"], "dice": best["val_dice"]}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DIGITS)
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell whose seeds are enough; Dice and IoU in per cent, differences in points to the same network without the
+    regulariser, on the same seeds and cases."""
+
+    cell: Cell
+    seeds: list[int]
+    dice: tuple[float, float]  # mean and sample standard deviation over the seeds
+    iou: tuple[float, float]
+    gain: Paired | None
+    published: float | None
+    published_gain: float | None
+    redundancy: Mapping[str, tuple[float, float]]  # mean over the regularised layers; mean and deviation over seeds
+    redundancy_gain: Mapping[str, Paired]
+
+    @property
+    def verdict(self) -> str:
+        """Whether this many seeds and cases show a gain: `held` if the interval lies above 0, `not held` if it lies
+        below, else `not decided`; empty without a difference."""
+        if self.gain is None:
+            return ""
+        if self.gain.low > 0:
+            return "held"
+        return "not held" if self.gain.high < 0 else "not decided"
+
+
+@dataclass(frozen=True)
+class TooFew:
+    """A cell that is not reported, and of how many seeds it has results."""
+
+    cell: Cell
+    seeds: list[int]
+
+
+def summarise(results: Mapping[str, Any]) -> tuple[Study, list[CellResult | TooFew]]:
+    """Every cell of the grid, from what `collect` gathered.
+
+    A seed counts where all of its folds are there.
+
+    Raises:
+        ValueError: these are no results of a study, or runs of one seed were tested on different cases.
+    """
+    try:
+        study = as_study(results["study"], "study")
+        tables = {cell: _tables(results["runs"], study, cell) for cell in study.cells()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"these are no results of a study ({error!r}); expected what study.py writes") from None
+    _check_cases(tables)
+    return study, [_cell_result(study, cell, tables) for cell in study.cells()]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The finished seeds of a cell: per seed the cases' figures and the layers' numbers."""
+
+    cases: dict[int, dict[str, dict[str, float]]]
+    layers: dict[int, dict[str, float]]  # the mean over the layers, and over the folds
+
+
+def _tables(runs: Sequence[Mapping[str, Any]], study: Study, cell: Cell) -> _Table:
+    cases: dict[int, dict[str, dict[str, float]]] = {}
+    layers: dict[int, dict[str, float]] = {}
+    mine = [run for run in runs if Cell(run["network"], run["lambda_1"], run["lambda_2"]) == cell]
+    for seed in study.seeds:
+        parts = [run for run in mine if run["seed"] == seed]
+        if len(parts) == max(1, study.folds):
+            cases[seed] = {name: case["published"] for part in parts for name, case in part["cases"].items()}
+            numbers = [_redundancy(part["layers"]) for part in parts]
+            layers[seed] = {name: fmean(part[name] for part in numbers) for name in REDUNDANCY}
+    return _Table(cases, layers)
+
+
+def redundancy_of(layer: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a layer that are reported, of all its channels, nan where one is not defined."""
+    values = {name: layer[name]["all"] if isinstance(layer[name], Mapping) else layer[name] for name in REDUNDANCY}
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _redundancy(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over the layers that IFD acts on: the teacher is not one."""
+    rows = [redundancy_of(layer) for layer in layers if layer["layer"] != "final"]
+    return {name: float(np.nanmean([row[name] for row in rows])) for name in REDUNDANCY}
+
+
+def _check_cases(tables: Mapping[Cell, _Table]) -> None:
+    every = {(cell, seed): set(cases) for cell, table in tables.items() for seed, cases in table.cases.items()}
+    first = next(iter(every.values()), set())
+    for (cell, seed), names in every.items():
+        if names != first:
+            other = sorted(names ^ first)[0]
+            raise ValueError(
+                f"{cell}, seed {seed}: not tested on the cases of the others, {other} is in one alone; expected the "
+                "same data for all runs, so begin the study in another --output_dir"
+            )
+
+
+def _cell_result(study: Study, cell: Cell, tables: Mapping[Cell, _Table]) -> CellResult | TooFew:
+    table, base = tables[cell], tables.get(cell.baseline)
+    seeds = list(table.cases)
+    if len(seeds) < study.min_seeds:
+        return TooFew(cell, seeds)
+    shared = [seed for seed in seeds if base and cell != cell.baseline and seed in base.cases]
+    enough = len(shared) >= study.min_seeds
+    published, plain = study.published(cell), study.published(cell.baseline)
+    return CellResult(
+        cell,
+        seeds,
+        _over_seeds([100 * fmean(case["dice"] for case in table.cases[seed].values()) for seed in seeds]),
+        _over_seeds([100 * fmean(case["jaccard"] for case in table.cases[seed].values()) for seed in seeds]),
+        paired(list(_case_differences(table, base, shared))) if enough else None,
+        published,
+        None if published is None or plain is None or cell == cell.baseline else published - plain,
+        {name: _over_seeds([table.layers[seed][name] for seed in seeds]) for name in REDUNDANCY},
+        {
+            name: paired([[table.layers[seed][name] - base.layers[seed][name] for seed in shared]])
+            for name in REDUNDANCY
+            if enough
+        },
+    )
+
+
+def _case_differences(table: _Table, base: _Table, seeds: Sequence[int]) -> Iterator[list[float]]:
+    """Of each seed the cases' differences in Dice, in points."""
+    for seed in seeds:
+        mine, theirs = table.cases[seed], base.cases[seed]
+        yield [100 * (mine[name]["dice"] - theirs[name]["dice"]) for name in mine]
+
+
+def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    return fmean(values), stdev(values) if len(values) > 1 else math.nan
