@@ -25,6 +25,7 @@ SIMILARITY = Path("similarity") / "similarity.json"
 _OUTPUT = "output.txt"  # what the commands of a run say
 _HERE = Path(__file__).resolve().parent.parent.parent
 _POLL_SECONDS = 0.2
+_DIVERGED = 3  # the exit code of train.py
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def execute(
 ) -> int:
     """Do what is left of every run, one run at a time on each device.
 
-    After a step that fails no further run is begun, and those under way end first. An interruption is passed on to the
-    commands, which save before they leave.
+    A run that diverges is left, and the others go on. After bad input, which all runs would meet, no further one is
+    begun, and those under way end first. An interruption is passed on to the commands, which save before they leave.
 
     Args:
         left: the steps of each run, in the order they are to be begun.
@@ -93,12 +94,15 @@ def execute(
     try:
         while True:
             for worker in workers:
-                code = _look_after(worker, output_dir, threads) or code
-                if worker.run is None and waiting and not code:
+                failed = _look_after(worker, output_dir, threads)
+                code = code or failed
+                if failed not in (0, _DIVERGED):
+                    waiting.clear()
+                if worker.run is None and waiting:
                     worker.run, steps = waiting.pop(0)
                     worker.steps = list(steps)
                     _log.info("%s on %s (%d more)", worker.run.folder, worker.name, len(waiting))
-            if all(worker.run is None for worker in workers) and (code or not waiting):
+            if all(worker.run is None for worker in workers) and not waiting:
                 return code
             time.sleep(_POLL_SECONDS)
     finally:

@@ -21,6 +21,10 @@ _KEYS = {
     "min_seeds": 0,
     "opts": {},
 }
+_GRID = {
+    **{"SEED": "seeds", "LOSS.LAMBDA_1": "lambda_1", "LOSS.LAMBDA_2": "lambda_2"},
+    **{"DATA.FOLDS": "folds", "DATA.FOLD": "folds"},
+}
 _NETWORK_KEYS = {"cfg": "", "opts": {}, "published": []}
 
 
@@ -162,7 +166,14 @@ def _weights(given: Mapping[str, Any], source: str) -> tuple[tuple[float, float]
     return tuple(dict.fromkeys((float(first), float(second)) for first, second in pairs))
 
 
+def _check_opts(opts: Mapping[str, Any], source: str) -> None:
+    for key in opts:
+        if key in _GRID:
+            raise ValueError(f"{source}: opts: {key} is what the grid sets; expected it in {_GRID[key]}")
+
+
 def _check(study: Study, source: str) -> None:
+    _check_opts(study.opts, source)
     if not study.networks or not study.weights or not study.seeds:
         raise ValueError(
             f"{source}: there are no runs; expected networks, seeds, and lambda_1 with lambda_2 or lambda_x, none empty"
@@ -174,6 +185,7 @@ def _check(study: Study, source: str) -> None:
             f"{source}: min_seeds is {study.min_seeds} but there are {len(study.seeds)} seeds; expected 1 to that many"
         )
     for name, network in study.networks.items():
+        _check_opts(network["opts"], f"{source}: networks: {name}")
         if Path(name).name != name or name.startswith("."):
             raise ValueError(f"{source}: networks: {name!r} names a folder; expected letters, digits and underscores")
         for row in network["published"]:

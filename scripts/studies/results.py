@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-
 from configs.config import read_yaml
 from evaluation.metrics import METRICS
 from evaluation.paired import Paired, paired
@@ -142,7 +140,7 @@ def _tables(runs: Sequence[Mapping[str, Any]], study: Study, cell: Cell) -> _Tab
         if len(parts) == max(1, study.folds):
             cases[seed] = {name: case["published"] for part in parts for name, case in part["cases"].items()}
             numbers = [_redundancy(part["layers"]) for part in parts]
-            layers[seed] = {name: fmean(part[name] for part in numbers) for name in REDUNDANCY}
+            layers[seed] = {name: mean_defined([part[name] for part in numbers]) for name in REDUNDANCY}
     return _Table(cases, layers)
 
 
@@ -155,7 +153,13 @@ def redundancy_of(layer: Mapping[str, Any]) -> dict[str, float]:
 def _redundancy(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The mean over the layers that IFD acts on: the teacher is not one."""
     rows = [redundancy_of(layer) for layer in layers if layer["layer"] != "final"]
-    return {name: float(np.nanmean([row[name] for row in rows])) for name in REDUNDANCY}
+    return {name: mean_defined([row[name] for row in rows]) for name in REDUNDANCY}
+
+
+def mean_defined(values: Sequence[float]) -> float:
+    """The mean of those that are not nan, nan where there are none: a layer may have died in one run alone."""
+    defined = [value for value in values if not math.isnan(value)]
+    return fmean(defined) if defined else math.nan
 
 
 def _check_cases(tables: Mapping[Cell, _Table]) -> None:
@@ -187,12 +191,19 @@ def _cell_result(study: Study, cell: Cell, tables: Mapping[Cell, _Table]) -> Cel
         published,
         None if published is None or plain is None or cell == cell.baseline else published - plain,
         {name: _over_seeds([table.layers[seed][name] for seed in seeds]) for name in REDUNDANCY},
-        {
-            name: paired([[table.layers[seed][name] - base.layers[seed][name] for seed in shared]])
-            for name in REDUNDANCY
-            if enough
-        },
+        _redundancy_gain(table, base, shared) if enough else {},
     )
+
+
+def _redundancy_gain(table: _Table, base: _Table, seeds: Sequence[int]) -> dict[str, Paired]:
+    """The seeds' differences in each number; one that no seed has in both is left out."""
+    found = {}
+    for name in REDUNDANCY:
+        differences = [table.layers[seed][name] - base.layers[seed][name] for seed in seeds]
+        defined = [value for value in differences if not math.isnan(value)]
+        if defined:
+            found[name] = paired([defined])
+    return found
 
 
 def _case_differences(table: _Table, base: _Table, seeds: Sequence[int]) -> Iterator[list[float]]:
@@ -203,4 +214,6 @@ def _case_differences(table: _Table, base: _Table, seeds: Sequence[int]) -> Iter
 
 
 def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    return fmean(values), stdev(values) if len(values) > 1 else math.nan
+    """Mean and sample standard deviation of what is defined."""
+    defined = [value for value in values if not math.isnan(value)]
+    return mean_defined(values), stdev(defined) if len(defined) > 1 else math.nan

@@ -10,7 +10,7 @@ from typing import Any
 
 from evaluation.paired import LEVEL, Paired
 from scripts.studies.plan import Study
-from scripts.studies.results import REDUNDANCY, CellResult, TooFew, redundancy_of, summarise
+from scripts.studies.results import REDUNDANCY, CellResult, TooFew, mean_defined, redundancy_of, summarise
 
 _TITLES = {
     "effective_rank_share": "effective rank, share",
@@ -98,7 +98,7 @@ def _layers(results: Mapping[str, Any], found: CellResult) -> Iterator[dict[str,
     ]
     for place in zip(*runs, strict=True):
         numbers = [redundancy_of(layer) for layer in place]
-        means = {name: fmean(row[name] for row in numbers) for name in REDUNDANCY}
+        means = {name: mean_defined([row[name] for row in numbers]) for name in REDUNDANCY}
         yield {key: place[0][key] for key in ("layer", "module", "channels")} | means
 
 
@@ -123,7 +123,7 @@ def _plain(value: float, digits: int) -> str:
 
 def _spread(both: tuple[float, float], digits: int) -> str:
     mean, std = both
-    return f"{mean:.{digits}f}" if math.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
+    return _plain(mean, digits) if math.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def _difference(gain: Paired, digits: int) -> str:

@@ -1,0 +1,104 @@
+"""Carrying out a study's steps: order, devices, times, failures, interruptions; the steps are tiny scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.studies.execute import Step, execute
+from scripts.studies.plan import Cell, Run
+
+RUNS = [Run(Cell("a", 0.0, 0.0), seed) for seed in range(4)]
+
+_NOTE = """
+import os, sys, time
+folder = sys.argv[-1]
+with open(os.path.join(folder, "pid.txt"), "w") as file:
+    file.write(str(os.getpid()))
+with open(os.path.join(folder, "seen.txt"), "a") as file:
+    file.write(" ".join([*sys.argv[1:-1], os.environ.get("OMP_NUM_THREADS", "-")]) + "\\n")
+    file.flush()
+    print("noted")
+    time.sleep(float(os.environ.get("STEP_SECONDS", 0)))
+    sys.exit({"diverge": 3, "refuse": 2}.get(sys.argv[-2], 0))
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "note.py"
+    path.write_text(_NOTE)
+    return str(path)
+
+
+def steps(script: str, folder: Path, *names: str) -> list[Step]:
+    return [Step(name, [script, name, str(folder)]) for name in names]
+
+
+def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
+    left = {run: steps(script, tmp_path, "train", "test") for run in RUNS}
+    assert execute(left, ["cpu", "1"], tmp_path, threads=1) == 0
+    seen = (tmp_path / "seen.txt").read_text().splitlines()
+    assert sorted({line.replace("--gpu_id 1", "").replace("--n_gpu 0", "").split()[0] for line in seen}) == [
+        "test",
+        "train",
+    ]
+    assert len(seen) == 8 and all(line.endswith(" 1") for line in seen)
+    assert {line[:10] for line in seen} == {"--n_gpu 0 ", "--gpu_id 1"}
+    for run in RUNS:
+        folder = tmp_path / run.folder
+        assert set(json.loads((folder / "seconds.json").read_text())) == {"train", "test"}
+        assert (folder / "output.txt").read_text() == "noted\n" * 2
+
+
+def test_times_of_a_step_that_was_interrupted_add_up(script: str, tmp_path: Path) -> None:
+    folder = tmp_path / RUNS[0].folder
+    folder.mkdir(parents=True)
+    (folder / "seconds.json").write_text('{"train": 100.0}')
+    assert execute({RUNS[0]: steps(script, tmp_path, "train")}, ["cpu"], tmp_path) == 0
+    assert 100 <= json.loads((folder / "seconds.json").read_text())["train"] < 160
+
+
+def test_a_run_that_diverges_is_left_and_the_others_go_on(
+    script: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = {run: steps(script, tmp_path, "train", "test") for run in RUNS[1:]}
+    assert execute({RUNS[0]: steps(script, tmp_path, "diverge", "test")} | left, ["cpu"], tmp_path) == 3
+    assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1 + 6
+    assert "seed_0: diverge ended with code 3: noted" in caplog.text
+
+
+def test_after_bad_input_nothing_more_is_begun(script: str, tmp_path: Path) -> None:
+    left = {run: steps(script, tmp_path, "refuse", "test") for run in RUNS}
+    assert execute(left, ["cpu"], tmp_path) == 2
+    assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1
+
+
+def test_an_interruption_is_passed_on(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEP_SECONDS", "60")
+
+    def interrupt() -> None:
+        while not (tmp_path / "seen.txt").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        execute({RUNS[0]: steps(script, tmp_path, "train")}, ["cpu"], tmp_path)
+    assert time.monotonic() - begun < 50
+    assert not _lives(int((tmp_path / "pid.txt").read_text()))
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,99 @@
+"""A study's yaml: the grid that it stands for, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.studies.plan import Cell, Run, as_study, read_study
+from tests.conftest import ROOT
+
+UNET = {"cfg": "configs/unet_224.yaml", "opts": {"MODEL.UNET.WIDTH": 8}}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    plain = {
+        "networks": {"small": UNET, "swin": {"cfg": "configs/phantom_demo.yaml", "published": [[0, 0.1, 75]]}},
+        "lambda_1": [0, 0.1],
+        "lambda_2": [0],
+        "lambda_x": [0, 0.1],
+        "seeds": [3, 4],
+        "min_seeds": 2,
+        "opts": {"TRAIN.EPOCHS": 2},
+    }
+    return plain | changes
+
+
+def test_the_grid() -> None:
+    study = as_study(content(folds=2), "x.yaml")
+    # lambda_1 with lambda_2 crossed, lambda_x as both, none of them twice.
+    assert study.weights == ((0, 0), (0.1, 0), (0.1, 0.1))
+    runs = list(study.runs())
+    assert len(runs) == len(set(runs)) == 2 * 3 * 2 * 2
+    assert len({run.folder for run in runs}) == len(runs)
+    # Every cell has a seed before any has the next.
+    assert [run.seed for run in runs] == [3] * 12 + [4] * 12
+    run = Run(Cell("small", 0.1, 0.0), 4, 1)
+    assert run.folder == Path("small/lambda_0.1_0/seed_4/fold_1")
+    cfg = study.config(run)
+    assert (cfg.MODEL.TYPE, cfg.MODEL.UNET.WIDTH, cfg.TRAIN.EPOCHS, cfg.SEED) == ("unet", 8, 2, 4)
+    assert (cfg.LOSS.LAMBDA_1, cfg.LOSS.LAMBDA_2, cfg.DATA.FOLDS, cfg.DATA.FOLD) == (0.1, 0, 2, 1)
+    assert study.published(Cell("swin", 0.0, 0.1)) == 75 and study.published(Cell("small", 0.0, 0.1)) is None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study, plain = read_study(path)
+    assert plain["title"] == study.title and len(list(study.runs())) >= 4 * study.min_seeds
+    assert all(Cell(network, 0.0, 0.0) in study.cells() for network in study.networks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'?"),
+        ({"xyz": 1}, "unknown key 'xyz'; expected some of title, networks"),
+        ({"networks": {"a": {"config": "x"}}}, "networks: a: unknown key 'config'; did you mean 'cfg'?"),
+        ({"networks": {"a": "unet"}}, "networks: a: holds 'unet'; expected the keys cfg"),
+        ({"networks": {}}, "there are no runs; expected networks, seeds"),
+        ({"networks": {"../a": UNET}}, "'../a' names a folder"),
+        (
+            {"networks": {"a": UNET | {"published": [[0, 1]]}}},
+            "published has [0, 1]; expected [lambda_1, lambda_2, Dice",
+        ),
+        ({"seeds": []}, "there are no runs"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1]; expected whole numbers, each once"),
+        ({"seeds": ["one", "two"]}, "expected whole numbers"),
+        ({"seeds": 3}, "seeds is 3; expected a list"),
+        ({"min_seeds": 3}, "min_seeds is 3 but there are 2 seeds; expected 1 to that many"),
+        ({"min_seeds": 0}, "min_seeds is 0"),
+        ({"folds": True}, "folds is True; expected a int"),
+        ({"lambda_1": ["0.1"]}, "lambda_1 is ['0.1']; expected a list of numbers"),
+        ({"lambda_1": [-1]}, "small, lambda_1 -1, lambda_2 0: LOSS.LAMBDA_1"),
+        ({"opts": {"SEED": 2}}, "opts: SEED is what the grid sets; expected it in seeds"),
+        ({"networks": {"a": UNET | {"opts": {"DATA.FOLD": 2}}}}, "networks: a: opts: DATA.FOLD is what the grid sets"),
+        ({"opts": {"TRAIN.EPOCH": 2}}, "TRAIN.EPOCH"),
+        ({"opts": {"TRAIN.EPOCHS": "two"}}, "TRAIN.EPOCHS"),
+    ],
+)
+def test_refusals(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content(**changes)))
+    with pytest.raises(ValueError) as caught:
+        read_study(path)
+    assert message in str(caught.value) and str(caught.value).startswith(str(path))
+
+
+def test_a_file_that_is_not_there_or_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.yaml: no such"):
+        read_study(tmp_path / "none.yaml")
+    with pytest.raises(FileNotFoundError, match="gone.yaml: no such"):
+        as_study(content(networks={"a": {"cfg": "gone.yaml"}}), "x")
+    for text in ("a: [", "- 1", ""):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ValueError, match="a.yaml: "):
+            read_study(tmp_path / "a.yaml")

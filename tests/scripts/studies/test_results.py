@@ -1,0 +1,145 @@
+"""A study's figures against plain arithmetic, the refusal of cells with too few seeds, and the tables."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from scripts.studies.plan import Cell
+from scripts.studies.results import CellResult, TooFew, summarise
+from scripts.studies.table import draw, format_results
+
+SEEDS, CASES = (1, 2, 3), ("a", "b", "c", "d")
+METRICS = ("dice", "hd95", "jaccard", "assd")
+
+
+def made(gain: float = 0.1, noise: float = 0.01, folds: int = 0) -> dict[str, Any]:
+    """Results as `collect` makes them: one network, without and with the regulariser."""
+    rng = np.random.default_rng(0)
+    network = {"cfg": "configs/unet_224.yaml", "published": [[0, 0, 70.0], [0.1, 0.1, 75.5]]}
+    study = {"networks": {"unet": network}, "lambda_x": [0, 0.1], "seeds": list(SEEDS), "min_seeds": 3, "folds": folds}
+    runs = []
+    for weight in (0.0, 0.1):
+        for seed in SEEDS:
+            for fold in range(folds) if folds else (None,):
+                names = CASES if fold is None else CASES[fold::folds]
+                dice = {name: float(0.6 + weight * gain * 10 + rng.normal(0, noise)) for name in names}
+                runs.append(run_of(weight, seed, fold, dice))
+    return {"study": study, "environments": [{}], "runs": runs}
+
+
+def run_of(weight: float, seed: int, fold: int | None, dice: dict[str, float]) -> dict[str, Any]:
+    cases = {
+        n: {c: dict.fromkeys(METRICS, d) | {"jaccard": d / 2} for c in ("published", "strict")} for n, d in dice.items()
+    }
+    layers = [layer("encoder[0][0]", "down1", 0.5 + weight), layer("final", "up4", 0.0)]
+    return {
+        **{"network": "unet", "lambda_1": weight, "lambda_2": weight, "seed": seed, "fold": fold, "cases": cases},
+        **{"seconds": {"train": 60.0, "test": 5.0}, "validation": {"epoch": 2, "dice": 0.5}, "layers": layers},
+    }
+
+
+def layer(label: str, module: str, value: float) -> dict[str, Any]:
+    one = {"all": value, "upper": 0.0, "lower": 0.0}
+    numbers = {"mean_abs_correlation": one, "effective_rank_share": one}
+    return {"layer": label, "module": module, "channels": 8, "pair_correlation": value, "pair_cosine": None} | numbers
+
+
+def test_mean_and_spread_over_seeds_and_the_paired_gain() -> None:
+    results = made()
+    study, (plain, regularised) = summarise(results)
+    dice = {
+        weight: np.array(
+            [
+                [100 * case["published"]["dice"] for case in run["cases"].values()]
+                for run in results["runs"]
+                if run["lambda_1"] == weight
+            ]
+        )
+        for weight in (0.0, 0.1)
+    }
+    assert isinstance(plain, CellResult) and isinstance(regularised, CellResult)
+    assert plain.seeds == [1, 2, 3] and plain.gain is None and plain.verdict == ""
+    for weight, found in ((0.0, plain), (0.1, regularised)):
+        means = dice[weight].mean(axis=1)
+        assert found.dice == pytest.approx((means.mean(), means.std(ddof=1)))
+        assert found.iou == pytest.approx((means.mean() / 2, means.std(ddof=1) / 2))
+    gain = regularised.gain
+    assert gain.mean == pytest.approx((dice[0.1] - dice[0.0]).mean())
+    assert gain.low <= gain.mean <= gain.high and gain.cases == 4 and gain.p == pytest.approx(2 / 2**4)
+    assert regularised.published_gain == pytest.approx(5.5) and plain.published_gain is None
+    # Of the layers that are regularised; the teacher is not one.
+    assert plain.redundancy["effective_rank_share"] == pytest.approx((0.5, 0))
+    assert regularised.redundancy_gain["mean_abs_correlation"].mean == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("gain", "noise", "verdict"), [(0.1, 0.01, "held"), (-0.1, 0.01, "not held"), (0.0, 0.1, "not decided")]
+)
+def test_verdicts(gain: float, noise: float, verdict: str) -> None:
+    _, (_, regularised) = summarise(made(gain, noise))
+    assert regularised.verdict == verdict
+    assert f"| {verdict} |" in format_results(made(gain, noise))
+
+
+def test_folds_of_a_seed_are_put_together() -> None:
+    results = made(folds=2)
+    _, (plain, _) = summarise(results)
+    assert plain.seeds == [1, 2, 3] and plain.dice[0] == pytest.approx(60, abs=1)
+    results["runs"] = [run for run in results["runs"] if (run["lambda_1"], run["seed"], run["fold"]) != (0.0, 2, 1)]
+    _, (plain, regularised) = summarise(results)
+    assert isinstance(plain, TooFew) and plain.seeds == [1, 3]
+    # It has its seeds, but nothing to be held against.
+    assert isinstance(regularised, CellResult) and regularised.gain is None
+
+
+def test_a_cell_with_fewer_seeds_than_stated_is_not_reported() -> None:
+    results = made()
+    results["runs"] = [run for run in results["runs"] if (run["lambda_1"], run["seed"]) != (0.1, 3)]
+    _, (plain, regularised) = summarise(results)
+    assert isinstance(plain, CellResult) and regularised == TooFew(Cell("unet", 0.1, 0.1), [1, 2])
+    row = next(line for line in format_results(results).splitlines() if line.startswith("| unet | 0.1 |"))
+    assert "2 of the 3 that it takes: not reported" in row and "%" not in row and "70" not in row
+
+
+def test_tables() -> None:
+    text = format_results(made())
+    accuracy, redundancy, by_layer, taken = text.strip().split("\n\n")
+    assert accuracy.splitlines()[3].startswith("| unet | 0.1 | 0.1 | 3 | 69.75 ± 0.76 |")
+    assert accuracy.splitlines()[3].endswith("| 75.50 | +5.50 | held |")
+    assert "| 0.600 ± 0.000 | +0.100 (+0.100 to +0.100) |" in redundancy
+    assert by_layer.splitlines()[2] == "| encoder[0][0], `down1` | 8 | 0.500 | 0.500 | 0.600 | 0.600 |"
+    assert taken.splitlines()[2] == "| train | 6 | 60 | 6.0 |"
+    assert all(
+        len(set(map(lambda line: line.count("|"), table.splitlines()))) == 1
+        for table in (accuracy, redundancy, by_layer, taken)
+    )
+
+
+def test_the_figure(tmp_path: Path) -> None:
+    draw(made(), tmp_path / "a.png")
+    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.01
+    results = made()
+    results["runs"] = results["runs"][:2]
+    with pytest.raises(ValueError, match="no cell of the study has the 3 seeds"):
+        draw(results, tmp_path / "b.png")
+
+
+def test_refusals() -> None:
+    other = made()
+    cases = other["runs"][-1]["cases"]
+    cases["e"] = cases.pop("a")
+    with pytest.raises(
+        ValueError, match="lambda_1 0.1, lambda_2 0.1, seed 3: not tested on the cases of the others, a is"
+    ):
+        summarise(other)
+    broken = copy.deepcopy(made())
+    del broken["runs"][0]["network"]
+    for what in ({}, {"study": {}}, {"study": made()["study"]}, broken, {"study": made()["study"], "runs": [3]}):
+        with pytest.raises(ValueError):
+            summarise(what)

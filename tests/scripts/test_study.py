@@ -1,0 +1,105 @@
+"""study.py: a small grid trained, tested and reported by the command, called again, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts import study
+from tests.conftest import ROOT, make_synapse
+from tests.scripts.studies.test_results import made
+
+
+def plan(**changes: Any) -> dict[str, Any]:
+    """Two runs of a U-Net that train in no time."""
+    network = {"cfg": str(ROOT / "configs/unet_224.yaml"), "opts": {"MODEL.UNET.WIDTH": 4, "DATA.IMG_SIZE": 32}}
+    opts = {"TRAIN.EPOCHS": 1, "DATA.BATCH_SIZE": 6, "DATA.NUM_WORKERS": 0, "DATA.VAL_CASES": 1}
+    plain = {"networks": {"unet": network}, "lambda_x": [0, 0.1], "seeds": [1], "min_seeds": 1, "opts": opts}
+    return plain | changes
+
+
+def write(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def tables(capsys: pytest.CaptureFixture) -> list[str]:
+    """The rows of what was printed."""
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "results.json"
+    }
+
+
+def test_from_the_yaml_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture, refused: Callable) -> None:
+    root, out = make_synapse(tmp_path / "Synapse", train=3, test=2), tmp_path / "out"
+    path = write(tmp_path / "study.yaml", plan())
+    words = [str(path), "--output_dir", str(out), "--root_path", str(root), "--devices", "cpu", "cpu"]
+    assert study.main(words) == 0
+    table = tables(capsys)
+    results = json.loads((out / "results.json").read_text())
+    assert [(run["lambda_1"], run["lambda_2"], run["seed"]) for run in results["runs"]] == [(0, 0, 1), (0.1, 0.1, 1)]
+    for run in results["runs"]:
+        assert list(run["cases"]) == ["case0100", "case0101"] and set(run["seconds"]) == {"train", "test", "similarity"}
+        assert run["validation"]["epoch"] == 1 and [layer["layer"] for layer in run["layers"]][-1] == "final"
+    assert str(tmp_path) not in (out / "results.json").read_text().replace(str(ROOT), "")
+    assert any(row.startswith("| unet | 0.1 | 0.1 | 1 |") for row in table)
+
+    before = times(out)
+    assert study.main(words) == 0
+    assert tables(capsys) == table and times(out) == before
+    figure = tmp_path / "new/study.png"
+    assert study.main([str(out / "results.json"), "--figure", str(figure)]) == 0
+    assert tables(capsys) == table and figure.stat().st_size > 1000
+
+    write(path, plan(opts=plan()["opts"] | {"TRAIN.BASE_LR": 0.5}))
+    error = refused(study.main, words)
+    assert "seed_1/config.yaml: TRAIN.BASE_LR is 0.5 but the run was begun with" in error
+    assert times(out) == before
+
+
+def test_refusals(tmp_path: Path, refused: Callable) -> None:
+    out = ["--output_dir", tmp_path / "out"]
+    path = write(tmp_path / "study.yaml", plan(sedes=[1]))
+    assert "study.yaml: unknown key 'sedes'; did you mean 'seeds'?" in refused(study.main, [path, *out])
+    assert "none.yaml: no such" in refused(study.main, [tmp_path / "none.yaml", *out])
+    assert "none.json: no such results" in refused(study.main, [tmp_path / "none.json"])
+    write(path, plan())
+    assert "--output_dir is not given" in refused(study.main, [path])
+    assert "--devices: 'gpu' is not there; expected cpu" in refused(study.main, [path, *out, "--devices", "gpu"])
+    assert "--figure is a.pdf; expected a name that ends in .png" in refused(
+        study.main, [path, *out, "--figure", "a.pdf"]
+    )
+    for text in ("{", "{}", "[]", '{"study": {"networks": 3}}'):
+        (tmp_path / "results.json").write_text(text)
+        assert "results" in refused(study.main, [tmp_path / "results.json"]) or text.startswith('{"study')
+    fewer = made()
+    fewer["runs"] = fewer["runs"][:1]
+    (tmp_path / "results.json").write_text(json.dumps(fewer))
+    error = refused(study.main, [tmp_path / "results.json", "--figure", tmp_path / "a.png"])
+    assert "no cell of the study has the 3 seeds" in error and not (tmp_path / "a.png").exists()
+
+
+def test_a_run_that_fails_is_said_and_not_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = write(tmp_path / "study.yaml", plan(lambda_x=[0]))
+    words = [
+        str(path),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--root_path",
+        str(tmp_path / "nothing"),
+        "--devices",
+        "cpu",
+    ]
+    assert study.main(words) == 2
+    shown = capsys.readouterr()
+    assert "| unet | 0 | 0 | 0 of the 1 that it takes: not reported |" in shown.out
+    assert "train ended with code 2: train.py: error: " in shown.err + shown.out
