@@ -17,8 +17,11 @@ from tqdm import tqdm
 
 from utils import whole_or_absent
 
+Curve = tuple[list[int], list[float]]  # steps and values
+
 _log = logging.getLogger(__name__)
 
+_METRICS = "metrics.jsonl"
 _LINE_SECONDS = 30.0  # at least this long from one line of progress to the next, where there is no bar
 
 
@@ -44,7 +47,7 @@ class Record:
 
     @property
     def _metrics(self) -> Path | None:
-        return self.folder and self.folder / "metrics.jsonl"
+        return self.folder and self.folder / _METRICS
 
     def begin(self, step: int, size: int) -> None:
         """Go on after step `step` with the first `size` bytes of metrics.jsonl: what a killed run wrote later, it will
@@ -151,6 +154,35 @@ class Record:
         if not taken:
             return "?"
         return in_words((time.monotonic() - self._begun) / taken * (self.total_steps - step))
+
+
+def has_record(folder: Path) -> bool:
+    """Whether a folder holds the record of a run."""
+    return (folder / _METRICS).is_file()
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """Every number that a run recorded, by name, over the steps it was recorded at.
+
+    Raises:
+        ValueError: the folder has no metrics.jsonl, or a line of it is no row of numbers.
+    """
+    path = run / _METRICS
+    if not has_record(run):
+        raise ValueError(f"{run}: has no {_METRICS}; expected the folder of a run that train.py wrote")
+    curves: dict[str, Curve] = {}
+    for place, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            step = int(row.pop("step"))
+            for name, value in row.items():
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(float(value))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            shown = line[:80].decode(errors="replace")
+            raise ValueError(f"{path}: line {place} is {shown!r}; expected a row that train.py wrote") from error
+    return curves
 
 
 def in_words(seconds: float) -> str:

@@ -6,26 +6,13 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.arguments import overrides_of, run_guarded, test_parser
-from configs.checks import value_at
-from configs.config import (
-    completed,
-    config_beside,
-    config_within,
-    data_keywords,
-    get_config,
-    look_keywords,
-    naming,
-    network_keywords,
-    overlap_of,
-    reading_keywords,
-    size_of,
-)
+from configs.arguments import run_guarded, test_parser
+from configs.config import overlap_of, reading_keywords, size_of
+from trained import find_trained, find_volumes, load_network
 
 _log = logging.getLogger("test.py")
 
@@ -40,27 +27,17 @@ def _test(args: argparse.Namespace) -> int:
     import distributed
     import utils
     from datasets.histology import PictureVolumes
-    from networks import build_network, load_weights
-    from networks.pretrained import find_weights
 
-    named = args.checkpoint or args.output_dir
-    if not named:
-        raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
-    cfg_files = (config_beside(named) or _config_within(Path(named), args.trust_checkpoint), args.cfg)
-    cfg = _with_its_data(get_config(*cfg_files, opts=args.opts, overrides=_test_overrides(args)), args.input)
-    is_file = args.checkpoint and not Path(named).is_dir()
-    weights = Path(named) if is_file else find_weights(named, cfg.TRAIN.EPOCHS)
+    trained = find_trained(args)
+    cfg, weights = trained.cfg, trained.weights
     output_dir = _output_dir(args, weights)
     device = utils.select_device(cfg.GPU_ID, cfg.N_GPU, distributed.local_rank())
     with distributed.process_group(device) as ranks, utils.logging_session("test.py", quiet=not ranks.first):
         utils.seed_everything(cfg.SEED, cfg.DETERMINISTIC)
         autocast = utils.select_precision(cfg.TEST.PRECISION, device)
         utils.keep_freed_memory()
-        with naming(*cfg_files):
-            network = build_network(cfg.MODEL.TYPE, **network_keywords(cfg))
-        load_weights(network, weights, complete=True, trust=args.trust_checkpoint)
-        network.to(device).eval()
-        volumes = _find_volumes(cfg, args.input, ranks)
+        network = load_network(trained, device)
+        volumes = find_volumes(cfg, args.input, ranks)
         for folder in ("predictions", "overlays"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
         if ranks.first:
@@ -70,41 +47,8 @@ def _test(args: argparse.Namespace) -> int:
             _log.info("%d masks in %s", len(cases), output_dir / "predictions")
         elif ranks.first:
             unit = "pixels" if isinstance(volumes, PictureVolumes) else "voxels"
-            _report(cases, unit, output_dir, cfg, _settings(cfg, weights) | utils.environment(device))
+            _report(cases, unit, output_dir, cfg, _origin(cfg, weights, device))
     return 0
-
-
-def _config_within(weights: Path, trust: bool) -> Mapping[str, Any]:
-    """The configuration in a file that train.py saved to go on from, which may lie anywhere; of other files, none."""
-    from checkpoint import read_checkpoint
-
-    return (
-        config_within(read_checkpoint(weights, trust=trust)) if weights.suffix == ".pth" and weights.is_file() else {}
-    )
-
-
-def _with_its_data(cfg: Any, given: str) -> Any:
-    """The configuration, completed by the data where it is not that of a run, which has been."""
-    from datasets import look_through
-
-    whole = completed(cfg, {"DATA.AXIS": ""})
-    unknown = [key for key in ("MODEL.NUM_CLASSES", "MODEL.IN_CHANNELS", "DATA.INTENSITY") if not value_at(whole, key)]
-    if unknown and given:
-        raise ValueError(
-            f"{', '.join(unknown)}: not known of these weights; give the run's folder, or them by --opts KEY VALUE"
-        )
-    return completed(cfg, look_through(cfg.DATA.DATASET, **look_keywords(cfg))) if unknown else whole
-
-
-def _test_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The keys that the flags set, and those of a run's configuration that another machine or data folder forgets."""
-    overrides = {"GPU_ID": 0, "N_GPU": 1} | overrides_of(args)
-    for theirs, ours in (("DATA.BATCH_SIZE", "TEST.BATCH_SIZE"), ("PRECISION", "TEST.PRECISION")):
-        if theirs in overrides:
-            overrides[ours] = overrides.pop(theirs)
-    if {"DATA.ROOT_PATH", "DATA.VOLUME_PATH"} & set(overrides):
-        overrides = {"DATA.LIST_DIR": "", "DATA.VOLUME_PATH": ""} | overrides
-    return overrides
 
 
 def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
@@ -117,29 +61,6 @@ def _output_dir(args: argparse.Namespace, weights: Path) -> Path:
         raise ValueError("--output is not given; expected a folder for the results")
     utils.check_writable(Path(output_dir), "--output" if args.output else "--output_dir")
     return Path(output_dir)
-
-
-def _find_volumes(cfg: Any, given: str, ranks: Any) -> Any:
-    """The volumes to predict, every one of them read and checked before anything is written."""
-    from tqdm import tqdm
-
-    from datasets import build_dataset, check_all, reading
-    from datasets.inputs import InputVolumes
-
-    if given:
-        volumes = InputVolumes(Path(given), reading(**reading_keywords(cfg)))
-    else:
-        volumes = build_dataset(cfg.DATA.DATASET, "test", **data_keywords(cfg, test=True))
-        if not len(volumes):
-            raise ValueError(f"{cfg.DATA.DATASET}: there is no case to test on; name some in test.txt (--list_dir)")
-    if ranks.first:
-        bar = partial(tqdm, total=len(volumes), desc="checking the data", leave=False, disable=not sys.stderr.isatty())
-        if given:
-            volumes.check(bar)
-        else:
-            check_all(volumes, bar, threads=2)
-    ranks.wait()
-    return volumes
 
 
 def _predict(
@@ -215,15 +136,29 @@ def _settings(cfg: Any, weights: Path) -> dict[str, object]:
     }
 
 
-def _report(results: Sequence[Any], unit: str, output_dir: Path, cfg: Any, settings: dict[str, object]) -> None:
+def _origin(cfg: Any, weights: Path, device: Any) -> Any:
+    """What the report says of the run; curves where its record lies beside the weights and can be read."""
+    import utils
+    from evaluation.html import Origin
+    from record import has_record, read_curves
+
+    curves = {}
+    if has_record(weights.parent):
+        try:
+            curves = read_curves(weights.parent)
+        except (ValueError, OSError) as error:
+            _log.warning("the report has no training curves: %s", error)
+    return Origin(_settings(cfg, weights), cfg.dump(sort_keys=False), utils.environment(device), curves)
+
+
+def _report(results: Sequence[Any], unit: str, output_dir: Path, cfg: Any, origin: Any) -> None:
     from datasets import class_names
     from evaluation import report
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     summary = report.summarise(results, names, unit=unit)
     report.write_csv(output_dir / "per_case.csv", results, names)
-    overlays = [output_dir / "overlays" / f"{result.name}.png" for result in results]
-    report.write_html(output_dir / "report.html", summary, overlays, settings)
+    report.write_html(output_dir / "report.html", summary, output_dir / "overlays", origin)
     report.write_summary(output_dir / "summary.json", summary)  # last: where it is, the test is done
     _log.info("%s\n\nreport: %s", report.format_table(summary), output_dir / "report.html")
 

@@ -1,16 +1,20 @@
-"""One slice of a case as a picture: the image, the truth and the prediction side by side."""
+"""One slice of a case as a picture: the image, the truth, the prediction and what is wrong with it side by side."""
 
 from __future__ import annotations
 
 import colorsys
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datasets.base import Geometry, Volume
 from utils import let_go
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Class 1 has the first. Seven of Okabe and Ito, then those that stay farthest from these and from grey for readers
 # who see all colours, no red or no green.
@@ -18,52 +22,99 @@ _COLOURS = (
     *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
     *("#1111FF", "#77FF99", "#991111", "#111199", "#1177FF"),
 )
+# Far from each other, from these and from dark grey for the same readers.
+ERRORS = (("missed", "#FF9F60"), ("invented", "#BF80FF"), ("wrong class", "#FFFFFF"))
+_PANEL = 400  # pixels, the side of a panel with the space around it
+_LEGEND_ROW = 28  # pixels
+_LONGEST_TITLE = 60  # letters; as many stand above two panels
+Entry = tuple[str, Any]  # what a legend says of a colour, and the colour
 
 
 def draw_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> bytes:
-    """A PNG of one slice, image, truth and prediction side by side, about 1200 x 450 pixels.
+    """A PNG of one slice: image, truth, prediction and errors side by side, 1600 pixels wide.
 
-    The slice is the one whose truth has most classes, then most labelled voxels; without a label the prediction
-    decides and the panel of the truth is left out. `prediction` is (D, H, W), classes numbered from 1 as in
-    `class_names`; the image is (D, H, W), or in colour (D, H, W, 3) or (D, 3, H, W). Where the geometry is known,
-    an axial slice lies as a radiologist reads it.
+    The slice is the one whose truth has most classes, then most labelled voxels. Without a label the prediction
+    decides, and truth and errors are left out. Two panels and what explains them fill half of the width each: the
+    picture may be cut in the middle. `prediction` is (D, H, W), classes numbered from 1 as in `class_names`; the image
+    is (D, H, W), or in colour (D, H, W, 3) or (D, 3, H, W). Where the geometry is known, an axial slice lies as a
+    radiologist reads it.
 
     Raises:
         ValueError: the shapes do not fit together, or a class has no name.
     """
     _check_overlay(volume, prediction, class_names)
     has_truth = volume.label is not None and volume.label.any()
-    index = _richest_slice(volume.label if has_truth else prediction)
-    panels = [("image", None)] if volume.label is None else [("image", None), ("truth", volume.label[index])]
-    panels.append(("prediction", prediction[index]))
+    index = richest_slice(volume.label if has_truth else prediction)
+    picture, predicted = display(volume.image[index : index + 1][0]), prediction[index]
+    panels = [("image", picture)]
+    wrong, shown = None, predicted
+    if volume.label is not None:
+        truth = volume.label[index]
+        wrong, shown = errors(predicted, truth), np.stack([truth, predicted])
+        panels.append(("truth", _paint(picture, truth, _colour)))
+    panels.append(("prediction", _paint(picture, predicted, _colour)))
+    if wrong is not None:
+        panels.append(("errors", _paint(_dimmed(picture), wrong, lambda kind: _rgb(ERRORS[kind - 1][1]), 1.0)))
+    title = volume.name if volume.is_picture else f"{volume.name}, slice {index + 1} of {len(prediction)}"
+    classes = [(class_names[label - 1], _colour(label)) for label in _occurring(shown)]
+    kinds = [] if wrong is None else [ERRORS[kind - 1] for kind in _occurring(wrong)] or [("no errors", "none")]
+    panels = [(name, upright(panel, volume.geometry)) for name, panel in panels]
+    return _drawn(title, panels, classes, kinds)
 
+
+def errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """What is wrong with a prediction, of the truth's shape: 0 nothing, then numbered from 1 as in `ERRORS`."""
+    wrong = prediction != truth
+    return np.select([wrong & (prediction == 0), wrong & (truth == 0), wrong], [1, 2, 3], 0)
+
+
+def _drawn(
+    title: str, panels: Sequence[tuple[str, np.ndarray]], classes: Sequence[Entry], kinds: Sequence[Entry]
+) -> bytes:
+    """The PNG of panels by name, with a legend of the classes in its left half and one of the errors in its right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(4.0 * len(panels), 4.5), dpi=100, layout="constrained")
+    rows = max(-(-len(entries) // _columns(entries)) for entries in (classes, kinds))
+    tall, wide, _ = panels[0][1].shape
+    height = _PANEL * min(1.2, max(0.5, tall / wide)) + 60 + _LEGEND_ROW * rows
+    figure = Figure(figsize=(_PANEL * len(panels) / 100, height / 100), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    picture = _display(volume.image[index : index + 1][0])
-    for axes, (title, labels) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        shown = _upright(picture if labels is None else _paint(picture, labels), volume.geometry)
-        axes.imshow(shown, aspect="equal", interpolation="nearest")
-        axes.set_title(title, fontsize=11)
+    for axes, (name, panel) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(panel, aspect="equal", interpolation="nearest")
+        axes.set_title(name, fontsize=15)
         axes.set_axis_off()
-    title = volume.name if volume.is_picture else f"{volume.name}, slice {index + 1} of {len(prediction)}"
-    figure.suptitle(title, fontsize=12, parse_math=False)
-    shown = sorted({int(label) for _, labels in panels[1:] for label in np.unique(labels)} - {0})
-    if shown:
-        handles = [Patch(color=_colour(label), label=class_names[label - 1]) for label in shown]
-        # An entry takes its swatch and about 7 pixels a letter; as many fit beside each other as the panels are wide.
-        entry = 50 + 7 * max(len(class_names[label - 1]) for label in shown)
-        columns = min(len(shown), max(1, 400 * len(panels) // entry))
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+    if len(title) > _LONGEST_TITLE:
+        title = f"{title[: _LONGEST_TITLE - 25]} ... {title[-20:]}"
+    figure.suptitle(title, x=0.005, ha="left", fontsize=16, parse_math=False)
+    _add_legend(figure, classes, "outside lower left")
+    _add_legend(figure, kinds, "outside lower right")
     buffer = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # of letters in a name that the font lacks: a box stands for each
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _columns(entries: Sequence[Entry]) -> int:
+    """How many entries of a legend fit beside each other below two panels."""
+    # An entry takes its swatch and about 12 pixels a letter.
+    widest = 60 + 12 * max((len(name) for name, _ in entries), default=0)
+    return max(1, min(len(entries), 2 * _PANEL // widest))
+
+
+def _add_legend(figure: Figure, entries: Sequence[Entry], place: str) -> None:
+    from matplotlib.patches import Patch
+
+    if not entries:
+        return
+    handles = [Patch(facecolor=color, edgecolor="none" if color == "none" else "#888", label=n) for n, color in entries]
+    legend = figure.legend(handles=handles, loc=place, ncols=_columns(entries), fontsize=15, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _occurring(labels: np.ndarray) -> list[int]:
+    return sorted({int(label) for label in np.unique(labels)} - {0})
 
 
 def _check_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> None:
@@ -94,7 +145,7 @@ def _planes(labels: np.ndarray) -> Iterator[np.ndarray]:
         let_go(labels)
 
 
-def _richest_slice(labels: np.ndarray) -> int:
+def richest_slice(labels: np.ndarray) -> int:
     """Index of the slice with most classes, then most labelled voxels; the middle one if nothing is labelled."""
     ranks = []
     for index, plane in enumerate(_planes(labels)):
@@ -104,7 +155,7 @@ def _richest_slice(labels: np.ndarray) -> int:
     return -best[2] if best[0] else len(labels) // 2
 
 
-def _display(plane: np.ndarray) -> np.ndarray:
+def display(plane: np.ndarray) -> np.ndarray:
     """A slice as (H, W, 3) in [0, 1], from its 1st to its 99th percentile, whatever its intensities mean."""
     plane = np.asarray(plane, dtype=np.float64)
     if plane.ndim == 3 and plane.shape[-1] != 3:
@@ -117,7 +168,7 @@ def _display(plane: np.ndarray) -> np.ndarray:
     return np.broadcast_to(plane, (*plane.shape[:2], 3))
 
 
-def _upright(picture: np.ndarray, geometry: Geometry | None) -> np.ndarray:
+def upright(picture: np.ndarray, geometry: Geometry | None) -> np.ndarray:
     """An axial slice (H, W, 3) with anterior up and the patient's right at the left; any other one as it is stored."""
     if geometry is None:
         return picture
@@ -133,19 +184,28 @@ def _upright(picture: np.ndarray, geometry: Geometry | None) -> np.ndarray:
     return picture.swapaxes(0, 1) if patient_axes == [0, 1] else picture
 
 
-def _paint(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The (H, W, 3) picture with each class of (H, W) labels laid over it in its colour."""
+def _dimmed(picture: np.ndarray) -> np.ndarray:
+    """The (H, W, 3) picture in grey, dark enough for every colour of an error to stand out."""
+    return np.broadcast_to(0.45 * picture.mean(axis=-1, keepdims=True), picture.shape)
+
+
+def _paint(picture: np.ndarray, labels: np.ndarray, colour: Callable[[int], Any], opacity: float = 0.65) -> np.ndarray:
+    """The (H, W, 3) picture with each label of (H, W) but 0 laid over it in its colour."""
     painted = picture.copy()
-    for label in set(np.unique(labels).tolist()) - {0}:
+    for label in _occurring(labels):
         inside = labels == label
-        painted[inside] = 0.35 * picture[inside] + 0.65 * np.asarray(_colour(int(label)))
+        painted[inside] = (1 - opacity) * picture[inside] + opacity * np.asarray(colour(label))
     return painted
 
 
 def _colour(label: int) -> tuple[float, float, float]:
     """The colour of a class, as red, green and blue from 0 to 1; it depends on the class number alone."""
     if label <= len(_COLOURS):
-        code = _COLOURS[label - 1]
-        return tuple(int(code[start : start + 2], 16) / 255 for start in (1, 3, 5))
+        return _rgb(_COLOURS[label - 1])
     # Steps of the golden ratio around the hues: no two of them fall together.
     return colorsys.hsv_to_rgb(0.618034 * label % 1.0, 0.6, 0.95)
+
+
+def _rgb(code: str) -> tuple[float, float, float]:
+    """Red, green and blue from 0 to 1 of a code such as "#E69F00"."""
+    return tuple(int(code[start : start + 2], 16) / 255 for start in (1, 3, 5))

@@ -127,20 +127,48 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     _write(path, (json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
-def write_html(
-    path: Path, summary: Mapping[str, Any], overlays: Sequence[Path], settings: Mapping[str, object]
-) -> None:
-    """Write one HTML file that needs no other: figures, overlays (PNG files, embedded) and the settings of the run.
+def write_html(path: Path, summary: Mapping[str, Any], overlays: Path | None, origin: html.Origin) -> None:
+    """Write one HTML file that needs no other: figures, charts, and what is known of the run.
+
+    `overlays` is the folder with the PNG of each case, of which the page embeds those of the worst, the median and the
+    best one.
 
     Raises:
-        FileNotFoundError: an overlay does not exist.
+        FileNotFoundError: there is no overlay of one of these.
     """
-    pictures = [(Path(overlay).stem, Path(overlay).read_bytes()) for overlay in overlays]
-    _write(path, html.page(summary, pictures, settings).encode())
+    pictures = []
+    for title, case in _picked(summary) if overlays else []:
+        dice = ", ".join(f"{html.number('dice', case[kind]['dice'])} {kind}" for kind in CONVENTIONS)
+        pictures.append((title, f"{case['name']}, Dice {dice}", _halves(overlays / f"{case['name']}.png")))
+    _write(path, html.page(summary, pictures, origin).encode())
+
+
+def _picked(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The worst, median and best case by strict Dice, none of them twice; those without a Dice only if none has any."""
+    ranked = html.worst_first(summary)
+    ranked = [case for case in ranked if case["strict"]["dice"] is not None] or ranked
+    if len(ranked) == 1:
+        return [("The only case" if len(summary["cases"]) == 1 else "The only case with a Dice", ranked[0])]
+    median = [("Median", ranked[(len(ranked) - 1) // 2])] if len(ranked) > 2 else []
+    return [("Worst", ranked[0]), *median, ("Best", ranked[-1])]
+
+
+def _halves(path: Path) -> list[bytes]:
+    """The left and the right half of a PNG file, which on a narrow page stand one below the other."""
+    from PIL import Image
+
+    parts = []
+    with Image.open(path) as picture:
+        width, height = picture.size
+        for left, right in ((0, width // 2), (width // 2, width)):
+            buffer = io.BytesIO()
+            picture.convert("RGB").crop((left, 0, right, height)).save(buffer, format="PNG", optimize=True)
+            parts.append(buffer.getvalue())
+    return parts
 
 
 def write_overlay(path: Path, volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> None:
-    """Write a PNG of one slice, image, truth and prediction side by side; see `evaluation.overlay.draw_overlay`.
+    """Write a PNG of one slice, image to errors, side by side; see `evaluation.overlay.draw_overlay`.
 
     Raises:
         ValueError: the shapes do not fit together, or a class has no name.

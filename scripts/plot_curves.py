@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-Curve = tuple[list[int], list[float]]  # steps and values
+if TYPE_CHECKING:
+    from record import Curve
 
 _DEFAULT = ("ce", "dice", "scr", "ifd", "grad_segmentation", "grad_scr", "grad_ifd", "val_dice")
 _COLUMNS = 4
-
-
-def read_curves(run: Path) -> dict[str, Curve]:
-    """Every number that a run recorded, by name, over the steps it was recorded at.
-
-    Raises:
-        ValueError: the folder has no metrics.jsonl, or a line of it is no row of numbers.
-    """
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{run}: has no metrics.jsonl; expected the folder of a run that train.py wrote")
-    curves: dict[str, Curve] = {}
-    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            step = row.pop("step")
-            for name, value in row.items():
-                steps, values = curves.setdefault(name, ([], []))
-                steps.append(int(step))
-                values.append(float(value))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: line {place} is {line[:80]!r}; expected a row that train.py wrote") from error
-    return curves
 
 
 def draw(runs: Mapping[str, Mapping[str, Curve]], keys: Sequence[str], path: Path) -> None:
@@ -62,6 +40,7 @@ def draw(runs: Mapping[str, Mapping[str, Curve]], keys: Sequence[str], path: Pat
 
 def plot(args: argparse.Namespace) -> int:
     """Read, draw, say where."""
+    from record import read_curves
     from utils import check_writable, whole_or_absent
 
     if args.output.suffix != ".png":

@@ -1,0 +1,54 @@
+"""compare.py: two tested runs against each other, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import test as test_command
+from scripts import compare
+
+
+@pytest.fixture(scope="module")
+def tested(trained: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The run that several tests share, tested by its last and by its first weights' neighbours: two folders."""
+    folder = tmp_path_factory.mktemp("tested")
+    root, run = trained
+    for name, checkpoint in (("a", "best.pth"), ("b", "last.pth")):
+        words = ["--checkpoint", str(run / checkpoint), "--output", str(folder / name), "--root_path", str(root)]
+        assert test_command.main(words) == 0
+    return folder / "a", folder / "b"
+
+
+def test_what_it_writes(tested: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "new/comparison"
+    assert compare.main([*map(str, tested), "--output", str(out)]) == 0
+    found = json.loads((out / "comparison.json").read_text())
+    summaries = [json.loads((run / "summary.json").read_text()) for run in tested]
+    dice = found["published"]["overall"]["dice"]
+    assert dice["mean"] == pytest.approx(summaries[1]["published"]["dice"] - summaries[0]["published"]["dice"])
+    assert {case["name"] for case in found["cases"]} == {case["name"] for case in summaries[0]["cases"]}
+    shown = capsys.readouterr().out
+    assert f"A: {tested[0]}" in shown and f"{dice['mean']:+.4f}" in shown
+
+
+def test_refusals(tested: tuple[Path, Path], tmp_path: Path, refused: Callable) -> None:
+    first, second = tested
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    error = refused(compare.main, [first, empty, "--output", tmp_path / "out"])
+    assert f"{empty}: has no summary.json" in error and f"python test.py --output_dir {empty}" in error
+    other = Path(shutil.copytree(second, tmp_path / "other"))
+    summary = json.loads((other / "summary.json").read_text())
+    summary["cases"][0]["name"] = "case0999"
+    (other / "summary.json").write_text(json.dumps(summary))
+    error = refused(compare.main, [first, other, "--output", tmp_path / "out"])
+    assert "tested on different cases: only the first has case0100, only the second case0999" in error
+    for text in ("{", "[]", "{}", '{"cases": [{}]}'):
+        (other / "summary.json").write_text(text)
+        assert "is no summary that test.py wrote" in refused(compare.main, [first, other, "--output", tmp_path / "out"])
+    assert not (tmp_path / "out").exists()
