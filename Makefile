@@ -1,4 +1,5 @@
 # make demo: install, make phantom data, train, evaluate, report.   make test: install, all tests.
+# make browser: Debian's Chromium, in which a test opens report.html; without one that test is skipped.
 # make test-reliability: the long form of the tests that kill runs and damage files.
 PYTHON ?= python3
 JOBS ?= 2
@@ -7,7 +8,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test test-reliability install lint clean
+.PHONY: demo test test-reliability browser install lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -26,6 +27,11 @@ test: $(INSTALLED)
 test-reliability: $(INSTALLED)
 	@echo "== running all kills and the whole fuzz; some 8 minutes on 2 cores"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup -m reliability --long
+
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; \
+	} || echo "== no Chromium, and it cannot be installed here: as root, apt-get install chromium"
 
 install: $(INSTALLED)
 	@echo "== the environment is in $(VENV): source $(VENV)/bin/activate"

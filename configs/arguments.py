@@ -1,4 +1,4 @@
-"""The command lines of train.py and test.py, and how a command ends."""
+"""The command lines of train.py, test.py and the analysis commands, and how a command ends."""
 
 from __future__ import annotations
 
@@ -105,7 +105,26 @@ def test_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
+def analysis_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command in analysis/, to which it adds flags of its own; it names a network as test.py does."""
+    parser = _base_parser(prog, description)
+    parser.set_defaults(output_dir=None)
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="FILE_OR_RUN", help="weights, or a run's folder")
+    add("--input", default="", metavar="FILE_OR_FOLDER", help="NIfTI, DICOM or pictures in place of the test set")
+    add("--output", required=True, metavar="DIR", help="where the figure and its numbers go")
+    add(
+        "--layers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="modules by their names in the network, or by place: encoder[1][0], final (default: those regularised)",
+    )
+    return parser
+
+
+def _base_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """What every command takes: the configuration, the data, the device."""
     parser = OneLineParser(prog=prog, description=description)
     add = parser.add_argument
     add("--cfg", default="", metavar="FILE", help="experiment file (yaml), such as those in configs/")
@@ -119,11 +138,7 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="folder of the lists (default: lists/lists_<dataset>, else the data's own, else the shipped split)",
     )
     add("--num_classes", type=int, help="classes, the background included (default: the data set's own)")
-    add("--output_dir", metavar="DIR", help="folder of the run")
-    add("--max_epochs", type=int, help="epochs to train")
-    add("--max_iterations", type=int, help="steps to train at most")
     add("--batch_size", type=int, help="slices a step")
-    add("--base_lr", type=float, help="learning rate before the schedule")
     add("--img_size", type=int, nargs="+", metavar="SIDE", help="side of the network's input in pixels, or H W")
     add("--n_gpu", type=int, help="1, or 0 for the CPU")
     add("--gpu_id", type=int, help="which GPU, where there are any")
@@ -132,6 +147,17 @@ def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     add("--seed", type=int, help="seed of weights, order, augmentation and channel draws")
     add("--trust_checkpoint", action="store_true", help="unpickle checkpoints, code included: only for your own files")
+    return parser
+
+
+def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """What train.py and test.py take, as the published commands do."""
+    parser = _base_parser(prog, description)
+    add = parser.add_argument
+    add("--output_dir", metavar="DIR", help="folder of the run")
+    add("--max_epochs", type=int, help="epochs to train")
+    add("--max_iterations", type=int, help="steps to train at most")
+    add("--base_lr", type=float, help="learning rate before the schedule")
     add("--precision", metavar="|".join(PRECISIONS), help="of the network's arithmetic (default: float32)")
     add("--lambda_x", type=float, help="weight of both terms of the regulariser; 0 is the plain baseline")
     add("--lambda_1", type=float, help="weight of semantic consistency (SCR) alone")

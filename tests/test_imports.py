@@ -13,7 +13,10 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = ("selfreg", "configs", "datasets", "networks", "losses", "evaluation", "analysis", "scripts")
-SINGLE = ("train", "test", "crossval", "trainer", "schedule", "record", "state", "checkpoint", "distributed", "utils")
+SINGLE = (
+    *("train", "test", "trained", "crossval", "trainer", "schedule", "record", "state", "checkpoint"),
+    *("distributed", "utils"),
+)
 OURS = {*ROOMS, *SINGLE}
 
 # Which of our own rooms each may import (DESIGN's table), and what else beside the standard library.
@@ -28,6 +31,12 @@ MAY_IMPORT = {
         {"datasets", "utils", "distributed"},
         {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL"},
     ),
+    "analysis": (
+        {"selfreg", "configs", "datasets", "networks", "evaluation", "trained", "distributed", "utils"},
+        {"numpy", "torch", "matplotlib", "pytorch_grad_cam"},
+    ),
+    # Configuration, weights and cases of a run, from its command line.
+    "trained": ({"configs", "datasets", "networks", "checkpoint"}, {"tqdm"}),
     "crossval": ({"evaluation", "utils"}, set()),
     "utils": (set(), {"numpy", "torch"}),
     "distributed": (set(), {"torch"}),
@@ -109,11 +118,11 @@ def test_selfreg_needs_torch_alone() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["train.py", "test.py"])
+@pytest.mark.parametrize("command", ["train.py", "test.py", "analysis/gradcam.py", "analysis/similarity.py"])
 def test_help_needs_no_torch(command: str) -> None:
     code = f"import sys, runpy; sys.argv = ['{command}', '--help']\n"
     code += f"try: runpy.run_path('{command}', run_name='__main__')\n"
     code += "except SystemExit as stop: assert stop.code == 0\nassert 'torch' not in sys.modules\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "--output_dir" in done.stdout
+    assert "--output" in done.stdout

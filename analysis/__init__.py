@@ -1,0 +1,1 @@
+"""What a trained network has learnt, in figures: where it looks, and how alike its channels are."""
