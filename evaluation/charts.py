@@ -51,9 +51,9 @@ def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: s
     for median in boxes["medians"]:
         median.set_solid_capstyle("butt")
     for place, column in zip(places, values.values(), strict=True):
-        # Steps of the golden ratio keep equal figures apart, and a single one in the middle.
-        spread = (0.5 + 0.618034 * np.arange(len(column))) % 1 - 0.5
-        axes.scatter(column, place + 0.36 * spread, s=14, color=_ACCENT, alpha=0.75, linewidths=0, zorder=3)
+        axes.scatter(
+            column, place + 0.36 * _apart(len(column)), s=14, color=_ACCENT, alpha=0.75, linewidths=0, zorder=3
+        )
     axes.set_yticks(places, list(values), color=_INK, parse_math=False)
     axes.set_ylim(0.4, len(values) + 0.6)
     margin = 0.02 * (1 - lowest)
@@ -62,9 +62,35 @@ def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: s
     return _svg(figure, ident, label)
 
 
+def _apart(count: int) -> np.ndarray:
+    """Places in -0.5..0.5 by steps of the golden ratio: equal figures stay apart, a single one in the middle."""
+    return (0.5 + 0.618034 * np.arange(count)) % 1 - 0.5
+
+
 def lowest_shown(values: Sequence[float]) -> float:
     """Where the axis of overlaps begins: at the tenth below the least of them, at 0.8 at most."""
     return max(0.0, min(0.8, np.floor(10 * min(values, default=0.0)) / 10))
+
+
+def difference_dots(values: Mapping[str, tuple[Sequence[float], float, float]], *, ident: str, label: str) -> str:
+    """Differences over the cases by class, every case a point, their mean a bar on its interval; an SVG element.
+
+    `values` has by class the figures, none for a class without any, and the ends of the interval, nan where there is
+    none; `ident` and `label` as in `dice_boxes`.
+    """
+    figure, axes = _empty_chart(36 + 26 * len(values))
+    places = np.arange(len(values), 0, -1)  # the first class on top
+    axes.axvline(0, color=_SOFT, linewidth=1)
+    for place, (column, low, high) in zip(places, values.values(), strict=True):
+        axes.scatter(column, place + 0.36 * _apart(len(column)), s=14, color=_ACCENT, alpha=0.6, linewidths=0)
+        if len(column):
+            axes.plot([low, high], [place, place], color=_INK, linewidth=2, solid_capstyle="butt")
+            axes.plot([np.mean(column)] * 2, [place - 0.3, place + 0.3], color=_INK, linewidth=2)
+    axes.set_yticks(places, list(values), color=_INK, parse_math=False)
+    axes.set_ylim(0.4, len(values) + 0.6)
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x", color=_LINE, linewidth=1)
+    return _svg(figure, ident, label)
 
 
 def curve(steps: Sequence[int], values: Sequence[float], *, ident: str, label: str, mark: int | None = None) -> str:

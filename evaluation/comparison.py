@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from html import escape
 from typing import Any
 
-from evaluation import html
+from evaluation import charts, html
 from evaluation.html import shown_metrics
 from evaluation.paired import LEVEL, paired
 from evaluation.report import CONVENTIONS
@@ -18,7 +19,8 @@ def compare_summaries(first: Mapping[str, Any], second: Mapping[str, Any]) -> di
 
     In both conventions `overall` and `per_class` hold for each metric the means of both over the cases that are defined
     in both, `n` of them, their difference, its bootstrap interval (95 %) over the cases and Wilcoxon's p; `cases` the
-    difference of each case. What is undefined is None. The metrics in mm are there where both have them.
+    differences of each case, and of its classes in Dice. What is undefined is None. The metrics in mm are
+    there where both have them.
 
     Raises:
         ValueError: other cases, classes or units of length.
@@ -36,10 +38,15 @@ def compare_summaries(first: Mapping[str, Any], second: Mapping[str, Any]) -> di
             "per_class": {one: {m: _compared(rows, m) for m in metrics} for one, rows in by_class.items()},
         }
     result["cases"] = [
-        {"name": name} | {c: {m: _difference(mine[name][c], theirs[name][c], m) for m in metrics} for c in CONVENTIONS}
-        for name in names
+        {"name": name} | {c: _of_case(mine[name][c], theirs[name][c], metrics) for c in CONVENTIONS} for name in names
     ]
     return result
+
+
+def _of_case(a: Mapping[str, Any], b: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    """A case's differences, and those of its classes in Dice."""
+    per_class = {name: _difference(a["per_class"][name], b["per_class"][name], "dice") for name in a["per_class"]}
+    return {metric: _difference(a, b, metric) for metric in metrics} | {"per_class": per_class}
 
 
 def _check_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
@@ -89,6 +96,71 @@ def format_comparison(comparison: Mapping[str, Any], first: str, second: str) ->
     ranked = worst_first(comparison)
     cells = [[case["name"], *(_signed("dice", case[c]["dice"]) for c in CONVENTIONS)] for case in ranked]
     return "\n".join([*lines, *_aligned(cells)])
+
+
+def page(
+    comparison: Mapping[str, Any], first: str, second: str, pictures: Sequence[tuple[str, str, Sequence[bytes]]]
+) -> str:
+    """The comparison as an HTML page that needs no other file, with pictures as `html.page` takes them."""
+    level = f"{comparison['level']:.0%}"
+    parts = [
+        f'<p class="soft">A: {escape(first)}<br>B: {escape(second)}</p>',
+        f'<p class="soft">B less A over the {len(comparison["cases"])} cases of both, with its {level} bootstrap '
+        f"interval over the cases and the p of Wilcoxon's signed-rank test; HD95 and ASSD in "
+        f"{escape(comparison['unit'])}; a dash stands for an undefined figure.</p>",
+        f'<div class="cards">{"".join(_card(comparison[c], c, level) for c in CONVENTIONS)}</div>',
+        "<h2>Cases</h2>",
+        f'<div class="charts">{"".join(_dots(comparison, c) for c in CONVENTIONS)}</div>',
+        f'<p class="soft">A point is a case; the bar is the mean, on its {level} interval.</p>',
+    ]
+    if pictures:
+        shown = "".join(html.picture_figure(*picture) for picture in pictures)
+        parts += ["<h2>Pictures</h2>", f'<div class="pictures">{shown}</div>']
+    for convention in CONVENTIONS:
+        rows = list(_rows(comparison[convention]))
+        parts += [f"<h2>{convention.capitalize()} convention</h2>", html.text_table(f"{convention} figures", rows)]
+    ranked = [
+        [case["name"], *(_signed("dice", case[c]["dice"]) for c in CONVENTIONS)] for case in worst_first(comparison)
+    ]
+    parts += [
+        "<h2>Dice of the cases, largest loss first</h2>",
+        html.text_table("Differences of the cases", [["case", *(f"{c} B - A" for c in CONVENTIONS)], *ranked]),
+    ]
+    return html.document("Comparison of two tests", parts)
+
+
+def _card(block: Mapping[str, Any], convention: str, level: str) -> str:
+    """The difference in Dice, large, and what it is made of."""
+    dice = block["overall"]["dice"]
+    a, b, difference, interval, p, _ = _cells("dice", dice)
+    large = ' class="main"'
+    entries = [
+        ("B - A", difference, large),
+        (f"{level} interval", interval, ""),
+        ("p", p, ""),
+        ("A", a, ""),
+        ("B", b, ""),
+    ]
+    cells = "".join(f"<div><dt>{name}</dt><dd{kind}>{value}</dd></div>" for name, value, kind in entries)
+    return f'<section class="card"><h2>Dice, {convention} convention</h2><dl class="numbers">{cells}</dl></section>'
+
+
+def _dots(comparison: Mapping[str, Any], convention: str) -> str:
+    """Each case's difference in Dice, over all classes and by class."""
+    block = comparison[convention]
+    columns = {"all": ([case[convention]["dice"] for case in comparison["cases"]], block["overall"]["dice"])}
+    if len(block["per_class"]) > 1:
+        columns |= {
+            name: ([case[convention]["per_class"][name] for case in comparison["cases"]], metrics["dice"])
+            for name, metrics in block["per_class"].items()
+        }
+    values = {
+        name: ([d for d in column if d is not None], *(math.nan if f[e] is None else f[e] for e in ("low", "high")))
+        for name, (column, f) in columns.items()
+    }
+    label = f"Differences in Dice by class, {convention} convention, every case a point."
+    drawn = charts.difference_dots(values, ident=f"dots-{convention}", label=label)
+    return html.figure("Dice, B - A", f"{convention} convention", drawn)
 
 
 def worst_first(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from evaluation import charts
@@ -43,57 +44,7 @@ _CURVES = {
     "val_dice": "Validation Dice",
 }
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2430; --soft: #5d6878; --line: #dfe3e9;
-  --accent: #0b6fb8; }
-@media (prefers-color-scheme: dark) { :root { --page: #12161c; --card: #1b212a; --text: #e6eaf0; --soft: #9aa6b6;
-  --line: #303945; --accent: #6cb8f0; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 76rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.25rem 0 .75rem; }
-.card h2 { font-size: 1rem; margin: 0; }
-p { margin: .35rem 0; }
-.soft { color: var(--soft); font-size: .9rem; }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
-  margin-top: 1.25rem; }
-.card, .table, figure { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
-.card { padding: 1rem 1.25rem; }
-.numbers { display: flex; flex-wrap: wrap; align-items: flex-end; gap: .5rem 1.75rem; margin: .75rem 0; }
-.numbers div { display: flex; flex-direction: column-reverse; }
-.numbers dt { color: var(--soft); font-size: .8rem; }
-.numbers dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
-.numbers dd.main { font-size: 1.7rem; font-weight: 700; line-height: 1.2; color: var(--accent); }
-.table { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .4rem .75rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
-thead tr:first-child > *, .settings tr:first-child > * { border-top: 0; }
-thead th { color: var(--soft); font-weight: 600; }
-th[scope=row], th.name { position: sticky; left: 0; background: var(--card); text-align: left; font-weight: 500; }
-th[scope=row] span { display: block; width: max-content; max-width: min(16rem, 40vw); white-space: normal;
-  overflow-wrap: anywhere; }
-th.group { text-align: center; }
-@media (max-width: 45rem) { th.group { text-align: left; } }
-.of4 tr > :nth-child(6), .of6 tr > :nth-child(8), th.group:last-child { border-left: 1px solid var(--line); }
-tfoot td, tfoot th[scope=row] { font-weight: 700; }
-.settings td { text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }
-figure { margin: 0; padding: .75rem; min-width: 0; }
-figcaption { font-size: .9rem; margin-bottom: .4rem; overflow-wrap: anywhere; }
-figcaption b { font-weight: 600; }
-.pictures, .charts { display: grid; gap: 1rem; }
-.charts + .soft { margin-top: .6rem; }
-.charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
-.halves { display: flex; flex-wrap: wrap; border-radius: .3rem; overflow: hidden; background: #fff; }
-.halves img { display: block; flex: 1 1 20rem; width: 50%; height: auto; }
-.chart { display: block; width: 100%; max-width: 27rem; height: auto; margin: 0 auto; }
-.chart text { font-family: inherit; font-variant-numeric: tabular-nums; }
-summary { cursor: pointer; padding: .5rem .75rem; }
-details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin-top: 1rem; }
-pre { margin: 0; padding: .5rem .75rem; border-top: 1px solid var(--line); font-size: .82rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-"""
+STYLE = Path(__file__).with_name("page.css")
 
 
 @dataclass(frozen=True)
@@ -131,7 +82,6 @@ def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str, Sequence
     )
     feet = [("mean", summary), ("std", {convention: summary[convention]["std"] for convention in _CONVENTIONS})]
     parts = [
-        "<h1>Segmentation report</h1>",
         f'<p class="soft">{intro}</p>',
         f'<div class="cards">{"".join(_card(summary, convention) for convention in _CONVENTIONS)}</div>',
         "<h2>Classes</h2>",
@@ -141,14 +91,20 @@ def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str, Sequence
     if pictures:
         parts += [
             "<h2>Pictures</h2>",
-            f'<div class="pictures">{"".join(_picture(*picture) for picture in pictures)}</div>',
+            f'<div class="pictures">{"".join(picture_figure(*picture) for picture in pictures)}</div>',
         ]
     parts += ["<h2>Cases, worst first</h2>", _table("case", cases, feet, shown_metrics(summary))]
     parts += [*_training(origin.curves), *_provenance(origin)]
+    return document("Segmentation report", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page of these elements under its title, with the style of all pages."""
+    style = STYLE.read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Segmentation report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n"
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -237,7 +193,7 @@ def _boxes(summary: Mapping[str, Any], organs: Sequence[str]) -> list[str]:
         medians = ", ".join(f"{organ} {_median(column)}" for organ, column in table.items())
         label = f"Box plot of the Dice of the cases by class, {convention} convention. Medians: {medians}."
         drawn = charts.dice_boxes(table, lowest, ident=f"boxes-{convention}", label=label)
-        figures.append(_figure("Dice", f"{convention} convention", drawn))
+        figures.append(figure("Dice", f"{convention} convention", drawn))
     note = (
         "A point is a case. The box reaches from the first to the third quartile, the bar in it is the median, and the "
         "whiskers end at the last case within 1.5 times the length of the box."
@@ -266,7 +222,7 @@ def _training(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> li
         what = f"{'best' if is_score else 'last'} {values[place]:.4g} at step {steps[place]}"
         label = f"{title} over the steps of the training, {what}."
         drawn = charts.curve(steps, values, ident=f"curve-{name}", label=label, mark=place if is_score else None)
-        figures.append(_figure(title, what, drawn))
+        figures.append(figure(title, what, drawn))
     return ["<h2>Training</h2>", f'<div class="charts">{"".join(figures)}</div>'] if figures else []
 
 
@@ -280,19 +236,34 @@ def _provenance(origin: Origin) -> list[str]:
     return parts
 
 
-def _figure(title: str, what: str, content: str) -> str:
+def text_table(label: str, rows: Sequence[Sequence[str]]) -> str:
+    """A table of text, the first row its heads and the first column the names of the rows; `label` says what it is."""
+    (name, *heads), *body = ([escape(cell) for cell in row] for row in rows)
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
+    lines = [
+        f'<tr><th scope="row"><span>{first}</span></th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for first, *cells in body
+    ]
+    return (
+        f'<div class="table" role="region" aria-label="{escape(label)}" tabindex="0"><table>'
+        f'<thead><tr><th class="name" scope="col">{name}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def figure(title: str, what: str, content: str) -> str:
     caption = f'<figcaption><b>{escape(title)}</b> <span class="soft">{escape(what)}</span></figcaption>'
     return f"<figure>{caption}{content}</figure>"
 
 
-def _picture(title: str, what: str, parts: Sequence[bytes]) -> str:
-    """A figure of PNG files; the first is described and the others belong to it."""
+def picture_figure(title: str, what: str, parts: Sequence[bytes]) -> str:
+    """A figure of PNG files that stand beside each other where there is room; the first is described for all."""
     described = escape(f"{title}: {what}; image, truth, prediction and errors")
     images = [
         f'<img src="data:image/png;base64,{base64.b64encode(part).decode("ascii")}" alt="{"" if place else described}">'
         for place, part in enumerate(parts)
     ]
-    return _figure(title, what, f'<div class="halves">{"".join(images)}</div>')
+    return figure(title, what, f'<div class="halves">{"".join(images)}</div>')
 
 
 def _settings(settings: Mapping[str, object]) -> str:

@@ -139,7 +139,7 @@ def write_html(path: Path, summary: Mapping[str, Any], overlays: Path | None, or
     pictures = []
     for title, case in _picked(summary) if overlays else []:
         dice = ", ".join(f"{html.number('dice', case[kind]['dice'])} {kind}" for kind in CONVENTIONS)
-        pictures.append((title, f"{case['name']}, Dice {dice}", _halves(overlays / f"{case['name']}.png")))
+        pictures.append((title, f"{case['name']}, Dice {dice}", halves(overlays / f"{case['name']}.png")))
     _write(path, html.page(summary, pictures, origin).encode())
 
 
@@ -153,7 +153,7 @@ def _picked(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [("Worst", ranked[0]), *median, ("Best", ranked[-1])]
 
 
-def _halves(path: Path) -> list[bytes]:
+def halves(path: Path) -> list[bytes]:
     """The left and the right half of a PNG file, which on a narrow page stand one below the other."""
     from PIL import Image
 

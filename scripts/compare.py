@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,35 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Compare, print, and write comparison.json and comparison.html."""
+    """Compare, print, and write comparison.json and the page comparison.html."""
     import utils
-    from evaluation.comparison import compare_summaries, format_comparison
+    from evaluation.comparison import compare_summaries, format_comparison, page
 
     utils.check_writable(args.output, "--output")
     comparison = compare_summaries(read_summary(args.run_a), read_summary(args.run_b))
-    sys.stdout.write(format_comparison(comparison, str(args.run_a), str(args.run_b)) + "\n")
+    names = str(args.run_a), str(args.run_b)
+    sys.stdout.write(format_comparison(comparison, *names) + "\n")
+    content = page(comparison, *names, list(_pictures(comparison, args.run_a, args.run_b)))
     args.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
     utils.whole_or_absent(args.output / "comparison.json", lambda path: path.write_text(text, encoding="utf-8"))
+    utils.whole_or_absent(args.output / "comparison.html", lambda path: path.write_text(content, encoding="utf-8"))
+    sys.stdout.write(f"\n{args.output / 'comparison.html'}\n")
     return 0
+
+
+def _pictures(comparison: dict[str, Any], run_a: Path, run_b: Path) -> Iterator[tuple[str, str, list[bytes]]]:
+    """The overlays of both of the case that lost most and of the one that gained most, where they are there."""
+    from evaluation.comparison import worst_first
+    from evaluation.report import halves
+
+    ranked = [case["name"] for case in worst_first(comparison)]
+    ends = {"Largest loss": ranked[0], "Largest gain": ranked[-1]} if len(ranked) > 1 else {"The only case": ranked[0]}
+    for title, name in ends.items():
+        for side, run in (("A", run_a), ("B", run_b)):
+            overlay = run / "overlays" / f"{name}.png"
+            if overlay.is_file():
+                yield f"{title}, {side}", name, halves(overlay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

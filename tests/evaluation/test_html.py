@@ -152,7 +152,8 @@ def test_html_stays_small_with_pictures_that_do_not_compress(tmp_path):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_letters_stand_out_from_what_is_behind_them(theme):
-    light, dark = (dict(re.findall(r"--(\w+): (#\w+)", part)) for part in html._STYLE.split("@media", 1))
+    parts = html.STYLE.read_text(encoding="utf-8").split("@media", 1)
+    light, dark = (dict(re.findall(r"--(\w+): (#\w+)", part)) for part in parts)
     colours = {"light": light, "dark": dark}[theme]
 
     def luminance(code):

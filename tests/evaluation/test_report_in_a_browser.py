@@ -1,4 +1,4 @@
-"""The report of a run in headless Chromium: telephone and desk, light and dark."""
+"""The report of a run, and the comparison of two, in headless Chromium: telephone and desk, light and dark."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import test as test_command
+from scripts import compare
 
 SIZES = {"telephone": (390, 844), "desk": (1280, 900)}
 THEMES = ("light", "dark")
@@ -35,27 +36,34 @@ def report(trained: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def visits(report: Path) -> Iterator[dict[tuple[str, str], Visit]]:
-    """The report open in one browser, at each size in each theme."""
+def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
         try:
-            yield {
-                (name, theme): _opened(browser, report, size, theme) for name, size in SIZES.items() for theme in THEMES
-            }
+            yield browser
         finally:
             browser.close()
 
 
-def _opened(browser: Any, report: Path, size: tuple[int, int], theme: str) -> Visit:
+def in_every_way(browser: Any, path: Path) -> dict[tuple[str, str], Visit]:
+    """A page opened at each size in each theme."""
+    return {(name, theme): _opened(browser, path, size, theme) for name, size in SIZES.items() for theme in THEMES}
+
+
+@pytest.fixture(scope="module")
+def visits(browser: Any, report: Path) -> dict[tuple[str, str], Visit]:
+    return in_every_way(browser, report)
+
+
+def _opened(browser: Any, path: Path, size: tuple[int, int], theme: str) -> Visit:
     page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=theme)
     visit = Visit(page, [], [])
     page.on("console", lambda message: visit.messages.append(message.text))
     page.on("pageerror", lambda error: visit.messages.append(str(error)))
     page.on("request", lambda request: visit.requests.append(request.url))
-    page.goto(report.as_uri(), wait_until="load")
+    page.goto(path.as_uri(), wait_until="load")
     return visit
 
 
@@ -125,3 +133,18 @@ def test_the_configuration_unfolds(visits: dict[tuple[str, str], Visit]) -> None
     page.click("summary")
     assert page.is_visible("details pre") and "NUM_CLASSES" in page.inner_text("details pre")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_comparison_of_two_runs(
+    browser: Any, report: Path, trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert test_command.main(["--checkpoint", str(trained[1] / "last.pth"), "--output", str(tmp_path / "b")]) == 0
+    assert compare.main([str(report.parent), str(tmp_path / "b"), "--output", str(tmp_path)]) == 0
+    for visit in in_every_way(browser, tmp_path / "comparison.html").values():
+        assert visit.messages == []
+        assert [url for url in visit.requests if not url.startswith("data:")] == [
+            (tmp_path / "comparison.html").as_uri()
+        ]
+        assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert visit.page.locator("svg.chart").count() == 2 and visit.page.locator("img").count() == 8
+        assert all(visit.page.eval_on_selector_all("img", "all => all.map(one => one.naturalWidth > 0)"))
