@@ -133,14 +133,8 @@ def _card(block: Mapping[str, Any], convention: str, level: str) -> str:
     """The difference in Dice, large, and what it is made of."""
     dice = block["overall"]["dice"]
     a, b, difference, interval, p, _ = _cells("dice", dice)
-    large = ' class="main"'
-    entries = [
-        ("B - A", difference, large),
-        (f"{level} interval", interval, ""),
-        ("p", p, ""),
-        ("A", a, ""),
-        ("B", b, ""),
-    ]
+    large, both = ' class="main"', f"{a} &rarr; {b}"
+    entries = [("B - A", difference, large), (f"{level} interval", interval, ""), ("A, B", both, ""), ("p", p, "")]
     cells = "".join(f"<div><dt>{name}</dt><dd{kind}>{value}</dd></div>" for name, value, kind in entries)
     return f'<section class="card"><h2>Dice, {convention} convention</h2><dl class="numbers">{cells}</dl></section>'
 
