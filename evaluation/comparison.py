@@ -78,7 +78,7 @@ def _compared(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metr
     """Both means, their difference, interval and p, over the pairs where both are defined."""
     defined = [(a[metric], b[metric]) for a, b in pairs if _difference(a, b, metric) is not None]
     if not defined:
-        return dict.fromkeys(("first", "second", "mean", "low", "high", "p"), None) | {"n": 0}
+        return dict.fromkeys(("first", "second", "mean", "low", "high", "median", "p"), None) | {"n": 0}
     found = asdict(paired([[b - a for a, b in defined]]))
     values = {name: None if math.isnan(value) else value for name, value in found.items() if name != "cases"}
     first, second = (math.fsum(column) / len(defined) for column in zip(*defined, strict=True))
@@ -132,7 +132,7 @@ def page(
 def _card(block: Mapping[str, Any], convention: str, level: str) -> str:
     """The difference in Dice, large, and what it is made of."""
     dice = block["overall"]["dice"]
-    a, b, difference, interval, p, _ = _cells("dice", dice)
+    a, b, difference, interval, _, p, _ = _cells("dice", dice)
     large, both = ' class="main"', f"{a} &rarr; {b}"
     entries = [("B - A", difference, large), (f"{level} interval", interval, ""), ("A, B", both, ""), ("p", p, "")]
     cells = "".join(f"<div><dt>{name}</dt><dd{kind}>{value}</dd></div>" for name, value, kind in entries)
@@ -165,7 +165,7 @@ def worst_first(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _rows(block: Mapping[str, Any]) -> Iterator[list[str]]:
     """A head, then each metric over all classes, then the Dice of each class."""
-    yield ["", "A", "B", "B - A", "interval", "p (Wilcoxon)", "cases"]
+    yield ["", "A", "B", "B - A", "interval", "median", "p (Wilcoxon)", "cases"]
     for metric, found in block["overall"].items():
         yield [html.TITLES[metric], *_cells(metric, found)]
     for name, metrics in block["per_class"].items() if len(block["per_class"]) > 1 else ():
@@ -177,7 +177,7 @@ def _cells(metric: str, found: Mapping[str, Any]) -> list[str]:
     p = "-" if found["p"] is None else f"{found['p']:.3g}"
     both = [html.number(metric, found[side], missing="-") for side in ("first", "second")]
     interval = "-" if found["low"] is None else f"{low} to {high}"
-    return [*both, _signed(metric, found["mean"]), interval, p, str(found["n"])]
+    return [*both, _signed(metric, found["mean"]), interval, _signed(metric, found["median"]), p, str(found["n"])]
 
 
 def _signed(metric: str, value: float | None) -> str:

@@ -14,14 +14,16 @@ _SEED = 2024  # of the resampling: the same data give the same interval
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference with its bootstrap interval, and the Wilcoxon signed-rank p value over the cases.
+    """A mean difference with its bootstrap interval, the median over the cases, and their Wilcoxon signed-rank p value.
 
-    `low` and `high` are NaN where there is one case alone, `p` where no case differs or there is one alone.
+    Mean and median part where few cases differ by much. `low` and `high` are NaN where there is one case alone, `p`
+    where no case differs or there is one alone.
     """
 
     mean: float
     low: float
     high: float
+    median: float
     p: float
     cases: int
 
@@ -31,7 +33,7 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
 
     The interval (95 %) is of the percentile bootstrap. Repetitions and cases are drawn anew independently of each
     other, so that it allows for another training as well as for other cases; with one repetition it is the ordinary
-    bootstrap over cases. The test, Wilcoxon's signed-rank one, is over the cases' means over the repetitions.
+    bootstrap over cases. Median and Wilcoxon's signed-rank test are over the cases' means over the repetitions.
 
     Raises:
         ValueError: no differences, another shape than (S, N), or one that is not finite.
@@ -44,7 +46,8 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
             "paired: a difference is not finite; expected cases that have a figure in both, leave out others"
         )
     low, high = _interval(table)
-    return Paired(float(table.mean()), low, high, _wilcoxon(table.mean(axis=0)), table.shape[1])
+    cases = table.mean(axis=0)
+    return Paired(float(table.mean()), low, high, float(np.median(cases)), _wilcoxon(cases), len(cases))
 
 
 def _interval(table: np.ndarray) -> tuple[float, float]:

@@ -59,13 +59,15 @@ def test_command_lines_parse(line: str) -> None:
 
 
 def test_flags_and_files_exist() -> None:
-    parsers = (arguments.train_parser(), arguments.test_parser())
+    parsers = (arguments.train_parser(), arguments.test_parser(), arguments.analysis_parser("analysis", ""))
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
-    for script in (ROOT / "scripts").glob("*.py"):
+    for script in [path for room in ("scripts", "analysis") for path in (ROOT / room).glob("*.py")]:
         known |= set(re.findall(r'"(--[a-z_-]+)"', script.read_text(encoding="utf-8")))
     known |= {"--is_saveni", "--max_epoch", "--nproc_per_node"}  # abbreviations of the published commands; torchrun's
     assert set(re.findall(r"--[a-z][a-z_0-9-]*", README)) <= known
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
-    for config in re.findall(r"configs/[a-z_0-9]+\.yaml", README):
+    for script in re.findall(r"python ([a-z_/]+\.py)", README):
+        assert (ROOT / script).is_file(), script
+    for config in re.findall(r"configs/[a-z_0-9/]+\.yaml", README):
         assert (ROOT / config).is_file(), config

@@ -33,7 +33,14 @@ def format_results(results: Mapping[str, Any]) -> str:
 
 def _accuracy(study: Study, cells: Sequence[CellResult | TooFew]) -> str:
     heads = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)", "seeds", "Dice, %", "IoU, %"]
-    heads += [f"gain over lambda = 0, points ({LEVEL:.0%} interval)", "p", "published Dice", "published gain", "claim"]
+    heads += [
+        f"gain over lambda = 0, points ({LEVEL:.0%} interval)",
+        "median case",
+        "p",
+        "published Dice",
+        "published gain",
+        "claim",
+    ]
     return _table(heads, [_accuracy_row(study, cell) for cell in cells])
 
 
@@ -41,11 +48,11 @@ def _accuracy_row(study: Study, found: CellResult | TooFew) -> list[str]:
     cell = found.cell
     row = [cell.network, f"{cell.lambda_1:g}", f"{cell.lambda_2:g}"]
     if isinstance(found, TooFew):
-        return [*row, f"{len(found.seeds)} of the {study.min_seeds} that it takes: not reported", *[""] * 7]
+        return [*row, f"{len(found.seeds)} of the {study.min_seeds} that it takes: not reported", *[""] * 8]
     gain = found.gain
     return [
         *(*row, str(len(found.seeds)), _spread(found.dice, 2), _spread(found.iou, 2)),
-        *("" if gain is None else _difference(gain, 2), "" if gain is None else _plain(gain.p, 3)),
+        *([""] * 3 if gain is None else [_difference(gain, 2), f"{gain.median:+.2f}", _plain(gain.p, 3)]),
         *("" if found.published is None else f"{found.published:.2f}",),
         *("" if found.published_gain is None else f"{found.published_gain:+.2f}", found.verdict),
     ]
@@ -169,11 +176,13 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         panel.grid(axis="x", color="0.92")
         panel.set_axisbelow(True)
         panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.locator_params(axis="x", nbins=6)
     for panel in (gain, rank):
         panel.axvline(0, color="0.4", linewidth=0.8)
+    dice.plot([], [], "o-", color=_MEASURED, markersize=5, linewidth=2, label=f"measured, {LEVEL:.0%} interval")
     if any(cell.published is not None for cell in found):
-        dice.plot([], [], "D", color=_PUBLISHED, markersize=5, fillstyle="none", label="published")
-        figure.legend(loc="outside lower right", fontsize=7.5, frameon=False)
+        dice.plot([], [], "D", color=_PUBLISHED, markersize=5, fillstyle="none", label="published", linestyle="none")
+    figure.legend(loc="outside lower right", fontsize=7.5, frameon=False, ncols=2)
     figure.savefig(path, format="png")
 
 

@@ -52,9 +52,13 @@ def test_what_is_undefined_in_one_is_left_out_of_both() -> None:
 def test_one_case_has_a_difference_and_no_interval() -> None:
     one = summarise([CaseResult("a", (measured(0.8, 4, 0.6, 2), measured(0.6, 8, 0.4, 4)))], ORGANS)
     dice = compare_summaries(one, one)["strict"]["overall"]["dice"]
-    assert dice == {"first": dice["second"], "second": pytest.approx(0.7), "mean": 0, "n": 1} | dict.fromkeys(
-        ("low", "high", "p")
-    )
+    assert dice == {
+        "first": dice["second"],
+        "second": pytest.approx(0.7),
+        "mean": 0,
+        "median": 0,
+        "n": 1,
+    } | dict.fromkeys(("low", "high", "p"))
 
 
 def test_text_says_both_conventions_and_the_worst_case_first() -> None:

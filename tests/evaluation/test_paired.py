@@ -13,7 +13,9 @@ from evaluation.paired import paired
 
 def test_by_pencil() -> None:
     found = paired([[0.5, 0.5, 0.5, 0.5, 0.5]])
-    assert (found.mean, found.low, found.high, found.cases) == (0.5, 0.5, 0.5, 5)
+    assert (found.mean, found.low, found.high, found.median, found.cases) == (0.5, 0.5, 0.5, 0.5, 5)
+    # Of the cases' means over two repetitions, which are 2, 1 and 9.
+    assert paired([[1, 2, 8], [3, 0, 10]]).median == 2
     # Of the 2^5 ways to give five differences a sign two are as one-sided as all of one sign.
     assert found.p == pytest.approx(2 / 32)
 

@@ -1,0 +1,183 @@
+"""docs/results.md says what docs/results.json holds: its tables, its sentences, and every number in between."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.config import get_config, network_keywords
+from networks import build_network
+from scripts.studies.plan import Cell, Study, read_study
+from scripts.studies.results import CellResult, redundancy_of, summarise
+from scripts.studies.table import format_results
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS: dict[str, Any] = json.loads((ROOT / "docs/results.json").read_text(encoding="utf-8"))
+YAML = Path("configs/studies/monuseg_unet.yaml")
+NONE, IFD, SCR, BOTH = (Cell("unet_width_24", *weights) for weights in ((0, 0), (0, 0.015), (0.015, 0), (0.015, 0.015)))
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return summarise(RESULTS)[0]
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[Cell, CellResult]:
+    return {found.cell: found for found in summarise(RESULTS)[1] if isinstance(found, CellResult)}
+
+
+def test_the_tables_are_made_from_the_results() -> None:
+    tables = format_results(RESULTS).strip().split("\n\n")
+    assert len(tables) == 4
+    for table in tables:
+        assert table in PAGE
+
+
+def test_the_results_are_those_of_the_yaml(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert read_study(YAML) == (study, RESULTS["study"])
+    assert len(RESULTS["runs"]) == len(list(study.runs())) == 20
+    assert all(len(run["cases"]) == 14 for run in RESULTS["runs"])
+
+
+def gains() -> np.ndarray:
+    """Of SCR alone, in points: (seeds, cases), the cases in order of their names."""
+    dice = {
+        (run["lambda_1"], run["lambda_2"], run["seed"]): [
+            run["cases"][n]["published"]["dice"] for n in sorted(run["cases"])
+        ]
+        for run in RESULTS["runs"]
+    }
+    seeds = RESULTS["study"]["seeds"]
+    return 100 * np.array([np.subtract(dice[0.015, 0, seed], dice[0, 0, seed]) for seed in seeds])
+
+
+def sentences(cells: dict[Cell, CellResult]) -> list[str]:
+    """What the page says in words, with its numbers computed anew."""
+    said = []
+    for name, cell in (("IFD alone", IFD), ("SCR alone", SCR), ("Both", BOTH)):
+        found, gain = cells[cell], cells[cell].gain
+        said.append(
+            f"- **{name}: {found.verdict}** by this much data, {gain.mean:+.2f} points ({gain.low:+.2f} to "
+            f"{gain.high:+.2f}). The published gain is {found.published_gain:+.2f}."
+        )
+    worst = gains().mean(axis=0)
+    scr = cells[SCR]
+    outlier = sorted(RESULTS["runs"][0]["cases"])[int(worst.argmax())]
+    said.append(
+        f"one test image, {outlier}, the worst one of most networks: {worst.max():+.2f} points of SCR there, and a "
+        f"median of {scr.gain.median:+.2f} over the images. The published baseline is "
+        f"{cells[NONE].published - cells[NONE].dice[0]:.2f} points above this one"
+    )
+    plain, ifd = cells[NONE].redundancy, cells[IFD].redundancy
+    numbers = [
+        (plain[name][0], ifd[name][0]) for name in ("mean_abs_correlation", "effective_rank_share", "pair_correlation")
+    ]
+    correlation, rank, pairs = (f"{before:.3f} to {after:.3f}" for before, after in numbers)
+    before, after = pairs.split(" to ")
+    said.append(
+        f"the mean absolute correlation rises from {correlation}, and the effective rank falls from {rank} of the "
+        f"channels; the pairs that IFD acts on, which were hardly correlated ({before}), are then at {after}."
+    )
+    published = cells[NONE].published, cells[SCR].published, cells[IFD].published, cells[BOTH].published
+    said.append(
+        "a Dice of {:.2f} % without the regulariser, {:.2f} with SCR alone, {:.2f} with IFD alone and {:.2f} with "
+        "both".format(*published)
+    )
+    return said
+
+
+def test_the_sentences_say_the_measured_numbers(cells: dict[Cell, CellResult]) -> None:
+    flat = " ".join(PAGE.split())
+    for sentence in sentences(cells):
+        assert sentence in flat
+
+
+def test_readme_says_the_same(cells: dict[Cell, CellResult]) -> None:
+    scr, ifd, both = (cells[cell] for cell in (SCR, IFD, BOTH))
+    first, second, third = (f"{one.gain.mean:+.2f}" for one in (scr, ifd, both))
+    spans = [f"({one.gain.low:+.2f} to {one.gain.high:+.2f})" for one in (scr, ifd, both)]
+    said = (
+        f"Dice changed by {first} points with SCR {spans[0]}, {second} with IFD {spans[1]} and {third} with both "
+        f"{spans[2]}: {scr.verdict} by this much data, and less than the published {scr.published_gain:+.2f}, "
+        f"{ifd.published_gain:+.2f} and {both.published_gain:+.2f}."
+    )
+    assert scr.verdict == ifd.verdict == both.verdict
+    assert said in " ".join(README.split())
+
+
+def test_what_is_said_without_a_number(cells: dict[Cell, CellResult]) -> None:
+    for cell in (IFD, SCR, BOTH):
+        gain = cells[cell].gain
+        assert gain.low <= 0 <= gain.high < cells[cell].published_gain
+    for cell, holds in ((IFD, False), (BOTH, False), (SCR, True)):
+        for name, gain in cells[cell].redundancy_gain.items():
+            assert (gain.low <= 0 <= gain.high) == holds, (cell, name)
+            assert holds or (gain.mean < 0) == (name == "effective_rank_share")
+    # IFD makes the channels of every layer that it acts on more alike.
+    for plain, ifd in zip(layers(0, 0), layers(0, 0.015), strict=True):
+        if plain["layer"] != "final":
+            assert ifd["mean_abs_correlation"] > plain["mean_abs_correlation"]
+            assert ifd["effective_rank_share"] < plain["effective_rank_share"]
+    worst = [min(run["cases"], key=lambda name: run["cases"][name]["published"]["dice"]) for run in RESULTS["runs"]]
+    assert worst.count("TCGA-HT-8564-01Z-00-DX1") > len(worst) / 2
+    for run in RESULTS["runs"]:
+        assert all(case["published"] == case["strict"] for case in run["cases"].values())
+
+
+def layers(lambda_1: float, lambda_2: float) -> list[dict[str, Any]]:
+    """Every layer's numbers, the means over the runs of a cell."""
+    runs = [run["layers"] for run in RESULTS["runs"] if (run["lambda_1"], run["lambda_2"]) == (lambda_1, lambda_2)]
+    return [
+        {"layer": place[0]["layer"]}
+        | {key: fmean(redundancy_of(one)[key] for one in place) for key in redundancy_of(place[0])}
+        for place in zip(*runs, strict=True)
+    ]
+
+
+def constants(study: Study) -> set[str]:
+    """The numbers of the setting, from the configuration, the networks and the split themselves."""
+    cfg = study.config(next(study.runs()))
+    full = get_config(ROOT / "configs/monuseg_unet.yaml")
+    sizes = [
+        sum(
+            p.numel()
+            for p in build_network("unet", **network_keywords(one) | {"num_classes": 2, "in_channels": 3}).parameters()
+        )
+        for one in (cfg, full)
+    ]
+    tests = len(RESULTS["runs"][0]["cases"])
+    listed = (ROOT / "datasets/splits/monuseg/train.txt").read_text().split()
+    validation, batch = cfg.DATA.VAL_CASES, cfg.DATA.BATCH_SIZE
+    training = len(listed) - validation
+    numbers = [
+        *(cfg.MODEL.UNET.WIDTH, full.MODEL.UNET.WIDTH, cfg.DATA.IMG_SIZE, cfg.TRAIN.EPOCHS, cfg.TRAIN.VAL_FREQ),
+        *(batch, training // batch, len(listed), validation, training, tests, *study.seeds, cfg.LOSS.LAMBDA_1),
+        *(f"{size / 1e6:.1f}" for size in sizes),
+    ]
+    return {str(number) for number in numbers}
+
+
+# Of the data (their SOURCE), of the machine, of the rule, of names and of counting words; nothing that was measured.
+_OTHERS = {"1000", "512", "0", "1e-3", "2", "95"}
+
+
+def test_every_other_number_is_of_the_setting(study: Study, cells: dict[Cell, CellResult]) -> None:
+    tables = format_results(RESULTS).splitlines()
+    text = "\n".join(line for line in PAGE.splitlines() if line not in tables and not line.startswith("    "))
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)|\[configs/[^\]]*\]", " ", text)
+    text = " ".join(text.split())
+    for sentence in sentences(cells):
+        text = text.replace(sentence, " ")
+    numbers = re.findall(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e-\d+)?", text)
+    assert len(numbers) > 20
+    assert set(numbers) <= constants(study) | _OTHERS
