@@ -48,7 +48,9 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
     if not (is_of(study.config(run), folder) and is_tested(folder)):
         opts = [word for key, value in study.settings(run).items() for word in (key, str(value))]
         where = ["--root_path", root_path] if root_path else []
-        train = ["train.py", "--cfg", study.networks[run.cell.network]["cfg"], *where]
+        # Without the flag, folds mean a whole cross-validation.
+        part = [] if run.fold is None else ["--fold", str(run.fold)]
+        train = ["train.py", "--cfg", study.networks[run.cell.network]["cfg"], *where, *part]
         steps.append(Step("train", [*train, "--output_dir", str(folder), "--resume", "auto", "--opts", *opts]))
         steps.append(Step("test", ["test.py", "--output_dir", str(folder)]))
     if steps or not similarity.is_file() or similarity.stat().st_mtime_ns < trained.stat().st_mtime_ns:

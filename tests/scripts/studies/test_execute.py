@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.studies.execute import Step, execute
-from scripts.studies.plan import Cell, Run
+from configs.arguments import overrides_of, train_parser
+from configs.config import get_config
+from scripts.studies.execute import Step, execute, steps_left
+from scripts.studies.plan import Cell, Run, as_study
+from tests.conftest import ROOT
+from tests.scripts.studies.test_plan import content
 
 RUNS = [Run(Cell("a", 0.0, 0.0), seed) for seed in range(4)]
 
@@ -39,6 +43,24 @@ def script(tmp_path: Path) -> str:
 
 def steps(script: str, folder: Path, *names: str) -> list[Step]:
     return [Step(name, [script, name, str(folder)]) for name in names]
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_the_training_command_asks_for_what_the_study_says(
+    folds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    study = as_study(content(folds=folds), "x")
+    for run in study.runs():
+        train, *others = steps_left(study, run, tmp_path, "data")
+        assert [step.name for step in others] == ["test", "similarity"]
+        args = train_parser().parse_args(train.words[1:])
+        assert args.fold == run.fold and args.resume == "auto"
+        asked = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
+        said = study.config(run)
+        said.defrost()
+        said.OUTPUT_DIR, said.DATA.ROOT_PATH = str(tmp_path / run.folder), "data"
+        assert asked == said
 
 
 def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
