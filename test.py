@@ -109,16 +109,19 @@ def _scores(volume: Any, mask: Any, cfg: Any, device: Any) -> Sequence[Any]:
     """The scores of each class at unit spacing and, where the spacing is known, in mm too."""
     import torch
 
+    from datasets.transforms import resize_label
     from evaluation.metrics import compare_classes
 
     if volume.label is None:
         return ((),)
     # A GPU measures where it predicts; the truth follows the prediction there.
     pair = (torch.from_numpy(mask).to(device), volume.label)
+    spacings = [None, volume.geometry.array_spacing] if volume.geometry else [None]
+    if cfg.TEST.SCORE_AT == "network":
+        pair, spacings = tuple(resize_label(labels, size_of(cfg)) for labels in pair), [None]
     if volume.is_picture:
         pair = tuple(labels[0] for labels in pair)
     how = {"method": cfg.TEST.METRICS, "assd": cfg.TEST.ASSD}
-    spacings = [None, volume.geometry.array_spacing] if volume.geometry else [None]
     return [compare_classes(*pair, cfg.MODEL.NUM_CLASSES, spacing, **how) for spacing in spacings]
 
 
@@ -133,6 +136,7 @@ def _settings(cfg: Any, weights: Path) -> dict[str, object]:
         "overlap": overlap_of(cfg),
         "precision": cfg.TEST.PRECISION,
         "metrics": cfg.TEST.METRICS,
+        "score_at": cfg.TEST.SCORE_AT,
     }
 
 

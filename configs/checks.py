@@ -84,6 +84,7 @@ def check_values(cfg: CfgNode) -> None:
         ("LOSS.DISTANCE", DISTANCES),
         ("TEST.INFERENCE", ("zoom", "slide")),
         ("TEST.METRICS", ("fast", "medpy")),
+        ("TEST.SCORE_AT", ("image", "network")),
         ("TEST.ASSD", ("pooled", "directed")),
         ("DATA.AXIS_ORDER", ("", *map("".join, permutations("xyz")))),
         ("DATA.AXIS", ("", "x", "y", "z")),

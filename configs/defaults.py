@@ -182,6 +182,9 @@ def default_config() -> CfgNode:
                 "INFERENCE": "zoom",  # zoom: slices resized to the network's size, as published; slide: windows of it
                 "OVERLAP": 0.5,  # of neighbouring windows, from 0 to below 1
                 "METRICS": "fast",
+                # Where truth and prediction are compared: at the image's own size, or, both brought there by nearest
+                # neighbour, at the network's, as the shared code for GlaS and MoNuSeg does; then without figures in mm.
+                "SCORE_AT": "image",
                 "ASSD": "pooled",  # mean over all surface distances, as MedPy from 0.5 on; directed: as up to 0.4
             },
             "ENVIRONMENT": {},  # versions and commit of a run, written by train.py; never read

@@ -14,9 +14,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
+from scipy.ndimage import zoom
 
 import test as test_command
 import train as train_command
+from configs.config import get_config
+from datasets.base import Geometry, Volume
+from evaluation.metrics import compare_classes
 from tests.configs.test_config import PUBLISHED_TEST, PUBLISHED_TRAIN
 from tests.conftest import NETWORK, ROOT, TINY_SWIN, geometry, make_synapse, train
 
@@ -69,6 +73,18 @@ def test_metrics_by_medpy_are_the_same(run: Path) -> None:
         summaries.append(json.loads((run / metrics / "summary.json").read_text())["published"])
     fast, medpy = ({m: summary[m] for m in ("dice", "hd95", "jaccard", "assd")} for summary in summaries)
     assert fast == pytest.approx(medpy, rel=1e-9)
+
+
+def test_scores_at_the_network_s_own_size() -> None:
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.integers(0, 3, (2, 32, 24), dtype=np.uint8), rng.integers(0, 3, (2, 50, 41), dtype=np.uint8)
+    mask = zoom(predicted, (1, 50 / 32, 41 / 24), order=0)  # what a test writes of it
+    volume = Volume("a", np.zeros(truth.shape, np.float32), truth, Geometry((1.0, 1.0, 3.0)))
+    opts = ["TEST.SCORE_AT", "network", "DATA.IMG_SIZE", "[32, 24]", "MODEL.NUM_CLASSES", "3"]
+    (scores,) = test_command._scores(volume, mask, get_config(opts=opts), "cpu")  # and none in mm
+    assert scores == compare_classes(predicted, zoom(truth, (1, 32 / 50, 24 / 41), order=0), 3)
+    at_image, in_mm = test_command._scores(volume, mask, get_config(opts=opts[2:]), "cpu")
+    assert at_image == compare_classes(mask, truth, 3) != scores and in_mm != at_image
 
 
 def test_a_file_of_weights_elsewhere(trained: tuple[Path, Path], tmp_path: Path) -> None:

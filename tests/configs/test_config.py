@@ -169,6 +169,7 @@ BAD_VALUES = [
     (["LOSS.WARMUP_EPOCHS", "-1"], "--warmup_epochs"),
     (["LOSS.GRADIENT_FACTOR", "-1"], "LOSS.GRADIENT_FACTOR"),
     (["TEST.INFERENCE", "crop"], "expected one of zoom, slide (--inference)"),
+    (["TEST.SCORE_AT", "slice"], "expected one of image, network"),
     (["TEST.OVERLAP", "1"], "from 0 to below 1 (--overlap)"),
     (["MODEL.TRANSUNET.HIDDEN_SIZE", "1000000"], "expected 4096 at most"),
     (["MODEL.PVT_CASCADE.DROP_PATH_RATE", "1.5"], "expected 1 at most"),
