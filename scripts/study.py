@@ -42,7 +42,7 @@ def _execute(args: argparse.Namespace) -> int:
     from scripts.studies.results import collect
     from utils import whole_or_absent
 
-    plan, content = read_study(args.study)
+    plan, content = read_study(args.study, args.opts)
     devices = _devices(args.devices)
     every = {run: steps_left(plan, run, args.output_dir, args.root_path) for run in plan.runs()}
     left = {run: steps for run, steps in every.items() if steps}
@@ -121,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="cpu|N",
         help="a run at a time on each (default: every GPU, else the CPU); cpu cpu has two share its cores",
     )
+    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change any key of the configuration, in all runs")
     add("--figure", type=Path, metavar="FILE", help="draw the reported cells as a PNG")
     return run_guarded("study.py", lambda: study(parser.parse_args(argv)))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.checks import value_at
 from configs.config import get_config, read_yaml
 
 _KEYS = {
@@ -107,14 +108,19 @@ class Study:
         return None
 
 
-def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
+def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, dict[str, Any]]:
     """The study in a yaml, every configuration of its grid checked, and the yaml as plain data.
+
+    `opts`, KEY VALUE ..., are added to those of the yaml for all networks.
 
     Raises:
         FileNotFoundError: the yaml, or one that it names, is not there.
         ValueError: an unknown key, a value that cannot be used, or a grid without runs; the key is named.
     """
     content = read_yaml(path)
+    if opts:
+        cfg = get_config(opts=opts)
+        content = content | {"opts": content.get("opts", {}) | {key: value_at(cfg, key) for key in opts[::2]}}
     return as_study(content, str(path)), content
 
 

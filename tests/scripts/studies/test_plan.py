@@ -44,6 +44,15 @@ def test_the_grid() -> None:
     assert study.published(Cell("swin", 0.0, 0.1)) == 75 and study.published(Cell("small", 0.0, 0.1)) is None
 
 
+def test_opts_are_added_to_those_of_the_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content()))
+    study, plain = read_study(path, ["TEST.SCORE_AT", "network", "TRAIN.EPOCHS", "3"])
+    assert plain["opts"] == study.opts == {"TRAIN.EPOCHS": 3, "TEST.SCORE_AT": "network"}
+    with pytest.raises(ValueError, match="TEST.SCORE"):
+        read_study(path, ["TEST.SCORE", "network"])
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
