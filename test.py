@@ -47,7 +47,7 @@ def _test(args: argparse.Namespace) -> int:
             _log.info("%d masks in %s", len(cases), output_dir / "predictions")
         elif ranks.first:
             unit = "pixels" if isinstance(volumes, PictureVolumes) else "voxels"
-            _report(cases, unit, output_dir, cfg, _origin(cfg, weights, device))
+            _report(cases, unit, output_dir, cfg, _provenance(cfg, weights, device))
     return 0
 
 
@@ -140,10 +140,10 @@ def _settings(cfg: Any, weights: Path) -> dict[str, object]:
     }
 
 
-def _origin(cfg: Any, weights: Path, device: Any) -> Any:
+def _provenance(cfg: Any, weights: Path, device: Any) -> Any:
     """What the report says of the run; curves where its record lies beside the weights and can be read."""
     import utils
-    from evaluation.html import Origin
+    from evaluation.html import Provenance
     from record import has_record, read_curves
 
     curves = {}
@@ -152,17 +152,17 @@ def _origin(cfg: Any, weights: Path, device: Any) -> Any:
             curves = read_curves(weights.parent)
         except (ValueError, OSError) as error:
             _log.warning("the report has no training curves: %s", error)
-    return Origin(_settings(cfg, weights), cfg.dump(sort_keys=False), utils.environment(device), curves)
+    return Provenance(_settings(cfg, weights), cfg.dump(sort_keys=False), utils.environment(device), curves)
 
 
-def _report(results: Sequence[Any], unit: str, output_dir: Path, cfg: Any, origin: Any) -> None:
+def _report(results: Sequence[Any], unit: str, output_dir: Path, cfg: Any, provenance: Any) -> None:
     from datasets import class_names
     from evaluation import report
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     summary = report.summarise(results, names, unit=unit)
     report.write_csv(output_dir / "per_case.csv", results, names)
-    report.write_html(output_dir / "report.html", summary, output_dir / "overlays", origin)
+    report.write_html(output_dir / "report.html", summary, output_dir / "overlays", provenance)
     report.write_summary(output_dir / "summary.json", summary)  # last: where it is, the test is done
     _log.info("%s\n\nreport: %s", report.format_table(summary), output_dir / "report.html")
 

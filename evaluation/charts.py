@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _INK, _SOFT, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"
 _ON_THE_PAGE = {_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)", _ACCENT: "var(--accent)"}
 
-_WIDTH = 340  # pixels; a chart that fills a telephone, where its letters then have their size
+_WIDTH = 340  # pixels; a chart that fills a phone, where its letters then have their size
 _LETTERS = 12  # pixels
 _POINTS = 400  # more than that no chart of this width can show
 _LARGEST = 1e30  # above, matplotlib's own arithmetic overflows

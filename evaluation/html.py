@@ -48,7 +48,7 @@ STYLE = Path(__file__).with_name("page.css")
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """How a report was come by.
 
     Attributes:
@@ -64,7 +64,7 @@ class Origin:
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]] = field(default_factory=dict)
 
 
-def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str, Sequence[bytes]]], origin: Origin) -> str:
+def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str, Sequence[bytes]]], provenance: Provenance) -> str:
     """The page of a summary (see `report.summarise`), of pictures and of what is known of the run.
 
     A picture is a title, what it shows, and PNG files that stand beside each other where there is room.
@@ -94,7 +94,7 @@ def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str, Sequence
             f'<div class="pictures">{"".join(picture_figure(*picture) for picture in pictures)}</div>',
         ]
     parts += ["<h2>Cases, worst first</h2>", _table("case", cases, feet, shown_metrics(summary))]
-    parts += [*_training(origin.curves), *_provenance(origin)]
+    parts += [*_training(provenance.curves), *_provenance(provenance)]
     return document("Segmentation report", parts)
 
 
@@ -226,12 +226,12 @@ def _training(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> li
     return ["<h2>Training</h2>", f'<div class="charts">{"".join(figures)}</div>'] if figures else []
 
 
-def _provenance(origin: Origin) -> list[str]:
+def _provenance(provenance: Provenance) -> list[str]:
     parts = []
-    for title, rows in (("Settings", origin.settings), ("Environment", origin.environment)):
+    for title, rows in (("Settings", provenance.settings), ("Environment", provenance.environment)):
         parts += [f"<h2>{title}</h2>", _settings(rows)] if rows else []
-        if title == "Settings" and origin.configuration:
-            whole = f"<pre>{escape(origin.configuration)}</pre>"
+        if title == "Settings" and provenance.configuration:
+            whole = f"<pre>{escape(provenance.configuration)}</pre>"
             parts.append(f"<details><summary>The whole configuration</summary>{whole}</details>")
     return parts
 
@@ -252,6 +252,7 @@ def text_table(label: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(title: str, what: str, content: str) -> str:
+    """A figure, an element of the page, under a caption of its title and of what it shows."""
     caption = f'<figcaption><b>{escape(title)}</b> <span class="soft">{escape(what)}</span></figcaption>'
     return f"<figure>{caption}{content}</figure>"
 

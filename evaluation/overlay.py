@@ -23,7 +23,7 @@ _COLOURS = (
     *("#1111FF", "#77FF99", "#991111", "#111199", "#1177FF"),
 )
 # Far from each other, from these and from dark grey for the same readers.
-ERRORS = (("missed", "#FF9F60"), ("invented", "#BF80FF"), ("wrong class", "#FFFFFF"))
+ERRORS = (("false negative", "#FF9F60"), ("false positive", "#BF80FF"), ("wrong class", "#FFFFFF"))
 _PANEL = 400  # pixels, the side of a panel with the space around it
 _LEGEND_ROW = 28  # pixels
 _LONGEST_TITLE = 60  # letters; as many stand above two panels

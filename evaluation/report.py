@@ -127,7 +127,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     _write(path, (json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
-def write_html(path: Path, summary: Mapping[str, Any], overlays: Path | None, origin: html.Origin) -> None:
+def write_html(path: Path, summary: Mapping[str, Any], overlays: Path | None, provenance: html.Provenance) -> None:
     """Write one HTML file that needs no other: figures, charts, and what is known of the run.
 
     `overlays` is the folder with the PNG of each case, of which the page embeds those of the worst, the median and the
@@ -140,7 +140,7 @@ def write_html(path: Path, summary: Mapping[str, Any], overlays: Path | None, or
     for title, case in _picked(summary) if overlays else []:
         dice = ", ".join(f"{html.number('dice', case[kind]['dice'])} {kind}" for kind in CONVENTIONS)
         pictures.append((title, f"{case['name']}, Dice {dice}", halves(overlays / f"{case['name']}.png")))
-    _write(path, html.page(summary, pictures, origin).encode())
+    _write(path, html.page(summary, pictures, provenance).encode())
 
 
 def _picked(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

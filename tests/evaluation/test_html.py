@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets.base import Volume
 from evaluation import html, report
-from evaluation.html import Origin
+from evaluation.html import Provenance
 from evaluation.report import CaseResult, summarise
 from tests.evaluation.test_overlay import NAMES, volume
 from tests.evaluation.test_report import ABSENT, ORGANS, in_mm, measured, results
@@ -51,7 +51,7 @@ def write_page(folder, names=ORGANS, cases=None, origin=None, overlays=True):
     for measured_case in cases if overlays else []:
         shutil.copy(folder / "overlays/any.png", folder / f"overlays/{measured_case.name}.png")
     report.write_html(
-        folder / "report.html", summarise(cases, names), folder / "overlays" if overlays else None, origin or Origin()
+        folder / "report.html", summarise(cases, names), folder / "overlays" if overlays else None, origin or Provenance()
     )
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
@@ -66,7 +66,7 @@ def pixels(image):
 
 
 def test_html_is_whole_and_needs_no_other_file(tmp_path):
-    page = write_page(tmp_path, origin=Origin({"dataset": "Synapse", "checkpoint": None}))
+    page = write_page(tmp_path, origin=Provenance({"dataset": "Synapse", "checkpoint": None}))
     assert page.open == []
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
     assert not re.search(r"(src|href)=.?(http|/)|url\(|@import", (tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def test_html_has_the_curves_of_the_training_that_have_values(tmp_path):
         "ce": ([1], [math.inf]),
         "val_dice": ([20, 40], [0.75, 0.5]),
     }
-    page = write_page(tmp_path, origin=Origin(curves=curves))
+    page = write_page(tmp_path, origin=Provenance(curves=curves))
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"][2:]
     assert labels == [
         "Loss over the steps of the training, last 0.25 at step 20.",
@@ -131,7 +131,7 @@ def test_html_has_the_curves_of_the_training_that_have_values(tmp_path):
 
 
 def test_html_folds_the_configuration_and_shows_the_environment(tmp_path):
-    origin = Origin({"network": "unet"}, "DATA:\n  ROOT_PATH: <data>\n", {"torch": "2.11.0"})
+    origin = Provenance({"network": "unet"}, "DATA:\n  ROOT_PATH: <data>\n", {"torch": "2.11.0"})
     page = write_page(tmp_path, origin=origin)
     assert "DATA:\n  ROOT_PATH: <data>\n" in page.texts
     assert [dict(attributes) for tag, attributes in page.tags if tag == "details"] == [{}]
@@ -146,7 +146,7 @@ def test_html_stays_small_with_pictures_that_do_not_compress(tmp_path):
     cases = [CaseResult(f"case {index}", (measured(index / 14, 1, index / 14, 1),)) for index in range(14)]
     for index in range(14):
         shutil.copy(tmp_path / "overlays/any.png", tmp_path / f"overlays/case {index}.png")
-    report.write_html(tmp_path / "report.html", summarise(cases, ["nucleus"]), tmp_path / "overlays", Origin())
+    report.write_html(tmp_path / "report.html", summarise(cases, ["nucleus"]), tmp_path / "overlays", Provenance())
     assert (tmp_path / "report.html").stat().st_size < 15_000_000
 
 
@@ -184,7 +184,7 @@ def test_html_has_the_figures_and_the_worst_case_first(tmp_path):
 def test_html_escapes_everything(tmp_path):
     evil = "<script>alert('1')</script>&\""
     case = CaseResult(evil, (measured(0.5, 1, 0.3, 1),))
-    origin = Origin({f"key {evil}": evil}, evil, {evil: evil})
+    origin = Provenance({f"key {evil}": evil}, evil, {evil: evil})
     page = write_page(tmp_path, [f"organ {evil}"], [case], origin, overlays=False)  # a file has no such name
     assert "script" not in {tag for tag, _ in page.tags}
     assert {evil, f"organ {evil}", f"key {evil}"} <= set(page.texts)
@@ -192,10 +192,10 @@ def test_html_escapes_everything(tmp_path):
 
 def test_html_without_pictures_and_with_a_missing_one(tmp_path):
     summary = summarise(results(), ORGANS)
-    report.write_html(tmp_path / "plain.html", summary, None, Origin())
+    report.write_html(tmp_path / "plain.html", summary, None, Provenance())
     assert "<img" not in (tmp_path / "plain.html").read_text(encoding="utf-8")
     with pytest.raises(FileNotFoundError):
-        report.write_html(tmp_path / "missing.html", summary, tmp_path, Origin())
+        report.write_html(tmp_path / "missing.html", summary, tmp_path, Provenance())
     assert not (tmp_path / "missing.html").exists()
 
 

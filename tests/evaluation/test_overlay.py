@@ -66,7 +66,7 @@ def test_errors_by_pencil():
     truth = np.array([[0, 0, 1, 1], [2, 2, 2, 0]])
     prediction = np.array([[0, 1, 1, 0], [2, 1, 0, 2]])
     assert overlay.errors(prediction, truth).tolist() == [[0, 2, 0, 1], [0, 3, 1, 2]]
-    assert [name for name, _ in overlay.ERRORS] == ["missed", "invented", "wrong class"]
+    assert [name for name, _ in overlay.ERRORS] == ["false negative", "false positive", "wrong class"]
 
 
 def test_the_errors_panel_shows_the_kinds_that_occur_and_no_others(tmp_path):
@@ -80,7 +80,7 @@ def test_the_errors_panel_shows_the_kinds_that_occur_and_no_others(tmp_path):
     ):
         report.write_overlay(tmp_path / "o.png", case, predicted, NAMES)
         assert tuple(found_in(tmp_path / "o.png", colour, panel) for colour in (missed, invented)) == expected
-        assert not any(found_in(tmp_path / "o.png", colour, slice(0, 1200)) for colour in (missed, invented))
+        assert not any(found_in(tmp_path / "o.png", colour, slice(0, 800)) for colour in (missed, invented))
 
 
 # Machado, Oliveira, Fernandes 2009: linear RGB as seen without red and without green, severity 1.

@@ -1,4 +1,4 @@
-"""The report of a run, and the comparison of two, in headless Chromium: telephone and desk, light and dark."""
+"""The report of a run, and the comparison of two, in headless Chromium: phone and desk, light and dark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import test as test_command
 from scripts import compare
 
-SIZES = {"telephone": (390, 844), "desk": (1280, 900)}
+SIZES = {"phone": (390, 844), "desk": (1280, 900)}
 THEMES = ("light", "dark")
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -120,7 +120,7 @@ def test_light_and_dark_differ(visits: dict[tuple[str, str], Visit], size: str) 
 
 
 def test_pictures_stand_beside_each_other_only_where_there_is_room(visits: dict[tuple[str, str], Visit]) -> None:
-    for size, beside in (("telephone", False), ("desk", True)):
+    for size, beside in (("phone", False), ("desk", True)):
         tops = visits[size, "light"].page.eval_on_selector_all(
             ".halves:first-of-type img", "all => all.slice(0, 2).map(one => one.getBoundingClientRect().top)"
         )
@@ -128,7 +128,7 @@ def test_pictures_stand_beside_each_other_only_where_there_is_room(visits: dict[
 
 
 def test_the_configuration_unfolds(visits: dict[tuple[str, str], Visit]) -> None:
-    page = visits["telephone", "light"].page
+    page = visits["phone", "light"].page
     assert not page.is_visible("details pre")
     page.click("summary")
     assert page.is_visible("details pre") and "NUM_CLASSES" in page.inner_text("details pre")
