@@ -64,7 +64,9 @@ class Provenance:
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]] = field(default_factory=dict)
 
 
-def page(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str, Sequence[bytes]]], provenance: Provenance) -> str:
+def page(
+    summary: Mapping[str, Any], pictures: Sequence[tuple[str, str, Sequence[bytes]]], provenance: Provenance
+) -> str:
     """The page of a summary (see `report.summarise`), of pictures and of what is known of the run.
 
     A picture is a title, what it shows, and PNG files that stand beside each other where there is room.

@@ -51,7 +51,10 @@ def write_page(folder, names=ORGANS, cases=None, origin=None, overlays=True):
     for measured_case in cases if overlays else []:
         shutil.copy(folder / "overlays/any.png", folder / f"overlays/{measured_case.name}.png")
     report.write_html(
-        folder / "report.html", summarise(cases, names), folder / "overlays" if overlays else None, origin or Provenance()
+        folder / "report.html",
+        summarise(cases, names),
+        folder / "overlays" if overlays else None,
+        origin or Provenance(),
     )
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
