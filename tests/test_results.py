@@ -125,9 +125,9 @@ def test_readme_says_the_same(cells: dict[Cell, CellResult]) -> None:
     first, second, third = (f"{one.gain.mean:+.2f}" for one in (scr, ifd, both))
     spans = [f"({one.gain.low:+.2f} to {one.gain.high:+.2f})" for one in (scr, ifd, both)]
     said = (
-        f"Dice changed by {first} points with SCR (95 % interval {spans[0][1:]}, {second} with IFD {spans[1]} and {third} "
-        f"with both {spans[2]}: {scr.verdict} by this much data, and less than the published {scr.published_gain:+.2f}, "
-        f"{ifd.published_gain:+.2f} and {both.published_gain:+.2f}."
+        f"Dice changed by {first} points with SCR (95 % interval {spans[0][1:]}, {second} with IFD {spans[1]} and "
+        f"{third} with both {spans[2]}: {scr.verdict} by this much data, and less than the published "
+        f"{scr.published_gain:+.2f}, {ifd.published_gain:+.2f} and {both.published_gain:+.2f}."
     )
     assert scr.verdict == ifd.verdict == both.verdict
     assert said in " ".join(README.split())
