@@ -137,8 +137,9 @@ def _class_by_name(named: str, names: Sequence[str]) -> int:
     lowered = [name.lower() for name in names]
     if named.lower() in lowered:
         return lowered.index(named.lower())
-    if named.isdecimal() and int(named) < len(names):
-        return int(named)
+    numbers = [str(number) for number in range(len(names))]
+    if named in numbers:
+        return numbers.index(named)
     raise ValueError(f"--class is {named!r}; expected 0..{len(names) - 1} or one of {', '.join(names)}")
 
 

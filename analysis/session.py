@@ -77,6 +77,8 @@ def check_layers(network: nn.Module, layers: Sequence[Layer], shape: Sequence[in
     Raises:
         ValueError: one is not there, does not run or gives no map.
     """
+    if not all(layer.name for layer in layers):
+        raise ValueError("--layers: a name is empty; expected those of modules, or places such as encoder[0][0]")
     try:
         _, maps = LayerMaps(network, layers)(torch.zeros(*shape, device=next(network.parameters()).device))
     except ValueError as error:

@@ -10,48 +10,29 @@ from pathlib import Path
 from typing import Any
 
 
-def read_summary(run: Path) -> dict[str, Any]:
-    """The summary.json of a folder that test.py wrote to.
-
-    Raises:
-        ValueError: it has none, or one that test.py did not write.
-    """
-    path = run / "summary.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{run}: has no summary.json, so nothing was predicted there yet; expected a run that was tested: "
-            f"python test.py --output_dir {run}"
-        )
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        _ = [case["strict"]["per_class"] for case in summary["cases"]], summary["unit"], summary["published"]["hd95"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no summary that test.py wrote ({error!r}); test again") from None
-    return summary
-
-
 def compare(args: argparse.Namespace) -> int:
     """Compare, print, and write comparison.json and the page comparison.html."""
     import utils
     from evaluation.comparison import compare_summaries, format_comparison, page
+    from evaluation.summary import read_summary
 
+    if args.run_a.resolve() == args.run_b.resolve():
+        raise ValueError(f"RUN_A and RUN_B are both {args.run_a}; expected two folders")
     utils.check_writable(args.output, "--output")
     comparison = compare_summaries(read_summary(args.run_a), read_summary(args.run_b))
     names = str(args.run_a), str(args.run_b)
-    sys.stdout.write(format_comparison(comparison, *names) + "\n")
     content = page(comparison, *names, list(_pictures(comparison, args.run_a, args.run_b)))
     args.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
     utils.whole_or_absent(args.output / "comparison.json", lambda path: path.write_text(text, encoding="utf-8"))
     utils.whole_or_absent(args.output / "comparison.html", lambda path: path.write_text(content, encoding="utf-8"))
-    sys.stdout.write(f"\n{args.output / 'comparison.html'}\n")
+    sys.stdout.write(f"{format_comparison(comparison, *names)}\n\n{args.output / 'comparison.html'}\n")
     return 0
 
 
 def _pictures(comparison: dict[str, Any], run_a: Path, run_b: Path) -> Iterator[tuple[str, str, list[bytes]]]:
     """The overlays of both of the case that lost most and of the one that gained most, where they are there."""
     from evaluation.comparison import worst_first
-    from evaluation.report import halves
 
     ranked = [case["name"] for case in worst_first(comparison)]
     ends = {"Largest loss": ranked[0], "Largest gain": ranked[-1]} if len(ranked) > 1 else {"The only case": ranked[0]}
@@ -59,7 +40,16 @@ def _pictures(comparison: dict[str, Any], run_a: Path, run_b: Path) -> Iterator[
         for side, run in (("A", run_a), ("B", run_b)):
             overlay = run / "overlays" / f"{name}.png"
             if overlay.is_file():
-                yield f"{title}, {side}", name, halves(overlay)
+                yield f"{title}, {side}", name, _halves(overlay)
+
+
+def _halves(overlay: Path) -> list[bytes]:
+    from evaluation.report import halves
+
+    try:
+        return halves(overlay)
+    except (OSError, ValueError, SyntaxError) as error:  # the last is Pillow's word for a broken PNG
+        raise ValueError(f"{overlay}: is not a readable picture ({error}); test again, or remove it") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

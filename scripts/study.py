@@ -25,12 +25,15 @@ def study(args: argparse.Namespace) -> int:
             raise ValueError(f"--figure is {args.figure}; expected a name that ends in .png")
         utils.check_writable(args.figure.parent, "--figure")
     if args.study.suffix == ".json":
-        _report(_read_results(args.study), args.figure)
+        results = _read_results(args.study)
+        try:
+            _report(results, args.figure)
+        except ValueError as error:
+            raise ValueError(f"{args.study}: {error}") from None
         return 0
     if args.output_dir is None:
         raise ValueError("--output_dir is not given; expected a folder for the study's runs, such as runs/study")
     utils.check_writable(args.output_dir, "--output_dir")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     with utils.logging_session("study.py"), utils.locked(args.output_dir):
         return _execute(args)
 
@@ -39,7 +42,7 @@ def _execute(args: argparse.Namespace) -> int:
     """Do what is left, gather the results, report; returns 0, or the code of a step that failed."""
     from scripts.studies.execute import execute, steps_left
     from scripts.studies.plan import read_study
-    from scripts.studies.results import collect
+    from scripts.studies.results import collect, summarise
     from utils import whole_or_absent
 
     plan, content = read_study(args.study, args.opts)
@@ -52,11 +55,17 @@ def _execute(args: argparse.Namespace) -> int:
     code = execute(left, devices, args.output_dir, threads) if left else 0
     done = [run for run in plan.runs() if not steps_left(plan, run, args.output_dir)]
     results = collect(plan, content, done, args.output_dir)
+    summarise(results)  # refuses before anything is written
     text = json.dumps(results, separators=(",", ":"), allow_nan=False) + "\n"
     path = args.output_dir / RESULTS
     whole_or_absent(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     _report(results, args.figure)
     _log.info("results: %s", path)
+    if code == 2:
+        raise ValueError(
+            f"{args.output_dir}: a run could not be done, as said above and in the output.txt of its folder; mend it "
+            "and give the same command again"
+        )
     return code
 
 
@@ -77,19 +86,19 @@ def _report(results: dict[str, Any], figure: Path | None) -> None:
     from scripts.studies.table import draw, format_results
     from utils import whole_or_absent
 
-    sys.stdout.write(format_results(results))
+    text = format_results(results)
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
         whole_or_absent(figure, lambda path: draw(results, path))
+    sys.stdout.write(text)
 
 
 def _read_results(path: Path) -> dict[str, Any]:
+    from evaluation.summary import read_json
+
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such results; give the {RESULTS} of a study, or its yaml")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not a JSON file ({error}); expected what study.py writes") from None
+    return read_json(path, "study.py")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from configs.config import is_of
 from crossval import is_tested
+from evaluation.summary import is_number, read_json
 from scripts.studies.plan import Run, Study
 from utils import whole_or_absent
 
@@ -125,6 +126,7 @@ def _look_after(worker: _Device, output_dir: Path, threads: int | None) -> int:
         code = worker.process.poll()
         if code is None:
             return 0
+        code = 128 - code if code < 0 else code  # as a shell has it of a process that a signal ended
         step, worker.process = worker.steps.pop(0), None
         worker.output.close()
         if code:
@@ -150,9 +152,21 @@ def _look_after(worker: _Device, output_dir: Path, threads: int | None) -> int:
 
 def _note_time(path: Path, step: str, seconds: float) -> None:
     """Add to the seconds that a step has taken, which may have been interrupted before."""
-    times: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    times = read_times(path) if path.is_file() else {}
     text = json.dumps(times | {step: round(times.get(step, 0.0) + seconds, 1)}) + "\n"
     whole_or_absent(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_times(path: Path) -> dict[str, float]:
+    """The seconds that each step of a run has taken.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    times = read_json(path, "study.py")
+    if not isinstance(times, dict) or not all(map(is_number, times.values())):
+        raise ValueError(f"{path}: holds {times!r}; expected the seconds of each step, so remove it")
+    return times
 
 
 def _last_words(folder: Path) -> str:

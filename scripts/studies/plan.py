@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 from configs.checks import value_at
 from configs.config import get_config, read_yaml
+from evaluation.summary import is_number
 
+_NAME = re.compile(r"\w[\w.-]*")
 _KEYS = {
     "title": "",
     "networks": {},
@@ -27,6 +30,8 @@ _GRID = {
     **{"DATA.FOLDS": "folds", "DATA.FOLD": "folds"},
 }
 _NETWORK_KEYS = {"cfg": "", "opts": {}, "published": []}
+_KINDS = {str: "text", dict: "section of keys", list: "list", int: "whole number"}
+_MOST_RUNS = 10_000  # checking them all takes a minute; beyond, a figure has slipped
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, dict[str, A
     """
     content = read_yaml(path)
     if opts:
+        _checked(content, _KEYS, str(path))
         cfg = get_config(opts=opts)
         content = content | {"opts": content.get("opts", {}) | {key: value_at(cfg, key) for key in opts[::2]}}
     return as_study(content, str(path)), content
@@ -132,7 +138,7 @@ def as_study(content: object, source: str) -> Study:
     """
     given = _checked(content, _KEYS, source)
     networks = {
-        str(name): _checked(network, _NETWORK_KEYS, f"{source}: networks: {name}")
+        name: _checked(network, _NETWORK_KEYS, f"{source}: networks: {name}")
         for name, network in given["networks"].items()
     }
     study = Study(
@@ -158,24 +164,28 @@ def _checked(content: object, keys: Mapping[str, Any], source: str) -> dict[str,
             hint = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(keys)}"
             raise ValueError(f"{source}: unknown key {key!r}; {hint}")
         if type(value) is not type(keys[key]):
-            raise ValueError(f"{source}: {key} is {value!r}; expected a {type(keys[key]).__name__}")
+            raise ValueError(f"{source}: {key} is {value!r}; expected a {_KINDS[type(keys[key])]}")
     return {**keys, **content}
 
 
 def _weights(given: Mapping[str, Any], source: str) -> tuple[tuple[float, float], ...]:
     """Every lambda_1 with every lambda_2, and each lambda_x as both."""
     for key in ("lambda_1", "lambda_2", "lambda_x"):
-        if not all(type(value) in (int, float) for value in given[key]):
-            raise ValueError(f"{source}: {key} is {given[key]}; expected a list of numbers")
+        if not all(map(is_number, given[key])):
+            raise ValueError(f"{source}: {key} is {given[key]}; expected a list of finite numbers of at least 0")
+    if bool(given["lambda_1"]) != bool(given["lambda_2"]):
+        raise ValueError(f"{source}: lambda_1 is {given['lambda_1']} and lambda_2 {given['lambda_2']}; expected both")
     crossed = [(first, second) for first in given["lambda_1"] for second in given["lambda_2"]]
     pairs = [*crossed, *((both, both) for both in given["lambda_x"])]
     return tuple(dict.fromkeys((float(first), float(second)) for first, second in pairs))
 
 
 def _check_opts(opts: Mapping[str, Any], source: str) -> None:
-    for key in opts:
+    for key, value in opts.items():
         if key in _GRID:
             raise ValueError(f"{source}: opts: {key} is what the grid sets; expected it in {_GRID[key]}")
+        if not isinstance(key, str) or value is None or isinstance(value, Mapping):
+            raise ValueError(f"{source}: opts: {key!r} is {value!r}; expected values by dotted keys: TRAIN.EPOCHS: 60")
 
 
 def _check(study: Study, source: str) -> None:
@@ -191,16 +201,34 @@ def _check(study: Study, source: str) -> None:
             f"{source}: min_seeds is {study.min_seeds} but there are {len(study.seeds)} seeds; expected 1 to that many"
         )
     for name, network in study.networks.items():
-        _check_opts(network["opts"], f"{source}: networks: {name}")
-        if Path(name).name != name or name.startswith("."):
-            raise ValueError(f"{source}: networks: {name!r} names a folder; expected letters, digits and underscores")
-        for row in network["published"]:
-            if not isinstance(row, list) or [type(value) in (int, float) for value in row] != [True] * 3:
-                raise ValueError(
-                    f"{source}: networks: {name}: published has {row!r}; expected [lambda_1, lambda_2, Dice in %]"
-                )
+        _check_network(name, network, f"{source}: networks: {name}")
+    _check_runs(study, source)
+
+
+def _check_network(name: object, network: Mapping[str, Any], source: str) -> None:
+    _check_opts(network["opts"], source)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{source}: its name is that of a folder; expected letters, digits, _, - and . as text")
+    if not network["cfg"]:
+        raise ValueError(f"{source}: cfg is missing; expected a yaml such as configs/unet_224.yaml")
+    for row in network["published"]:
+        if not isinstance(row, list) or len(row) != 3 or not all(map(is_number, row)):
+            raise ValueError(f"{source}: published has {row!r}; expected [lambda_1, lambda_2, Dice in %]")
+
+
+def _check_runs(study: Study, source: str) -> None:
+    if study.folds < 0 or study.folds == 1:
+        raise ValueError(f"{source}: folds is {study.folds}; expected 2 or more, or 0 for the data set's own split")
+    count = len(study.cells()) * len(study.seeds) * max(1, study.folds)
+    if count > _MOST_RUNS:
+        raise ValueError(f"{source}: there are {count} runs; expected {_MOST_RUNS} at most")
+    folders: dict[Path, Run] = {}
     for run in study.runs():
+        if folders.setdefault(run.folder, run) != run:
+            raise ValueError(
+                f"{source}: {run.folder} is the folder of two runs; expected weights of six digits at most"
+            )
         try:
             study.config(run)
-        except ValueError as error:
-            raise ValueError(f"{source}: {run.cell}: {error}") from None
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{source}: {run.cell}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,10 @@ from configs.config import read_yaml
 from evaluation.metrics import METRICS
 from evaluation.paired import Paired, paired
 from evaluation.report import CONVENTIONS
-from scripts.studies.execute import SIMILARITY, TIMES
+from evaluation.summary import read_json, read_summary
+from record import read_curves
+from scripts.studies.checks import check_runs
+from scripts.studies.execute import SIMILARITY, TIMES, read_times
 from scripts.studies.plan import Cell, Run, Study, as_study
 
 REDUNDANCY = ("effective_rank_share", "mean_abs_correlation", "pair_correlation", "pair_cosine")
@@ -34,8 +36,9 @@ def collect(study: Study, content: Mapping[str, Any], done: Sequence[Run], outpu
 
 
 def _of_run(run: Run, folder: Path) -> dict[str, Any]:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    layers = json.loads((folder / SIMILARITY).read_text(encoding="utf-8"))["layers"]
+    summary, similarity = read_summary(folder), read_json(folder / SIMILARITY, "similarity.py")
+    if not isinstance(similarity, Mapping) or not isinstance(similarity.get("layers"), list):
+        raise ValueError(f"{folder / SIMILARITY}: has no layers; expected what similarity.py writes, so remove it")
     cases = {
         case["name"]: {convention: {name: case[convention][name] for name in METRICS} for convention in CONVENTIONS}
         for case in summary["cases"]
@@ -46,22 +49,24 @@ def _of_run(run: Run, folder: Path) -> dict[str, Any]:
         "lambda_2": run.cell.lambda_2,
         "seed": run.seed,
         "fold": run.fold,
-        "seconds": json.loads((folder / TIMES).read_text(encoding="utf-8")),
+        "seconds": read_times(folder / TIMES),
         "validation": _best_validation(folder),
         "cases": cases,
-        "layers": layers,
+        "layers": similarity["layers"],
     }
     return _rounded(found)
 
 
 def _best_validation(folder: Path) -> dict[str, Any] | None:
     """Epoch and Dice of the validation that chose best.pth; None where nothing is held out."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if "val_dice" in row]
-    if not rows:
+    curves = read_curves(folder)
+    if "val_dice" not in curves:
         return None
-    best = max(rows, key=lambda row: row["val_dice"])  # the first of equals, as in training
-    return {"epoch": best["epoch"], "dice": best["val_dice"]}
+    steps, values = curves["val_dice"]
+    dice = max(values)
+    step = steps[values.index(dice)]  # the first of equals, as in training
+    epochs = dict(zip(*curves["epoch"], strict=True))
+    return {"epoch": int(epochs[step]), "dice": dice}
 
 
 def _rounded(value: Any) -> Any:
@@ -116,6 +121,7 @@ def summarise(results: Mapping[str, Any]) -> tuple[Study, list[CellResult | TooF
     """
     try:
         study = as_study(results["study"], "study")
+        check_runs(results["runs"], study, REDUNDANCY)
         tables = {cell: _tables(results["runs"], study, cell) for cell in study.cells()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"these are no results of a study ({error!r}); expected what study.py writes") from None

@@ -153,12 +153,13 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             f"no cell of the study has the {study.min_seeds} seeds that it takes; there is nothing to draw"
         )
     figure = Figure(figsize=(10, 0.9 + 0.55 * len(found)), dpi=110, layout="constrained")
-    figure.suptitle(study.title, fontsize=10)
+    figure.suptitle(study.title, fontsize=10, parse_math=False)
     dice, gain, rank = figure.subplots(1, 3, sharey=True)
     for row, cell in enumerate(found):
         _draw_dice(dice, row, cell, results)
         if cell.gain is not None:
             _draw_interval(gain, row, cell.gain)
+        if "effective_rank_share" in cell.redundancy_gain:
             _draw_interval(rank, row, cell.redundancy_gain["effective_rank_share"])
         if cell.published_gain is not None:
             gain.plot(cell.published_gain, row, "D", color=_PUBLISHED, markersize=5, fillstyle="none")

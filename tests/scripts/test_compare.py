@@ -50,5 +50,19 @@ def test_refusals(tested: tuple[Path, Path], tmp_path: Path, refused: Callable) 
     assert "tested on different cases: only the first has case0100, only the second case0999" in error
     for text in ("{", "[]", "{}", '{"cases": [{}]}'):
         (other / "summary.json").write_text(text)
-        assert "is no summary that test.py wrote" in refused(compare.main, [first, other, "--output", tmp_path / "out"])
+        error = refused(compare.main, [first, other, "--output", tmp_path / "out"])
+        assert f"{other / 'summary.json'}: is no" in error
+    assert f"RUN_A and RUN_B are both {first}" in refused(compare.main, [first, first])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_overlay_is_named_before_anything_is_said(
+    tested: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, refused: Callable
+) -> None:
+    other = Path(shutil.copytree(tested[1], tmp_path / "other"))
+    overlay = other / "overlays/case0100.png"
+    for content in (b"", overlay.read_bytes()[:200]):
+        overlay.write_bytes(content)
+        error = refused(compare.main, [tested[0], other, "--output", tmp_path / "out"])
+        assert f"{overlay}: is not a readable picture" in error
+    assert not (tmp_path / "out").exists() and not capsys.readouterr().out

@@ -13,7 +13,7 @@ import pytest
 
 from configs.arguments import overrides_of, train_parser
 from configs.config import get_config
-from scripts.studies.execute import Step, execute, steps_left
+from scripts.studies.execute import Step, execute, read_times, steps_left
 from scripts.studies.plan import Cell, Run, as_study
 from tests.conftest import ROOT
 from tests.scripts.studies.test_plan import content
@@ -30,6 +30,8 @@ with open(os.path.join(folder, "seen.txt"), "a") as file:
     file.flush()
     print("noted")
     time.sleep(float(os.environ.get("STEP_SECONDS", 0)))
+    if sys.argv[-2] == "die":
+        os.kill(os.getpid(), 9)
     sys.exit({"diverge": 3, "refuse": 2}.get(sys.argv[-2], 0))
 """
 
@@ -100,6 +102,18 @@ def test_after_bad_input_nothing_more_is_begun(script: str, tmp_path: Path) -> N
     left = {run: steps(script, tmp_path, "refuse", "test") for run in RUNS}
     assert execute(left, ["cpu"], tmp_path) == 2
     assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1
+
+
+def test_a_command_that_is_killed(script: str, tmp_path: Path) -> None:
+    assert execute({RUNS[0]: steps(script, tmp_path, "die", "test")}, ["cpu"], tmp_path) == 128 + 9
+    assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[3]", '{"train": "x"}', '{"train": NaN}'])
+def test_damaged_times_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "seconds.json").write_text(text)
+    with pytest.raises(ValueError, match="seconds.json: "):
+        read_times(tmp_path / "seconds.json")
 
 
 def test_an_interruption_is_passed_on(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

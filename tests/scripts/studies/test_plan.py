@@ -51,6 +51,9 @@ def test_opts_are_added_to_those_of_the_yaml(tmp_path: Path) -> None:
     assert plain["opts"] == study.opts == {"TRAIN.EPOCHS": 3, "TEST.SCORE_AT": "network"}
     with pytest.raises(ValueError, match="TEST.SCORE"):
         read_study(path, ["TEST.SCORE", "network"])
+    path.write_text(yaml.safe_dump(content(opts=None)))
+    with pytest.raises(ValueError, match="opts is None; expected a section of keys"):
+        read_study(path, ["TRAIN.EPOCHS", "3"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda path: path.stem)
@@ -69,7 +72,7 @@ def test_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"networks": {"a": {"config": "x"}}}, "networks: a: unknown key 'config'; did you mean 'cfg'?"),
         ({"networks": {"a": "unet"}}, "networks: a: holds 'unet'; expected the keys cfg"),
         ({"networks": {}}, "there are no runs; expected networks, seeds"),
-        ({"networks": {"../a": UNET}}, "'../a' names a folder"),
+        ({"networks": {"../a": UNET}}, "networks: ../a: its name is that of a folder"),
         (
             {"networks": {"a": UNET | {"published": [[0, 1]]}}},
             "published has [0, 1]; expected [lambda_1, lambda_2, Dice",
@@ -80,9 +83,25 @@ def test_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"seeds": 3}, "seeds is 3; expected a list"),
         ({"min_seeds": 3}, "min_seeds is 3 but there are 2 seeds; expected 1 to that many"),
         ({"min_seeds": 0}, "min_seeds is 0"),
-        ({"folds": True}, "folds is True; expected a int"),
-        ({"lambda_1": ["0.1"]}, "lambda_1 is ['0.1']; expected a list of numbers"),
-        ({"lambda_1": [-1]}, "small, lambda_1 -1, lambda_2 0: LOSS.LAMBDA_1"),
+        ({"folds": True}, "folds is True; expected a whole number"),
+        ({"lambda_1": ["0.1"]}, "lambda_1 is ['0.1']; expected a list of finite numbers"),
+        ({"lambda_1": [-1]}, "lambda_1 is [-1]; expected a list of finite numbers of at least 0"),
+        ({"lambda_x": [float("nan")]}, "lambda_x is [nan]; expected"),
+        ({"lambda_x": [10**400]}, "expected a list of finite numbers"),
+        ({"lambda_2": []}, "lambda_1 is [0, 0.1] and lambda_2 []; expected both"),
+        ({"lambda_x": [0.1, 0.10000001]}, "small/lambda_0.1_0.1/seed_3 is the folder of two runs"),
+        ({"seeds": [3, 2**32]}, "SEED is 4294967296; expected 4294967295 at most"),
+        ({"folds": -2}, "folds is -2; expected 2 or more, or 0"),
+        ({"folds": 1}, "folds is 1; expected 2 or more, or 0"),
+        ({"folds": 10**6}, "expected 10000 at most"),
+        ({"networks": {3: UNET}}, "networks: 3: its name is that of a folder"),
+        ({"networks": {"-a": UNET}}, "networks: -a: its name"),
+        ({"networks": {"a b|c": UNET}}, "networks: a b|c: its name"),
+        ({"networks": {"a": {}}}, "networks: a: cfg is missing"),
+        ({"networks": {"a": UNET | {"published": [[0, 0, float("inf")]]}}}, "published has [0, 0, inf]"),
+        ({"opts": {1: 2}}, "opts: 1 is 2; expected values by dotted keys"),
+        ({"opts": {"LOSS": {"LAMBDA_1": 3}}}, "opts: 'LOSS' is {'LAMBDA_1': 3}; expected values by dotted keys"),
+        ({"opts": {"MODEL.PRETRAIN_CKPT": None}}, "opts: 'MODEL.PRETRAIN_CKPT' is None; expected values"),
         ({"opts": {"SEED": 2}}, "opts: SEED is what the grid sets; expected it in seeds"),
         ({"networks": {"a": UNET | {"opts": {"DATA.FOLD": 2}}}}, "networks: a: opts: DATA.FOLD is what the grid sets"),
         ({"opts": {"TRAIN.EPOCH": 2}}, "TRAIN.EPOCH"),
@@ -100,7 +119,7 @@ def test_refusals(changes: dict[str, Any], message: str, tmp_path: Path) -> None
 def test_a_file_that_is_not_there_or_no_yaml(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none.yaml: no such"):
         read_study(tmp_path / "none.yaml")
-    with pytest.raises(FileNotFoundError, match="gone.yaml: no such"):
+    with pytest.raises(FileNotFoundError, match="x: a, lambda_1 0, lambda_2 0: gone.yaml: no such"):
         as_study(content(networks={"a": {"cfg": "gone.yaml"}}), "x")
     for text in ("a: [", "- 1", ""):
         (tmp_path / "a.yaml").write_text(text)

@@ -143,3 +143,48 @@ def test_refusals() -> None:
     for what in ({}, {"study": {}}, {"study": made()["study"]}, broken, {"study": made()["study"], "runs": [3]}):
         with pytest.raises(ValueError):
             summarise(what)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("cases", "a", "published", "dice"), None, "number 0: a: dice is None"),
+        (("cases", "a", "published", "dice"), float("inf"), "a: dice is inf"),
+        (("cases", "a", "published", "jaccard"), 10**400, "a: jaccard is 1000"),
+        (("cases", "a", "published"), 3, "these are no results of a study"),
+        (("cases",), {}, "it has no cases, or no layers"),
+        (("lambda_1",), True, "lambda_1 is True"),
+        (("seed",), 9, "number 0: unet/lambda_0_0/seed_9 is not of the grid"),
+        (("fold",), 1, "fold_1 is not of the grid"),
+        (("network",), [], r"network is \[\]"),
+        (("seconds", "train"), float("nan"), "the seconds of train are nan"),
+        (("layers", 0, "channels"), "8", "of '8' channels"),
+        (("layers", 0, "pair_cosine"), float("nan"), r"layer encoder\[0\]\[0\]: pair_cosine is nan"),
+        (("layers", 0, "layer"), "encoder[1][0]", "number 1: its layers are not those of the other runs of unet"),
+        (("layers",), [], "it has no cases, or no layers"),
+    ],
+)
+def test_damaged_results_are_refused(place: tuple[Any, ...], value: Any, message: str) -> None:
+    results = made()
+    node = results["runs"][0]
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        format_results(results)
+
+
+def test_a_run_that_is_there_twice_is_refused() -> None:
+    results = made()
+    results["runs"].append(results["runs"][2])
+    with pytest.raises(ValueError, match="number 6: unet/lambda_0_0/seed_3 is not of the grid, or twice"):
+        summarise(results)
+
+
+def test_the_figure_of_runs_whose_channels_are_all_constant(tmp_path: Path) -> None:
+    results = made()
+    for run in results["runs"]:
+        run["layers"][0]["effective_rank_share"] = {"all": None, "upper": None, "lower": None}
+    results["study"]["title"] = "$\\frac{$"
+    draw(results, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
