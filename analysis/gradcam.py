@@ -9,27 +9,17 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
     from analysis.layers import Layer
     from analysis.session import Session
+    from analysis.slices import Subject
     from datasets.base import Volume
 
 _log = logging.getLogger("gradcam.py")
-
-
-class Subject(NamedTuple):
-    """One slice of a case, and the class that is asked for; all arrays (H, W) of the slice's own size."""
-
-    volume: Volume
-    index: int
-    class_name: str
-    target: int
-    truth: np.ndarray | None  # bool, the pixels of the class; None without labels
-    prediction: np.ndarray  # bool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,6 +112,7 @@ def _labels(session: Session, image: Any) -> np.ndarray:
 
 def _subject(session: Session, volume: Volume, index: int, labels: np.ndarray, named: str | None) -> Subject:
     """The slice with its class: the one named, else the one with most predicted, or else labelled, pixels."""
+    from analysis.slices import Subject
     from datasets import class_names
     from datasets.transforms import resize_label
 
@@ -180,12 +171,18 @@ def _write(
     arrays |= {f"{layer.label}.heat": heat for layer, heat in heats.items()}
     text = json.dumps(record, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"gradcam_{subject.volume.name}"
+    stem = folder / _stem(subject)
     picture, data, numbers = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".npz", ".json"))
     utils.whole_or_absent(picture, lambda path: draw(subject, heats, rows, path))
     utils.whole_or_absent(data, lambda path: np.savez_compressed(path, **arrays))
     utils.whole_or_absent(numbers, lambda path: path.write_text(text, encoding="utf-8"))
     _log.info("%s, slice %d, %s: %s", subject.volume.name, subject.index + 1, subject.class_name, picture)
+
+
+def _stem(subject: Subject) -> str:
+    """What the files of a case, slice and class are called."""
+    where = "" if subject.volume.is_picture else f"_slice{subject.index + 1}"
+    return f"gradcam_{subject.volume.name}{where}_{subject.class_name.replace(' ', '_')}"
 
 
 def _numbers(layer: Layer, map_size: Sequence[int], heat: np.ndarray, subject: Subject) -> dict[str, Any]:

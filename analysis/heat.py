@@ -1,4 +1,7 @@
-"""Grad-CAM of a segmentation network: where in a layer's map the evidence for a class lies (Selvaraju et al. 2017)."""
+"""Grad-CAM of a segmentation network: where in a layer's map the evidence for a class lies.
+
+Selvaraju et al. 2017; the logits of a class summed over its pixels, as in Seg-Grad-CAM (Vinogradova et al. 2020).
+"""
 
 from __future__ import annotations
 

@@ -99,6 +99,8 @@ def _write(folder: Path, measured: Measured, drawn: Sequence[Layer], record: dic
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The numbers as text, a line a layer."""
+    from evaluation.text import aligned
+
     lines = [("layer", "channels", "constant", "|r|", "upper", "lower", "between", "pair r", "effective rank", "share")]
     for row in rows:
         absolute = row["mean_abs_correlation"]
@@ -108,11 +110,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
             (row["layer"], str(row["channels"]), str(row["constant_channels"]), *map(_short, values))
             + ("-" if rank is None else f"{rank:.1f}", _short(share))
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) if place == 0 else text.rjust(width) for place, (text, width) in enumerate(pairs))
-        for pairs in (zip(line, widths, strict=True) for line in lines)
-    )
+    return "\n".join(aligned(lines))
 
 
 def _short(value: float | None) -> str:

@@ -17,6 +17,17 @@ from datasets.transforms import resize_image
 _log = logging.getLogger(__name__)
 
 
+class Subject(NamedTuple):
+    """One slice of a case, and the class that is asked for; all arrays (H, W) of the slice's own size."""
+
+    volume: Volume
+    index: int
+    class_name: str
+    target: int
+    truth: np.ndarray | None  # bool, the pixels of the class; None without labels
+    prediction: np.ndarray  # bool
+
+
 class Place(NamedTuple):
     """A slice of a set of volumes."""
 

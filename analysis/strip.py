@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from analysis.layers import Layer, short_name
+from analysis.slices import Subject
 from evaluation.overlay import display, upright
-
-if TYPE_CHECKING:
-    from analysis.gradcam import Subject
 
 _COLUMNS = 9  # an image, four stages of an encoder, three of a decoder, the final map
 _WIDTH, _HIGHEST = 2.0, 6.0  # inches of a panel
@@ -38,7 +36,7 @@ def draw(subject: Subject, heats: Mapping[Layer, np.ndarray], rows: Sequence[Map
     for panel in panels:
         panel.set_axis_off()
     outlines = _outlines(subject)
-    _draw_slice(panels[0], picture, outlines)
+    _draw_slice(panels[0], picture, outlines, _share_of_pixels(subject))
     over_heat = outlines if all(map(_is_compact, outlines.values())) else {}
     grey = picture.mean(axis=2, keepdims=True)
     for panel, (layer, heat), row in zip(panels[1:], heats.items(), rows, strict=False):
@@ -63,13 +61,19 @@ def _is_compact(mask: np.ndarray) -> bool:
     return bool(edges.sum() < _MOST_OUTLINE * sum(mask.shape))
 
 
-def _draw_slice(panel: Any, picture: np.ndarray, outlines: Mapping[str, np.ndarray]) -> None:
+def _share_of_pixels(subject: Subject) -> str:
+    """How much of the slice the class is: the share of the heat that chance would put there."""
+    mask, where = (subject.prediction, "prediction") if subject.truth is None else (subject.truth, "truth")
+    return f"{where}: {mask.mean():.0%} of the pixels"
+
+
+def _draw_slice(panel: Any, picture: np.ndarray, outlines: Mapping[str, np.ndarray], below: str) -> None:
     """The slice itself; of two outlines that would hide it, only the first."""
     if not all(map(_is_compact, outlines.values())):
         outlines = dict(list(outlines.items())[:1])
     panel.imshow(picture, interpolation="nearest")
     _outline(panel, outlines, 0.8 if all(map(_is_compact, outlines.values())) else 0.4)
-    _caption(panel, "image", [_SAID[colour] for colour in outlines])
+    _caption(panel, "image", [*(_SAID[colour] for colour in outlines), below])
 
 
 def _warmed(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:

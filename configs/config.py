@@ -319,7 +319,14 @@ _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and halv
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain data only; without aliases a small file cannot grow into a huge one."""
+    """Plain data only, no key twice; without aliases a small file cannot grow into a huge one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice[:80]!r} is there twice")
+        return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: yaml.Node) -> Any:
         value = super().construct_scalar(node)

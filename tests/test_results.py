@@ -96,6 +96,11 @@ def sentences(cells: dict[Cell, CellResult]) -> list[str]:
         f"points, IFD by {alone[0]} and both by {both[0]}; over the others the gains are {scr[1]}, {alone[1]} and "
         f"{both[1]}."
     )
+    chosen = [cell.validation[0] for cell in cells.values()]
+    said.append(
+        "On the validation images no cell is better than another: their means lie within "
+        f"{max(chosen) - min(chosen):.2f} points."
+    )
     plain, ifd = cells[NONE].redundancy, cells[IFD].redundancy
     numbers = [
         (plain[name][0], ifd[name][0]) for name in ("mean_abs_correlation", "effective_rank_share", "pair_correlation")

@@ -44,6 +44,8 @@ def _faults(run: Mapping[str, Any], numbers: Sequence[str]) -> Iterator[str]:
             yield f"{key} is {run[key]!r}"
     if type(run["seed"]) is not int or type(run["fold"]) not in (int, type(None)):
         yield f"seed is {run['seed']!r} and fold {run['fold']!r}"
+    if run["validation"] is not None and not is_number(run["validation"]["dice"], highest=1.0):
+        yield f"validation is {run['validation']!r}"
     for step, seconds in run["seconds"].items():
         if not is_number(seconds):
             yield f"the seconds of {step} are {seconds!r}"

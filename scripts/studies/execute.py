@@ -109,12 +109,12 @@ def execute(
                 return code
             time.sleep(_POLL_SECONDS)
     finally:
-        for worker in workers:
-            if worker.process is not None:
-                worker.process.terminate()
-        for worker in workers:
-            if worker.process is not None:
-                worker.process.wait()
+        busy = [worker for worker in workers if worker.process is not None]
+        for worker in busy:
+            worker.process.terminate()
+        for worker in busy:
+            worker.process.wait()
+            _end_step(worker, output_dir)
 
 
 def _look_after(worker: _Device, output_dir: Path, threads: int | None) -> int:
@@ -127,13 +127,11 @@ def _look_after(worker: _Device, output_dir: Path, threads: int | None) -> int:
         if code is None:
             return 0
         code = 128 - code if code < 0 else code  # as a shell has it of a process that a signal ended
-        step, worker.process = worker.steps.pop(0), None
-        worker.output.close()
+        step = _end_step(worker, output_dir)
         if code:
             _log.error("%s: %s ended with code %d: %s", worker.run.folder, step.name, code, _last_words(folder))
             worker.run = None
             return code
-        _note_time(folder / TIMES, step.name, time.monotonic() - worker.begun)
     if not worker.steps:
         worker.run = None
         return 0
@@ -148,6 +146,14 @@ def _look_after(worker: _Device, output_dir: Path, threads: int | None) -> int:
     )
     worker.begun = time.monotonic()
     return 0
+
+
+def _end_step(worker: _Device, output_dir: Path) -> Step:
+    """Close the step whose process has ended, however it did, and note its time."""
+    step, worker.process = worker.steps.pop(0), None
+    worker.output.close()
+    _note_time(output_dir / worker.run.folder / TIMES, step.name, time.monotonic() - worker.begun)
+    return step
 
 
 def _note_time(path: Path, step: str, seconds: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.config import read_yaml
 from evaluation.metrics import METRICS
-from evaluation.paired import Paired, paired
+from evaluation.paired import Paired, paired, paired_few
 from evaluation.report import CONVENTIONS
 from evaluation.summary import read_json, read_summary
 from record import read_curves
@@ -84,8 +84,10 @@ class CellResult:
 
     cell: Cell
     seeds: list[int]
+    dice_by_seed: list[float]
     dice: tuple[float, float]  # mean and sample standard deviation over the seeds
     iou: tuple[float, float]
+    validation: tuple[float, float]  # Dice that chose the weights, nan where nothing is held out
     gain: Paired | None
     published: float | None
     published_gain: float | None
@@ -122,32 +124,39 @@ def summarise(results: Mapping[str, Any]) -> tuple[Study, list[CellResult | TooF
     try:
         study = as_study(results["study"], "study")
         check_runs(results["runs"], study, REDUNDANCY)
-        tables = {cell: _tables(results["runs"], study, cell) for cell in study.cells()}
+        seeds = {cell: _seeds(results["runs"], study, cell) for cell in study.cells()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"these are no results of a study ({error!r}); expected what study.py writes") from None
-    _check_cases(tables)
-    return study, [_cell_result(study, cell, tables) for cell in study.cells()]
+    _check_cases(seeds)
+    return study, [_cell_result(study, cell, seeds) for cell in study.cells()]
+
+
+def cell_of(run: Mapping[str, Any]) -> Cell:
+    """The cell of the grid that a run, as `collect` gathered it, belongs to."""
+    return Cell(run["network"], run["lambda_1"], run["lambda_2"])
 
 
 @dataclass(frozen=True)
-class _Table:
-    """The finished seeds of a cell: per seed the cases' figures and the layers' numbers."""
+class _Seeds:
+    """The finished seeds of a cell, each with its folds put together."""
 
-    cases: dict[int, dict[str, dict[str, float]]]
+    cases: dict[int, dict[str, dict[str, float]]]  # the figures of each case
     layers: dict[int, dict[str, float]]  # the mean over the layers, and over the folds
+    validation: dict[int, float]  # Dice that chose the weights, the mean over the folds; nan where nothing is held out
 
 
-def _tables(runs: Sequence[Mapping[str, Any]], study: Study, cell: Cell) -> _Table:
-    cases: dict[int, dict[str, dict[str, float]]] = {}
-    layers: dict[int, dict[str, float]] = {}
-    mine = [run for run in runs if Cell(run["network"], run["lambda_1"], run["lambda_2"]) == cell]
+def _seeds(runs: Sequence[Mapping[str, Any]], study: Study, cell: Cell) -> _Seeds:
+    found = _Seeds({}, {}, {})
+    mine = [run for run in runs if cell_of(run) == cell]
     for seed in study.seeds:
         parts = [run for run in mine if run["seed"] == seed]
         if len(parts) == max(1, study.folds):
-            cases[seed] = {name: case["published"] for part in parts for name, case in part["cases"].items()}
+            found.cases[seed] = {name: case["published"] for part in parts for name, case in part["cases"].items()}
             numbers = [_redundancy(part["layers"]) for part in parts]
-            layers[seed] = {name: mean_defined([part[name] for part in numbers]) for name in REDUNDANCY}
-    return _Table(cases, layers)
+            found.layers[seed] = {name: mean_defined([part[name] for part in numbers]) for name in REDUNDANCY}
+            chosen = [math.nan if part["validation"] is None else part["validation"]["dice"] for part in parts]
+            found.validation[seed] = mean_defined(chosen)
+    return found
 
 
 def redundancy_of(layer: Mapping[str, Any]) -> dict[str, float]:
@@ -168,8 +177,8 @@ def mean_defined(values: Sequence[float]) -> float:
     return fmean(defined) if defined else math.nan
 
 
-def _check_cases(tables: Mapping[Cell, _Table]) -> None:
-    every = {(cell, seed): set(cases) for cell, table in tables.items() for seed, cases in table.cases.items()}
+def _check_cases(every_cell: Mapping[Cell, _Seeds]) -> None:
+    every = {(cell, seed): set(cases) for cell, own in every_cell.items() for seed, cases in own.cases.items()}
     first = next(iter(every.values()), set())
     for (cell, seed), names in every.items():
         if names != first:
@@ -180,42 +189,50 @@ def _check_cases(tables: Mapping[Cell, _Table]) -> None:
             )
 
 
-def _cell_result(study: Study, cell: Cell, tables: Mapping[Cell, _Table]) -> CellResult | TooFew:
-    table, base = tables[cell], tables.get(cell.baseline)
-    seeds = list(table.cases)
+def _cell_result(study: Study, cell: Cell, every_cell: Mapping[Cell, _Seeds]) -> CellResult | TooFew:
+    own, base = every_cell[cell], every_cell.get(cell.baseline)
+    seeds = list(own.cases)
     if len(seeds) < study.min_seeds:
         return TooFew(cell, seeds)
     shared = [seed for seed in seeds if base and cell != cell.baseline and seed in base.cases]
     enough = len(shared) >= study.min_seeds
     published, plain = study.published(cell), study.published(cell.baseline)
+    dice, iou = ([_mean_of(own.cases[seed], metric) for seed in seeds] for metric in ("dice", "jaccard"))
     return CellResult(
         cell,
         seeds,
-        _over_seeds([100 * fmean(case["dice"] for case in table.cases[seed].values()) for seed in seeds]),
-        _over_seeds([100 * fmean(case["jaccard"] for case in table.cases[seed].values()) for seed in seeds]),
-        paired(list(_case_differences(table, base, shared))) if enough else None,
+        dice,
+        _over_seeds(dice),
+        _over_seeds(iou),
+        _over_seeds([100 * own.validation[seed] for seed in seeds]),
+        paired(list(_case_differences(own, base, shared))) if enough else None,
         published,
         None if published is None or plain is None or cell == cell.baseline else published - plain,
-        {name: _over_seeds([table.layers[seed][name] for seed in seeds]) for name in REDUNDANCY},
-        _redundancy_gain(table, base, shared) if enough else {},
+        {name: _over_seeds([own.layers[seed][name] for seed in seeds]) for name in REDUNDANCY},
+        _redundancy_gain(own, base, shared) if enough else {},
     )
 
 
-def _redundancy_gain(table: _Table, base: _Table, seeds: Sequence[int]) -> dict[str, Paired]:
+def _mean_of(cases: Mapping[str, Mapping[str, float]], metric: str) -> float:
+    """The mean over the cases, in per cent."""
+    return 100 * fmean(case[metric] for case in cases.values())
+
+
+def _redundancy_gain(own: _Seeds, base: _Seeds, seeds: Sequence[int]) -> dict[str, Paired]:
     """The seeds' differences in each number; one that no seed has in both is left out."""
     found = {}
     for name in REDUNDANCY:
-        differences = [table.layers[seed][name] - base.layers[seed][name] for seed in seeds]
+        differences = [own.layers[seed][name] - base.layers[seed][name] for seed in seeds]
         defined = [value for value in differences if not math.isnan(value)]
         if defined:
-            found[name] = paired([defined])
+            found[name] = paired_few(defined)
     return found
 
 
-def _case_differences(table: _Table, base: _Table, seeds: Sequence[int]) -> Iterator[list[float]]:
+def _case_differences(own: _Seeds, base: _Seeds, seeds: Sequence[int]) -> Iterator[list[float]]:
     """Of each seed the cases' differences in Dice, in points."""
     for seed in seeds:
-        mine, theirs = table.cases[seed], base.cases[seed]
+        mine, theirs = own.cases[seed], base.cases[seed]
         yield [100 * (mine[name]["dice"] - theirs[name]["dice"]) for name in mine]
 
 

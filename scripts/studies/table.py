@@ -10,8 +10,9 @@ from typing import Any
 
 from evaluation.paired import LEVEL, Paired
 from scripts.studies.plan import Study
-from scripts.studies.results import REDUNDANCY, CellResult, TooFew, mean_defined, redundancy_of, summarise
+from scripts.studies.results import REDUNDANCY, CellResult, TooFew, cell_of, mean_defined, redundancy_of, summarise
 
+_MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"  # colours
 _TITLES = {
     "effective_rank_share": "effective rank, share",
     "mean_abs_correlation": "mean absolute correlation",
@@ -32,7 +33,7 @@ def format_results(results: Mapping[str, Any]) -> str:
 
 
 def _accuracy(study: Study, cells: Sequence[CellResult | TooFew]) -> str:
-    heads = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)", "seeds", "Dice, %", "IoU, %"]
+    heads = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)", "seeds", "validation Dice, %", "Dice, %", "IoU, %"]
     heads += [
         f"gain over lambda = 0, points ({LEVEL:.0%} interval)",
         "median case",
@@ -48,10 +49,10 @@ def _accuracy_row(study: Study, found: CellResult | TooFew) -> list[str]:
     cell = found.cell
     row = [cell.network, f"{cell.lambda_1:g}", f"{cell.lambda_2:g}"]
     if isinstance(found, TooFew):
-        return [*row, f"{len(found.seeds)} of the {study.min_seeds} that it takes: not reported", *[""] * 8]
+        return [*row, f"{len(found.seeds)} of the {study.min_seeds} that it takes: not reported", *[""] * 9]
     gain = found.gain
     return [
-        *(*row, str(len(found.seeds)), _spread(found.dice, 2), _spread(found.iou, 2)),
+        *(*row, str(len(found.seeds)), *(_spread(one, 2) for one in (found.validation, found.dice, found.iou))),
         *([""] * 3 if gain is None else [_difference(gain, 2), f"{gain.median:+.2f}", _plain(gain.p, 3)]),
         *("" if found.published is None else f"{found.published:.2f}",),
         *("" if found.published_gain is None else f"{found.published_gain:+.2f}", found.verdict),
@@ -96,13 +97,8 @@ def _by_layer(results: Mapping[str, Any], cells: Sequence[CellResult | TooFew]) 
 
 def _layers(results: Mapping[str, Any], found: CellResult) -> Iterator[dict[str, Any]]:
     """The layers of a cell, their numbers averaged over its runs."""
-    cell = found.cell
-    runs = [
-        run["layers"]
-        for run in results["runs"]
-        if (run["network"], run["lambda_1"], run["lambda_2"]) == (cell.network, cell.lambda_1, cell.lambda_2)
-        and run["seed"] in found.seeds
-    ]
+    mine = [run for run in results["runs"] if cell_of(run) == found.cell and run["seed"] in found.seeds]
+    runs = [run["layers"] for run in mine]
     for place in zip(*runs, strict=True):
         numbers = [redundancy_of(layer) for layer in place]
         means = {name: mean_defined([row[name] for row in numbers]) for name in REDUNDANCY}
@@ -156,7 +152,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     figure.suptitle(study.title, fontsize=10, parse_math=False)
     dice, gain, rank = figure.subplots(1, 3, sharey=True)
     for row, cell in enumerate(found):
-        _draw_dice(dice, row, cell, results)
+        _draw_dice(dice, row, cell)
         if cell.gain is not None:
             _draw_interval(gain, row, cell.gain)
         if "effective_rank_share" in cell.redundancy_gain:
@@ -187,9 +183,6 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-_MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"
-
-
 def _name(found: CellResult, several: bool) -> str:
     cell = found.cell
     terms = [f"{name} {weight:g}" for name, weight in (("SCR", cell.lambda_1), ("IFD", cell.lambda_2)) if weight]
@@ -197,13 +190,8 @@ def _name(found: CellResult, several: bool) -> str:
     return f"{cell.network}: {words}" if several else words
 
 
-def _draw_dice(panel: Any, row: int, found: CellResult, results: Mapping[str, Any]) -> None:
-    cell = found.cell
-    for run in results["runs"]:
-        mine = (run["network"], run["lambda_1"], run["lambda_2"]) == (cell.network, cell.lambda_1, cell.lambda_2)
-        if mine and run["seed"] in found.seeds:
-            value = 100 * fmean(case["published"]["dice"] for case in run["cases"].values())
-            panel.plot(value, row, "o", color=_MEASURED, alpha=0.55, markersize=5, markeredgewidth=0)
+def _draw_dice(panel: Any, row: int, found: CellResult) -> None:
+    panel.plot(found.dice_by_seed, [row] * len(found.seeds), "o", color=_MEASURED, alpha=0.55, markersize=5, mew=0)
     panel.plot([found.dice[0]] * 2, [row - 0.28, row + 0.28], color=_MEASURED, linewidth=2)
     if found.published is not None:
         panel.plot(found.published, row, "D", color=_PUBLISHED, markersize=5, fillstyle="none")

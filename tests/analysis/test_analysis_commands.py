@@ -56,22 +56,28 @@ def test_similarity_writes_a_figure_numbers_and_matrices(analysed: Path) -> None
     assert picture.shape[1] > 2 * picture.shape[0] and picture[..., :3].std() > 0.1
 
 
+def only(folder: Path, pattern: str) -> Path:
+    """The one file of a folder whose name is like that."""
+    (path,) = folder.glob(pattern)
+    return path
+
+
 def test_gradcam_writes_a_strip_numbers_and_maps(analysed: Path) -> None:
-    found = json.loads((analysed / "gradcam_case0100.json").read_text())
+    found = json.loads(only(analysed, "gradcam_case0100_*.json").read_text())
     assert found["class_name"] != "background" and found["logits_summed_over"] in ("prediction", "all")
     assert [row["layer"] for row in found["layers"]] == [
         *(f"encoder[{k}][1]" for k in range(4)),
         *(f"decoder[{k}][1]" for k in range(3)),
         "final",
     ]
-    with np.load(analysed / "gradcam_case0100.npz") as arrays:
+    with np.load(only(analysed, "gradcam_case0100_*.npz")) as arrays:
         for row in found["layers"]:
             heat, own = arrays[f"{row['layer']}.heat"], arrays[f"{row['layer']}.map"]
             assert heat.shape == (40, 40) and list(own.shape) == row["map_size"]
             if row["peak"]:
                 assert heat[tuple(row["peak"])] == heat.max() == 1
             assert row["share_in_truth"] is None or 0 <= row["share_in_truth"] <= 1
-    picture = matplotlib.image.imread(analysed / "gradcam_case0100.png")
+    picture = matplotlib.image.imread(only(analysed, "gradcam_case0100_*.png"))
     assert picture.shape[1] > 4 * picture.shape[0] and picture[..., :3].std() > 0.1
 
 
@@ -80,19 +86,19 @@ def test_the_shares_are_those_of_the_heat(trained: tuple[Path, Path], tmp_path: 
 
     more = ("--case", "case0101", "--slice", 2, "--class", "3", "--layers", "final", "swin_unet.norm_up")
     assert gradcam.main(words(trained[1], tmp_path, *more)) == 0
-    found = json.loads((tmp_path / "gradcam_case0101.json").read_text())
+    found = json.loads((tmp_path / "gradcam_case0101_slice2_left_kidney.json").read_text())
     assert (found["slice"], found["class"], found["class_name"]) == (2, 3, "left kidney")
     truth = read_volume(volume_path(trained[0] / "test_vol_h5", "case0101"), 9).label[1] == 3
     assert found["truth_share_of_pixels"] == pytest.approx(truth.mean()) and truth.any()
     assert [row["layer"] for row in found["layers"]] == ["final", "swin_unet.norm_up"]
-    with np.load(tmp_path / "gradcam_case0101.npz") as arrays:
+    with np.load(tmp_path / "gradcam_case0101_slice2_left_kidney.npz") as arrays:
         for row in found["layers"]:
             heat = arrays[f"{row['layer']}.heat"]
             expected = heat[truth].sum() / heat.sum() if heat.any() else None
             assert row["share_in_truth"] == pytest.approx(expected, rel=1e-5)
     named = words(trained[1], tmp_path / "named", "--case", "case0101", "--class", "Left Kidney", "--layers", "final")
     assert gradcam.main(named) == 0
-    assert json.loads((tmp_path / "named/gradcam_case0101.json").read_text())["class"] == 3
+    assert json.loads(only(tmp_path, "named/gradcam_case0101_*.json").read_text())["class"] == 3
 
 
 def test_layers_and_images_that_are_asked_for(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -110,7 +116,7 @@ def test_a_ct_without_labels(trained: tuple[Path, Path], tmp_path: Path) -> None
     path = write_ct(tmp_path / "patient.nii.gz")
     for command in COMMANDS.values():
         assert command(words(trained[1], tmp_path / "out", "--input", path)) == 0
-    found = json.loads((tmp_path / "out/gradcam_patient.json").read_text())
+    found = json.loads(only(tmp_path, "out/gradcam_patient_*.json").read_text())
     assert 1 <= found["slice"] <= 5 and found["truth_share_of_pixels"] is None
     assert {row["share_in_truth"] for row in found["layers"]} == {None}
     assert json.loads((tmp_path / "out/similarity.json").read_text())["images"] == 5
@@ -125,7 +131,7 @@ def test_a_colour_picture_that_is_not_square(tmp_path: Path) -> None:
     more += ["--opts", "MODEL.TYPE", "unet", "MODEL.UNET.WIDTH", "4"]
     for command in COMMANDS.values():
         assert command(words(tmp_path / "unet.pth", tmp_path / "out", *more)) == 0
-    with np.load(tmp_path / "out/gradcam_tile.npz") as arrays:
+    with np.load(only(tmp_path, "out/gradcam_tile_*.npz")) as arrays:
         assert arrays["final.heat"].shape == (37, 61) and arrays["final.map"].shape == (48, 32)
 
 
@@ -139,7 +145,7 @@ def test_a_class_that_is_predicted_nowhere_is_said(
     torch.save(state, run / "best.pth")
     assert gradcam.main(words(run, tmp_path / "out", "--class", "liver", "--layers", "encoder[0][0]")) == 0
     assert "liver is predicted nowhere in slice" in capsys.readouterr().out
-    found = json.loads((tmp_path / "out/gradcam_case0100.json").read_text())
+    found = json.loads(only(tmp_path, "out/gradcam_case0100_*.json").read_text())
     assert (found["logits_summed_over"], found["prediction_share_of_pixels"]) == ("all", 0)
     assert found["layers"][0]["share_in_prediction"] is None
 

@@ -193,6 +193,7 @@ def test_bad_values(opts: list[str], expected: str) -> None:
         ("!!python/object/apply:os.system ['true']", "not a yaml file"),
         ("TRAIN: 3", "expected a section"),
         ("a: &a [1]\nb: *a", "aliases"),
+        ("SEED: 1\nDATA: {}\nSEED: 2", "the key 'SEED' is there twice"),
         ("SEED: " + "[" * 3000, "not a yaml file"),
         ("SEED: !!bool x", "not a yaml file"),
         ("#" * 70000, "more than 64 KiB"),

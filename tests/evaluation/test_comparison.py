@@ -45,8 +45,18 @@ def test_what_is_undefined_in_one_is_left_out_of_both() -> None:
     # The liver of b was missed by the second, so it has no distance there; the means are over a and c in both.
     liver = found["liver"]["hd95"]
     assert (liver["first"], liver["second"], liver["mean"], liver["n"]) == (5, 4, -1, 2)
+    assert (liver["only_first"], liver["only_second"]) == (1, 0)
     # The spleen of b was invented by the first: a Dice of 0, and no distance.
     assert found["spleen"]["dice"]["n"] == 3 and found["spleen"]["hd95"]["n"] == 2
+    assert (found["spleen"]["hd95"]["only_first"], found["spleen"]["hd95"]["only_second"]) == (0, 1)
+
+
+def test_an_organ_that_one_alone_has_found_makes_its_distance_no_worse() -> None:
+    first = summarise([CaseResult("a", (measured(0.8, 2, 0.6, 1), MISSED))], ORGANS)
+    second = summarise([CaseResult("a", (measured(0.8, 2, 0.6, 1), measured(0.5, 10, 0.3, 5)))], ORGANS)
+    found = compare_summaries(first, second)
+    assert found["strict"]["overall"]["hd95"]["mean"] == found["cases"][0]["strict"]["hd95"] == 0
+    assert found["strict"]["overall"]["dice"]["mean"] == pytest.approx(0.25)
 
 
 def test_one_case_has_a_difference_and_no_interval() -> None:
@@ -58,6 +68,8 @@ def test_one_case_has_a_difference_and_no_interval() -> None:
         "mean": 0,
         "median": 0,
         "n": 1,
+        "only_first": 0,
+        "only_second": 0,
     } | dict.fromkeys(("low", "high", "p"))
 
 

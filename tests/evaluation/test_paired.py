@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from evaluation.paired import paired
+from evaluation.paired import paired, paired_few
 
 
 def test_by_pencil() -> None:
@@ -41,6 +41,14 @@ def test_repetitions_and_cases_are_both_drawn_anew() -> None:
     # Wider than over the cases of these very trainings alone.
     alone = paired([table.mean(axis=0)])
     assert found.high - found.low > 1.5 * (alone.high - alone.low)
+
+
+def test_of_a_few_the_interval_is_student_s() -> None:
+    found = paired_few([1.0, 2.0, 3.0, 4.0, 5.0])
+    # 3 -+ t(0.975, 4 degrees of freedom) * sqrt(2.5 / 5)
+    assert (found.mean, found.low, found.high) == pytest.approx((3, 3 - 2.7764451 * 0.5**0.5, 3 + 2.7764451 * 0.5**0.5))
+    assert (paired_few([0.5] * 3).low, paired_few([0.5] * 3).high) == (0.5, 0.5)
+    assert math.isnan(paired_few([1.0]).low)
 
 
 def test_the_same_differences_give_the_same_interval() -> None:

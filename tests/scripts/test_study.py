@@ -18,7 +18,7 @@ from tests.scripts.studies.test_results import made
 def plan(**changes: Any) -> dict[str, Any]:
     """Two runs of a U-Net that train in no time."""
     network = {"cfg": str(ROOT / "configs/unet_224.yaml"), "opts": {"MODEL.UNET.WIDTH": 4, "DATA.IMG_SIZE": 32}}
-    opts = {"TRAIN.EPOCHS": 1, "DATA.BATCH_SIZE": 6, "DATA.NUM_WORKERS": 0, "DATA.VAL_CASES": 1}
+    opts = {"TRAIN.EPOCHS": 1, "DATA.BATCH_SIZE": 6, "DATA.NUM_WORKERS": 0}
     plain = {"networks": {"unet": network}, "lambda_x": [0, 0.1], "seeds": [1], "min_seeds": 1, "opts": opts}
     return plain | changes
 
@@ -40,18 +40,22 @@ def times(folder: Path) -> dict[Path, int]:
 
 
 def test_from_the_yaml_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture, refused: Callable) -> None:
-    root, out = make_synapse(tmp_path / "Synapse", train=3, test=2), tmp_path / "out"
-    path = write(tmp_path / "study.yaml", plan())
+    root, out = make_synapse(tmp_path / "Synapse", train=4, test=1), tmp_path / "out"
+    path = write(tmp_path / "study.yaml", plan(lambda_x=[0.1], folds=2))
     words = [str(path), "--output_dir", str(out), "--root_path", str(root), "--devices", "cpu", "cpu"]
     assert study.main(words) == 0
     table = tables(capsys)
-    results = json.loads((out / "results.json").read_text())
-    assert [(run["lambda_1"], run["lambda_2"], run["seed"]) for run in results["runs"]] == [(0, 0, 1), (0.1, 0.1, 1)]
-    for run in results["runs"]:
-        assert list(run["cases"]) == ["case0100", "case0101"] and set(run["seconds"]) == {"train", "test", "similarity"}
-        assert run["validation"]["epoch"] == 1 and [layer["layer"] for layer in run["layers"]][-1] == "final"
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert [(run["lambda_1"], run["lambda_2"], run["seed"], run["fold"]) for run in runs] == [
+        (0.1, 0.1, 1, 0),
+        (0.1, 0.1, 1, 1),
+    ]
+    for run in runs:
+        assert len(run["cases"]) == 2 and set(run["seconds"]) == {"train", "test", "similarity"}
+        assert run["validation"] is None and [layer["layer"] for layer in run["layers"]][-1] == "final"
+    assert {name for run in runs for name in run["cases"]} == {f"case{number:04d}" for number in range(4)}
     assert str(tmp_path) not in (out / "results.json").read_text().replace(str(ROOT), "")
-    assert any(row.startswith("| unet | 0.1 | 0.1 | 1 |") for row in table)
+    assert any(row.startswith("| unet | 0.1 | 0.1 | 1 | - |") for row in table)
 
     before = times(out)
     assert study.main(words) == 0
@@ -60,9 +64,9 @@ def test_from_the_yaml_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert study.main([str(out / "results.json"), "--figure", str(figure)]) == 0
     assert tables(capsys) == table and figure.stat().st_size > 1000
 
-    write(path, plan(opts=plan()["opts"] | {"TRAIN.BASE_LR": 0.5}))
+    write(path, plan(lambda_x=[0.1], folds=2, opts=plan()["opts"] | {"TRAIN.BASE_LR": 0.5}))
     error = refused(study.main, words)
-    assert "seed_1/config.yaml: TRAIN.BASE_LR is 0.5 but the run was begun with" in error
+    assert "fold_0/config.yaml: TRAIN.BASE_LR is 0.5 but the run was begun with" in error
     assert times(out) == before
 
 

@@ -110,7 +110,7 @@ def test_a_cell_with_fewer_seeds_than_stated_is_not_reported() -> None:
 def test_tables() -> None:
     text = format_results(made())
     accuracy, redundancy, by_layer, taken = text.strip().split("\n\n")
-    assert accuracy.splitlines()[3].startswith("| unet | 0.1 | 0.1 | 3 | 69.75 ± 0.76 |")
+    assert accuracy.splitlines()[3].startswith("| unet | 0.1 | 0.1 | 3 | 50.00 ± 0.00 | 69.75 ± 0.76 |")
     assert accuracy.splitlines()[3].endswith("| 75.50 | +5.50 | held |")
     assert "| 0.600 ± 0.000 | +0.100 (+0.100 to +0.100) |" in redundancy
     assert by_layer.splitlines()[2] == "| encoder[0][0], `down1` | 8 | 0.500 | 0.500 | 0.600 | 0.600 |"
