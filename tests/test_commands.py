@@ -63,7 +63,7 @@ def test_evaluation_from_the_run_folder_alone(run: Path) -> None:
         mask = sitk.ReadImage(str(run / "predictions" / f"{case}.nii.gz"))
         assert mask.GetSize() == (40, 40, 3) and mask.GetPixelID() == sitk.sitkUInt8
         assert (run / "overlays" / f"{case}.png").stat().st_size > 1000
-    assert "case0101" in (run / "report.html").read_text()
+    assert "case0101" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_metrics_by_medpy_are_the_same(run: Path) -> None:
@@ -175,7 +175,7 @@ def test_an_evaluation_in_bfloat16(run: Path) -> None:
     for precision in ("float32", "bfloat16"):
         assert test_command.main(["--output_dir", str(run), "--precision", precision]) == 0
         summaries.append(json.loads((run / "summary.json").read_text()))
-        assert precision in (run / "report.html").read_text()
+        assert precision in (run / "report.html").read_text(encoding="utf-8")
     dice = [summary["published"]["dice"] for summary in summaries]
     assert dice[1] == pytest.approx(dice[0], abs=0.05)
 
@@ -301,7 +301,7 @@ def clone(tmp_path: Path) -> Path:
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in files.stdout.split("\n"):
-        if name.endswith((".py", ".yaml", ".txt")) and (ROOT / name).is_file():
+        if name.endswith((".py", ".yaml", ".txt", ".css")) and (ROOT / name).is_file():
             (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tmp_path / "clone" / name)
     return tmp_path / "clone"

@@ -65,7 +65,7 @@ def room_of(path: Path) -> str:
 def imported(path: Path) -> set[str]:
     """Top names of every import in a file, those inside functions too."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

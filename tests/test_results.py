@@ -181,7 +181,7 @@ def constants(study: Study) -> set[str]:
         for one in (cfg, full)
     ]
     tests = len(RESULTS["runs"][0]["cases"])
-    listed = (ROOT / "datasets/splits/monuseg/train.txt").read_text().split()
+    listed = (ROOT / "datasets/splits/monuseg/train.txt").read_text(encoding="utf-8").split()
     validation, batch = cfg.DATA.VAL_CASES, cfg.DATA.BATCH_SIZE
     training = len(listed) - validation
     numbers = [

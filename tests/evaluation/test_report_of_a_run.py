@@ -15,7 +15,7 @@ from tests.evaluation.test_html import Page
 
 def report_of(run: Path, out: Path) -> Page:
     assert test_command.main(["--checkpoint", str(run), "--output", str(out)]) == 0
-    assert json.loads((out / "summary.json").read_text())["cases"]
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["cases"]
     return Page((out / "report.html").read_text(encoding="utf-8"))
 
 
@@ -26,7 +26,7 @@ def test_the_report_has_curves_configuration_and_environment(run: Path, tmp_path
     ]
     assert titles == ["Loss", "Cross-entropy", "Dice loss", "SCR", "IFD", "Validation Dice"]
     (whole,) = [text for text in page.texts if text.startswith("GPU_ID") or "NUM_CLASSES:" in text]
-    recorded = yaml.safe_load((run / "config.yaml").read_text())
+    recorded = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert yaml.safe_load(whole).keys() == recorded.keys()
     assert yaml.safe_load(whole)["MODEL"] == recorded["MODEL"]
     assert recorded["ENVIRONMENT"]["torch"] in page.texts[page.texts.index("Environment") :]
@@ -36,7 +36,7 @@ def test_weights_alone_have_no_curves(run: Path, tmp_path: Path) -> None:
     shutil.move(run / "metrics.jsonl", tmp_path / "elsewhere.jsonl")
     page = report_of(run, tmp_path / "out")
     assert "Training" not in page.texts and "Spread over the cases" in page.texts
-    assert "training curves" not in (tmp_path / "out/test_log.txt").read_text()
+    assert "training curves" not in (tmp_path / "out/test_log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("content", [b"\xff\x00", b'{"step": 1, "loss": "low"}\n', b'{"step": 1, "loss": 1.5}\n{"st'])
@@ -44,7 +44,7 @@ def test_a_damaged_record_does_not_lose_the_evaluation(run: Path, tmp_path: Path
     (run / "metrics.jsonl").write_bytes(content)
     page = report_of(run, tmp_path / "out")
     assert "Training" not in page.texts and "Spread over the cases" in page.texts
-    log = (tmp_path / "out/test_log.txt").read_text()
+    log = (tmp_path / "out/test_log.txt").read_text(encoding="utf-8")
     assert "WARNING the report has no training curves:" in log and "metrics.jsonl: line" in log
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from selfreg import FeatureTap, KDloss, TapSpec, suggest_spec
 from tests.conftest import ROOT
 
-README = (ROOT / "selfreg" / "README.md").read_text()
+README = (ROOT / "selfreg" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
