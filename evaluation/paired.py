@@ -32,7 +32,8 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
     """What the differences (S, N) between two ways say: S repetitions, such as seeds, each on the same N cases.
 
     The interval (95 %) is of the percentile bootstrap. Repetitions and cases are drawn anew independently of each
-    other, so that it allows for another training as well as for other cases; with one repetition it is the ordinary
+    other, so that it allows for another training as well as for other cases; as the bootstrap of few repetitions is too
+    narrow, it reaches at least as far as Student's over their means. With one repetition it is the ordinary
     bootstrap over cases. Median and Wilcoxon's signed-rank test are over the cases' means over the repetitions.
 
     Raises:
@@ -45,7 +46,8 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
         raise ValueError(
             "paired: a difference is not finite; expected cases that have a figure in both, leave out others"
         )
-    low, high = _interval(table)
+    ends = [_interval(table)] + ([_student(table.mean(axis=1))] if len(table) > 1 else [])
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     cases = table.mean(axis=0)
     return Paired(float(table.mean()), low, high, float(np.median(cases)), _wilcoxon(cases), len(cases))
 
@@ -58,13 +60,19 @@ def paired_few(differences: Sequence[float]) -> Paired:
     Raises:
         ValueError: no differences, or one that is not finite.
     """
+    found = paired([differences])
+    low, high = (found.low, found.high) if found.cases == 1 else _student(np.asarray(differences))
+    return replace(found, low=low, high=high)
+
+
+def _student(values: np.ndarray) -> tuple[float, float]:
+    """Student's interval of the mean of some values; where they are all the same, that one."""
     from scipy.stats import ttest_1samp
 
-    found = paired([differences])
-    if found.cases == 1 or len(set(differences)) == 1:  # no spread: Student's interval is the mean itself
-        return found
-    interval = ttest_1samp(differences, 0).confidence_interval(LEVEL)
-    return replace(found, low=float(interval.low), high=float(interval.high))
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    interval = ttest_1samp(values, 0).confidence_interval(LEVEL)
+    return float(interval.low), float(interval.high)
 
 
 def _interval(table: np.ndarray) -> tuple[float, float]:

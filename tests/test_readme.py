@@ -7,9 +7,11 @@ import shlex
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from configs import arguments
+from scripts.studies.plan import as_study
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +51,13 @@ def test_the_loss_on_your_own_network() -> None:
     names["loss"].backward()
     assert torch.equal(names["logits"], network(names["image"]))
     assert all(p.grad is not None for p in network.parameters())
+
+
+def test_the_study_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    study = as_study(yaml.safe_load(block), "README")
+    assert len(list(study.runs())) == 4 * 3 and study.min_seeds == 3
 
 
 @pytest.mark.parametrize("line", re.findall(r"^ {4}python ((?:train|test)\.py .*)$", README, re.MULTILINE))

@@ -69,8 +69,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of runs: `networks` (name to `cfg`, `opts` and, as rows lambda_1, lambda_2, Dice in per cent, `published`)
-    by pairs of weights by `seeds` by `folds`; `min_seeds` is how many seeds a cell must have to be reported."""
+    """A grid of runs: `networks` by pairs of weights by `seeds` by `folds`.
+
+    A network has its `cfg`, `opts` and, as rows lambda_1, lambda_2, Dice in per cent, `published`. `min_seeds` is how
+    many seeds a cell must have to be reported, all of them where the yaml does not say.
+    """
 
     title: str
     networks: Mapping[str, Mapping[str, Any]]
@@ -147,7 +150,7 @@ def as_study(content: object, source: str) -> Study:
         _weights(given, source),
         tuple(given["seeds"]),
         given["folds"],
-        given["min_seeds"],
+        given["min_seeds"] if "min_seeds" in content else len(given["seeds"]),
         given["opts"],
     )
     _check(study, source)

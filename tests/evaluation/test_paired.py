@@ -36,11 +36,27 @@ def test_repetitions_and_cases_are_both_drawn_anew() -> None:
     for _ in range(4000):
         rows, columns = rng.integers(0, 4, 4), rng.integers(0, 9, 9)
         naive.append(np.mean([[table[row, column] for column in columns] for row in rows]))
+    low, high = np.quantile(naive, [0.025, 0.975])
+    # Student's over the four repetitions: mean -+ t(0.975, 3 degrees of freedom) * s / 2.
+    means = table.mean(axis=1)
+    reach = 3.1824463 * means.std(ddof=1) / 2
     found = paired(table)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=0.08)
+    assert found.low == pytest.approx(min(low, means.mean() - reach), abs=0.08)
+    assert found.high == pytest.approx(max(high, means.mean() + reach), abs=0.08)
     # Wider than over the cases of these very trainings alone.
     alone = paired([table.mean(axis=0)])
     assert found.high - found.low > 1.5 * (alone.high - alone.low)
+
+
+def test_where_cases_differ_more_than_repetitions_the_bootstrap_decides() -> None:
+    table = np.random.default_rng(6).normal(0, 1, 12) + np.zeros((5, 1))
+    alone = paired(table[:1])
+    assert (paired(table).low, paired(table).high) == pytest.approx((alone.low, alone.high), abs=0.05)
+
+
+def test_two_repetitions_decide_nothing() -> None:
+    found = paired([[0.6, 0.7, 0.8], [1.2, 1.3, 1.4]])
+    assert found.low < 0 < found.high
 
 
 def test_of_a_few_the_interval_is_student_s() -> None:

@@ -44,6 +44,12 @@ def test_the_grid() -> None:
     assert study.published(Cell("swin", 0.0, 0.1)) == 75 and study.published(Cell("small", 0.0, 0.1)) is None
 
 
+def test_without_min_seeds_it_takes_all() -> None:
+    given = content()
+    del given["min_seeds"]
+    assert as_study(given, "x").min_seeds == 2
+
+
 def test_opts_are_added_to_those_of_the_yaml(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(content()))
