@@ -58,9 +58,11 @@ def cross_validate(
 
 
 def is_tested(run: Path) -> bool:
-    """Whether the folder of a run holds a test that was made after the training."""
-    tested, trained = run / "summary.json", run / "last.pth"
-    return tested.is_file() and trained.is_file() and tested.stat().st_mtime_ns >= trained.stat().st_mtime_ns
+    """Whether the folder of a run holds a test that was made after the training, and after it was last asked for."""
+    tested, *before = (run / name for name in ("summary.json", "last.pth", "config.yaml"))
+    if not all(path.is_file() for path in (tested, *before)):
+        return False
+    return tested.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in before)
 
 
 def collect(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

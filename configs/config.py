@@ -225,11 +225,19 @@ _MAY_DIFFER = (
 )
 
 
+# Of these, what changes the weights that a finished run has chosen.
+_CHOOSES = ("MODEL.PRETRAIN_CKPT", "TRAIN.VAL_FREQ")
+_OF_THE_DATA = (
+    *("MODEL.NUM_CLASSES", "MODEL.IN_CHANNELS", "DATA.INTENSITY", "DATA.WINDOW", "DATA.AXIS_ORDER"),
+    *("DATA.ORIENTATION", "DATA.AXIS", "DATA.LABEL_VALUES"),
+)
+
+
 def is_of(cfg: CfgNode, run: Path) -> bool:
-    """Whether the folder of a run holds one that was to be trained as the configuration says, and as long.
+    """Whether the folder of a run holds one that was to be trained as the configuration says, as long, and so tested.
 
     Raises:
-        ValueError: it was begun with other settings, the first of which is named.
+        ValueError: it was begun with settings that give other weights, the first of which is named.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -237,14 +245,9 @@ def is_of(cfg: CfgNode, run: Path) -> bool:
     saved = get_config(path)
     # What a configuration leaves empty the data have filled in.
     ours = _filled(cfg, {key: value_at(saved, key) for key in _OF_THE_DATA})
-    check_continues(ours, to_plain(saved), path)
-    return (saved.TRAIN.EPOCHS, saved.TRAIN.MAX_ITERATIONS) == (cfg.TRAIN.EPOCHS, cfg.TRAIN.MAX_ITERATIONS)
-
-
-_OF_THE_DATA = (
-    *("MODEL.NUM_CLASSES", "MODEL.IN_CHANNELS", "DATA.INTENSITY", "DATA.WINDOW", "DATA.AXIS_ORDER"),
-    *("DATA.ORIENTATION", "DATA.AXIS", "DATA.LABEL_VALUES"),
-)
+    _check_same(ours, to_plain(saved), path, tuple(key for key in _MAY_DIFFER if key not in _CHOOSES))
+    length = [(one.TRAIN.EPOCHS, one.TRAIN.MAX_ITERATIONS) for one in (saved, cfg)]
+    return length[0] == length[1] and saved.TEST == cfg.TEST
 
 
 def check_continues(cfg: CfgNode, saved: Mapping[str, Any], where: object = "--resume") -> None:
@@ -255,9 +258,13 @@ def check_continues(cfg: CfgNode, saved: Mapping[str, Any], where: object = "--r
     """
     if not _is_plain(saved):
         raise ValueError(f"{where}: its configuration is not understood; expected a last.pth that train.py wrote")
+    _check_same(cfg, saved, where, _MAY_DIFFER)
+
+
+def _check_same(cfg: CfgNode, saved: Mapping[str, Any], where: object, may_differ: tuple[str, ...]) -> None:
     ours = dict(_leaves(to_plain(cfg)))
     for key, value in _leaves(saved):
-        if ours.get(key, value) != value and not key.startswith(_MAY_DIFFER):
+        if ours.get(key, value) != value and not key.startswith(may_differ):
             raise ValueError(
                 f"{where}: {key} is {ours[key]!r} but the run was begun with {value!r}; "
                 "give the same, or another --output_dir"

@@ -11,7 +11,7 @@ import yaml
 import networks
 from configs import arguments
 from configs.arguments import FLAGS, overrides_of, train_parser
-from configs.config import check_continues, config_text, get_config, network_keywords, size_of, to_plain
+from configs.config import check_continues, config_text, get_config, is_of, network_keywords, size_of, to_plain
 from configs.defaults import default_config
 from networks import build_network, list_networks
 from tests.conftest import ROOT
@@ -261,6 +261,21 @@ def test_a_saved_configuration_of_another_run() -> None:
     check_continues(get_config(), to_plain(get_config(opts=["TRAIN.EPOCHS", "3"])))
     with pytest.raises(ValueError, match="last.pth: SEED is 1234 but the run was begun with 5"):
         check_continues(get_config(), to_plain(get_config(opts=["SEED", "5"])), "last.pth")
+
+
+def test_a_run_of_the_same_configuration(tmp_path: Path) -> None:
+    def asked(*opts: str) -> bool:
+        return is_of(get_config(opts=opts), tmp_path)
+
+    assert not asked()
+    (tmp_path / "config.yaml").write_text(config_text(to_plain(get_config(opts=["DATA.INTENSITY", "window"])), {}))
+    # What the data filled in, where it lies and what it writes make it no other run.
+    assert asked() and asked("DATA.ROOT_PATH", "elsewhere", "TRAIN.LOG_FREQ", "1")
+    # It is to be gone on with, or tested anew.
+    assert not asked("TRAIN.EPOCHS", "200") and not asked("TEST.SCORE_AT", "network")
+    for key, value in (("SEED", "5"), ("TRAIN.VAL_FREQ", "3"), ("MODEL.PRETRAIN_CKPT", "other.pth")):
+        with pytest.raises(ValueError, match=f"config.yaml: {key} is .* but the run was begun with"):
+            asked(key, value)
 
 
 def test_a_message_neither_moves_the_cursor_nor_fills_the_page(capsys: pytest.CaptureFixture) -> None:

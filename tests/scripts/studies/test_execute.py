@@ -13,6 +13,7 @@ import pytest
 
 from configs.arguments import overrides_of, train_parser
 from configs.config import get_config
+from crossval import is_tested
 from scripts.studies.execute import Step, execute, read_times, steps_left
 from scripts.studies.plan import Cell, Run, as_study
 from tests.conftest import ROOT
@@ -63,6 +64,19 @@ def test_the_training_command_asks_for_what_the_study_says(
         said.defrost()
         said.OUTPUT_DIR, said.DATA.ROOT_PATH = str(tmp_path / run.folder), "data"
         assert asked == said
+
+
+def test_a_run_is_tested_anew_where_it_was_asked_for_after_its_test(tmp_path: Path) -> None:
+    for name in ("last.pth", "config.yaml", "summary.json"):
+        assert not is_tested(tmp_path)
+        (tmp_path / name).touch()
+    for name, order in (("last.pth", 1), ("config.yaml", 2), ("summary.json", 3)):
+        os.utime(tmp_path / name, (order, order))
+    assert is_tested(tmp_path)
+    for name in ("last.pth", "config.yaml"):
+        os.utime(tmp_path / name, (4, 4))
+        assert not is_tested(tmp_path)
+        os.utime(tmp_path / name, (1, 1))
 
 
 def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
