@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.metrics import OVERLAPS
 from evaluation.report import CONVENTIONS, mean_and_spread
+from evaluation.summary import read_summary
 from utils import whole_or_absent
 
 _log = logging.getLogger("train.py")
@@ -39,7 +41,7 @@ def cross_validate(
         0, or the exit code of the command that failed.
 
     Raises:
-        ValueError: as `is_trained` and `collect`.
+        ValueError: as `is_trained`, `read_summary` and `collect`.
     """
     runs = [output_dir / f"fold_{fold}" for fold in range(folds)]
     done = [is_trained(fold, run) and is_tested(run) for fold, run in enumerate(runs)]  # all, before any is begun
@@ -50,7 +52,7 @@ def cross_validate(
             if code:
                 return code
         _log.info("fold %d of %d: %s", fold + 1, folds, run)
-    result = collect([json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs])
+    result = collect([read_summary(run) for run in runs])
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     whole_or_absent(output_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
     _log.info("%s\n\nresults: %s", format_result(result), output_dir / RESULT)
@@ -95,14 +97,12 @@ def format_result(result: dict[str, Any]) -> str:
     width = max(width, len("over folds"))
     lines = [f"{'case':{width}}  fold  {'Dice':>7} {'IoU':>7}  {'Dice':>7} {'IoU':>7}   (published, strict)"]
     for case in result["cases"]:
-        cells = "  ".join(
-            " ".join(_cell(case[convention][name]) for name in ("dice", "jaccard")) for convention in CONVENTIONS
-        )
+        cells = "  ".join(" ".join(_cell(case[convention][name]) for name in OVERLAPS) for convention in CONVENTIONS)
         lines.append(f"{case['name']:{width}}  {case['fold']:4d}  {cells}")
     for over in ("over_cases", "over_folds"):
         for convention in CONVENTIONS:
             row = result[convention][over]
-            dice, iou = (f"{_cell(row[name]['mean'])} +- {_cell(row[name]['std'])}" for name in ("dice", "jaccard"))
+            dice, iou = (f"{_cell(row[name]['mean'])} +- {_cell(row[name]['std'])}" for name in OVERLAPS)
             lines.append(f"{over.replace('_', ' '):{width}}  {convention:9}  Dice {dice}  IoU {iou}")
     return "\n".join(lines)
 

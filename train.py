@@ -13,11 +13,9 @@ from typing import Any
 
 from configs.arguments import overrides_of, run_guarded, train_parser
 from configs.config import (
-    check_continues,
     completed,
     data_keywords,
     get_config,
-    is_of,
     look_keywords,
     naming,
     network_keywords,
@@ -25,6 +23,7 @@ from configs.config import (
     size_of,
     to_plain,
 )
+from configs.saved import check_continues, is_of
 
 _log = logging.getLogger("train.py")
 
@@ -156,7 +155,7 @@ def _open_record(trainer: Any, output_dir: Path) -> None:
     from tensorboardX import SummaryWriter
 
     import utils
-    from configs.config import config_text
+    from configs.saved import config_text
 
     utils.log_to(output_dir / "log.txt")
     text = config_text(trainer.config, utils.environment(trainer.device))

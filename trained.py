@@ -14,8 +14,6 @@ from configs.arguments import overrides_of
 from configs.checks import value_at
 from configs.config import (
     completed,
-    config_beside,
-    config_within,
     data_keywords,
     get_config,
     look_keywords,
@@ -23,6 +21,7 @@ from configs.config import (
     network_keywords,
     reading_keywords,
 )
+from configs.saved import config_beside, config_within
 
 
 @dataclass(frozen=True)

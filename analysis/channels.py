@@ -150,7 +150,7 @@ class _Sums:
             )
 
     def similarity(self) -> ChannelSimilarity:
-        """The channels' likeness over all that was counted."""
+        """How similar the channels are over all that was counted."""
         if not self.images:
             raise ValueError("there is no image to compare channels on; expected at least one")
         count, shift = self.positions, self.shift

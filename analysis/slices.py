@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from datasets.base import Volume
 from datasets.transforms import resize_image
-
-_log = logging.getLogger(__name__)
 
 
 class Subject(NamedTuple):

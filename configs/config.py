@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from configs.checks import AS_STORED, check_values, value_at
 from configs.defaults import OF_DATASET, default_config
+from configs.plain_yaml import parse_word, read_yaml
 
 # Keys that take a list too, with an example of what is in it.
 _ONE_OR_MORE = {"DATA.IMG_SIZE": 224, "MODEL.PRETRAIN_CKPT": "weights.pth"}
@@ -62,7 +61,7 @@ def get_config(
         _set(cfg, key, value, "command line")
     _settle(cfg)
     own = OF_DATASET.get(cfg.DATA.DATASET, {})
-    return _filled(cfg, {key: value for key, value in own.items() if key.startswith("MODEL.")})
+    return filled(cfg, {key: value for key, value in own.items() if key.startswith("MODEL.")})
 
 
 def completed(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
@@ -74,7 +73,7 @@ def completed(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
         ValueError: the images have other channels, or the labels another number of values than there are classes, or
             --axis is of no use.
     """
-    cfg = _filled(_filled(cfg, facts), OF_DATASET.get(cfg.DATA.DATASET, {}))
+    cfg = filled(filled(cfg, facts), OF_DATASET.get(cfg.DATA.DATASET, {}))
     found = facts.get("MODEL.IN_CHANNELS", cfg.MODEL.IN_CHANNELS)
     if found != cfg.MODEL.IN_CHANNELS:
         raise ValueError(
@@ -91,7 +90,8 @@ def completed(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
     return cfg
 
 
-def _filled(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
+def filled(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
+    """The configuration, frozen, with the facts (dotted key to value) where a key is empty."""
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in facts.items():
@@ -119,18 +119,6 @@ def naming(*cfg_files: str | Path | Mapping[str, Any]) -> Iterator[None]:
     except ValueError as error:
         files = [str(file) for file in cfg_files if file and not isinstance(file, Mapping)]
         raise ValueError(": ".join([*files, str(error)])) from error
-
-
-def config_beside(path: str | Path) -> str:
-    """The config.yaml of the run that `path` is, or lies in; empty where there is none."""
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    return str(folder / "config.yaml") if (folder / "config.yaml").is_file() else ""
-
-
-def config_within(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration in what train.py saved to go on from; empty where there is none."""
-    config = checkpoint.get("config", {})
-    return config if _is_plain(config) else {}
 
 
 def network_keywords(cfg: CfgNode) -> dict[str, Any]:
@@ -215,141 +203,6 @@ def to_plain(cfg: CfgNode) -> dict[str, Any]:
     return {key: to_plain(value) if isinstance(value, CfgNode) else copy.copy(value) for key, value in cfg.items()}
 
 
-# What may differ between a run and its continuation: where things are, how long it goes on, what is written when.
-_MAY_DIFFER = (
-    *("OUTPUT_DIR", "GPU_ID", "N_GPU", "ENVIRONMENT", "TEST", "DATA.ROOT_PATH", "DATA.VOLUME_PATH", "DATA.LIST_DIR"),
-    *("DATA.NUM_WORKERS", "DATA.START_METHOD", "DATA.CACHE"),
-    *("MODEL.NAME", "MODEL.PRETRAIN_CKPT"),
-    *("TRAIN.EPOCHS", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ", "TRAIN.SAVE_SECONDS", "TRAIN.LOG_FREQ"),
-    *("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TRAIN.USE_CHECKPOINT", "LOSS.GRADIENT_FACTOR", "LOSS.GRADIENT_FREQ"),
-)
-
-
-# Of these, what changes the weights that a finished run has chosen.
-_CHOOSES = ("MODEL.PRETRAIN_CKPT", "TRAIN.VAL_FREQ")
-_OF_THE_DATA = (
-    *("MODEL.NUM_CLASSES", "MODEL.IN_CHANNELS", "DATA.INTENSITY", "DATA.WINDOW", "DATA.AXIS_ORDER"),
-    *("DATA.ORIENTATION", "DATA.AXIS", "DATA.LABEL_VALUES"),
-)
-
-
-def is_of(cfg: CfgNode, run: Path) -> bool:
-    """Whether the folder of a run holds one that was to be trained as the configuration says, as long, and so tested.
-
-    Raises:
-        ValueError: it was begun with settings that give other weights, the first of which is named.
-    """
-    path = run / "config.yaml"
-    if not path.is_file():
-        return False
-    saved = get_config(path)
-    # What a configuration leaves empty the data have filled in.
-    ours = _filled(cfg, {key: value_at(saved, key) for key in _OF_THE_DATA})
-    _check_same(ours, to_plain(saved), path, tuple(key for key in _MAY_DIFFER if key not in _CHOOSES))
-    length = [(one.TRAIN.EPOCHS, one.TRAIN.MAX_ITERATIONS) for one in (saved, cfg)]
-    return length[0] == length[1] and saved.TEST == cfg.TEST
-
-
-def check_continues(cfg: CfgNode, saved: Mapping[str, Any], where: object = "--resume") -> None:
-    """Make sure that a saved run's configuration and this one train alike; messages name `where` it was saved.
-
-    Raises:
-        ValueError: they differ in a key that changes a number, which is named, or what is saved is no configuration.
-    """
-    if not _is_plain(saved):
-        raise ValueError(f"{where}: its configuration is not understood; expected a last.pth that train.py wrote")
-    _check_same(cfg, saved, where, _MAY_DIFFER)
-
-
-def _check_same(cfg: CfgNode, saved: Mapping[str, Any], where: object, may_differ: tuple[str, ...]) -> None:
-    ours = dict(_leaves(to_plain(cfg)))
-    for key, value in _leaves(saved):
-        if ours.get(key, value) != value and not key.startswith(may_differ):
-            raise ValueError(
-                f"{where}: {key} is {ours[key]!r} but the run was begun with {value!r}; "
-                "give the same, or another --output_dir"
-            )
-
-
-_PLAIN = (bool, int, float, str, type(None))
-
-
-def _is_plain(node: object, depth: int = 4) -> bool:
-    """Whether this is what `to_plain` makes: sections by name, no deeper than `depth`, of numbers, texts and lists."""
-    if not isinstance(node, Mapping) or not depth:
-        return False
-    values = (item for value in node.values() for item in (value if isinstance(value, (list, tuple)) else [value]))
-    return all(isinstance(key, str) for key in node) and all(
-        _is_plain(value, depth - 1) if isinstance(value, Mapping) else isinstance(value, _PLAIN) for value in values
-    )
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def config_text(config: Mapping[str, Any], environment: Mapping[str, str]) -> str:
-    """The yaml of a run, from its plain configuration: every key resolved, and the versions it ran with."""
-    return yaml.safe_dump({**config} | {"ENVIRONMENT": dict(environment)}, sort_keys=False)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """What a short yaml of plain data holds, without aliases and control characters; an empty one holds nothing.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is too long, is no yaml, or holds no keys.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such configuration; give a yaml file, such as those in configs/ (--cfg)")
-    if path.stat().st_size > _LONGEST_YAML:
-        raise ValueError(f"{path}: has more than {_LONGEST_YAML >> 10} KiB; expected an experiment's few lines of yaml")
-    # Only ever data: yacs itself would execute a .py file given here.
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
-    except _UNREADABLE as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: is not a yaml file ({why}); mend it, or give another --cfg") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}; expected keys such as MODEL, DATA, TRAIN")
-    return content
-
-
-_LONGEST_YAML = 2**16  # bytes; reading takes seconds from there on
-_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and halves of letters
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Plain data only, no key twice; without aliases a small file cannot grow into a huge one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"the key {twice[:80]!r} is there twice")
-        return super().construct_mapping(node, deep)
-
-    def construct_scalar(self, node: yaml.Node) -> Any:
-        value = super().construct_scalar(node)
-        if isinstance(value, str) and _NO_TEXT.search(value):
-            raise yaml.YAMLError(f"{value[:80]!r} holds control characters")
-        return value
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not used here")
-        return super().compose_node(parent, index)
-
-
-_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError, OverflowError, AttributeError)
-
-
 def _parse(cfg: CfgNode, dotted: str, text: str) -> Any:
     """The value that a word of the command line stands for; where text is expected, the word itself."""
     try:
@@ -358,10 +211,7 @@ def _parse(cfg: CfgNode, dotted: str, text: str) -> Any:
             return text
     except (KeyError, TypeError):
         pass  # an unknown key is refused by name later on
-    try:
-        return yaml.load(text, _PlainLoader)
-    except _UNREADABLE:
-        return text
+    return parse_word(text)
 
 
 def _all_keys(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

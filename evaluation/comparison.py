@@ -10,11 +10,10 @@ from typing import Any
 
 from evaluation import charts, html
 from evaluation.html import shown_metrics
+from evaluation.metrics import OVERLAPS
 from evaluation.paired import LEVEL, paired
 from evaluation.report import CONVENTIONS
 from evaluation.text import aligned
-
-_OVERLAPS = ("dice", "jaccard")
 
 
 def compare_summaries(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def _on_shared_classes(
     """The figures of a case in both tests, distances over the classes that have one in both."""
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for metric in metrics:
-        if metric in _OVERLAPS:
+        if metric in OVERLAPS:
             found[0][metric], found[1][metric] = a[metric], b[metric]
             continue
         pairs = [(a["per_class"][name][metric], b["per_class"][name][metric]) for name in a["per_class"]]

@@ -15,6 +15,7 @@ from torch import Tensor
 from evaluation.surfaces import Array, ClassMeasure, count, measure_classes
 
 METRICS = ("dice", "hd95", "jaccard", "assd")
+OVERLAPS = ("dice", "jaccard")  # of these, those from 0 to 1; the others are distances
 METHODS = ("fast", "medpy", "device")
 ASSD_FORMS = ("pooled", "directed")  # MedPy from 0.5 on, MedPy up to 0.4
 

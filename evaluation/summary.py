@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from evaluation.html import shown_metrics
+from evaluation.metrics import OVERLAPS
+from evaluation.plain_json import is_number, read_json
 from evaluation.report import CONVENTIONS
-from utils import brief_of
-
-_OVERLAPS = ("dice", "jaccard")
-
-
-def read_json(path: Path, writer: str) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: it is none; the command that should have written it is named.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is not a JSON file ({brief_of(error)}); expected what {writer} writes") from None
-
-
-def is_number(value: object, lowest: float = 0.0, highest: float = sys.float_info.max) -> bool:
-    """Whether this is a finite number from `lowest` to `highest`."""
-    return type(value) in (int, float) and lowest <= value <= highest
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -74,7 +55,7 @@ def _faults(summary: Mapping[str, Any]) -> Iterator[str]:
 def _faults_of_row(row: Mapping[str, Any], summary: Mapping[str, Any], convention: str) -> Iterator[str]:
     """What is amiss with the figures of a case, or of its class: by the strict convention some are undefined."""
     for metric in shown_metrics(summary):
-        highest = 1.0 if metric in _OVERLAPS else sys.float_info.max
+        highest = 1.0 if metric in OVERLAPS else sys.float_info.max
         undefined = convention == "strict" and row[metric] is None
         if not undefined and not is_number(row[metric], highest=highest):
             yield f"its {convention} {metric} is {row[metric]!r}"

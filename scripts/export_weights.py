@@ -39,7 +39,8 @@ def export(args: argparse.Namespace) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from configs.config import config_beside, get_config, network_keywords, size_of
+    from configs.config import get_config, network_keywords, size_of
+    from configs.saved import config_beside
     from networks import build_network, load_weights
     from networks.pretrained import find_weights
     from utils import check_writable, whole_or_absent

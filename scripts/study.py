@@ -25,9 +25,11 @@ def study(args: argparse.Namespace) -> int:
             raise ValueError(f"--figure is {args.figure}; expected a name that ends in .png")
         utils.check_writable(args.figure.parent, "--figure")
     if args.study.suffix == ".json":
+        from scripts.studies.table import format_results
+
         results = _read_results(args.study)
         try:
-            _report(results, args.figure)
+            _show(format_results(results), results, args.figure)
         except ValueError as error:
             raise ValueError(f"{args.study}: {error}") from None
         return 0
@@ -42,7 +44,8 @@ def _execute(args: argparse.Namespace) -> int:
     """Do what is left, gather the results, report; returns 0, or the code of a step that failed."""
     from scripts.studies.execute import execute, steps_left
     from scripts.studies.plan import read_study
-    from scripts.studies.results import collect, summarise
+    from scripts.studies.results import collect
+    from scripts.studies.table import format_results
     from utils import whole_or_absent
 
     plan, content = read_study(args.study, args.opts)
@@ -55,11 +58,11 @@ def _execute(args: argparse.Namespace) -> int:
     code = execute(left, devices, args.output_dir, threads) if left else 0
     done = [run for run in plan.runs() if not steps_left(plan, run, args.output_dir)]
     results = collect(plan, content, done, args.output_dir)
-    summarise(results)  # refuses before anything is written
+    tables = format_results(results)  # refuses before anything is written
     text = json.dumps(results, separators=(",", ":"), allow_nan=False) + "\n"
     path = args.output_dir / RESULTS
     whole_or_absent(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    _report(results, args.figure)
+    _show(tables, results, args.figure)
     _log.info("results: %s", path)
     if code == 2:
         raise ValueError(
@@ -82,19 +85,19 @@ def _devices(given: Sequence[str]) -> list[str]:
     return list(given)
 
 
-def _report(results: dict[str, Any], figure: Path | None) -> None:
-    from scripts.studies.table import draw, format_results
+def _show(tables: str, results: dict[str, Any], figure: Path | None) -> None:
+    """Draw the figure that is asked for, then print the tables."""
+    from scripts.studies.table import draw
     from utils import whole_or_absent
 
-    text = format_results(results)
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
         whole_or_absent(figure, lambda path: draw(results, path))
-    sys.stdout.write(text)
+    sys.stdout.write(tables)
 
 
 def _read_results(path: Path) -> dict[str, Any]:
-    from evaluation.summary import read_json
+    from evaluation.plain_json import read_json
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such results; give the {RESULTS} of a study, or its yaml")

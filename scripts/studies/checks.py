@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from evaluation.summary import is_number
+from evaluation.metrics import OVERLAPS
+from evaluation.plain_json import is_number
 from scripts.studies.plan import Cell, Run, Study
 
 _LOWEST = -1.0  # of a correlation or cosine
@@ -52,7 +53,7 @@ def _faults(run: Mapping[str, Any], numbers: Sequence[str]) -> Iterator[str]:
     if not run["cases"] or not run["layers"]:
         yield "it has no cases, or no layers"
     for name, case in run["cases"].items():
-        for metric in ("dice", "jaccard"):
+        for metric in OVERLAPS:
             if not is_number(case["published"][metric], highest=1.0):
                 yield f"{name}: {metric} is {case['published'][metric]!r}"
     for layer in run["layers"]:

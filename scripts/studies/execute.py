@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from configs.config import is_of
+from configs.saved import is_of
 from crossval import is_tested
-from evaluation.summary import is_number, read_json
+from evaluation.plain_json import is_number, read_json
 from scripts.studies.plan import Run, Study
 from utils import whole_or_absent
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.checks import value_at
-from configs.config import get_config, read_yaml
-from evaluation.summary import is_number
+from configs.config import get_config
+from configs.plain_yaml import read_yaml
+from evaluation.plain_json import is_number
 
 _NAME = re.compile(r"\w[\w.-]*")
 _KEYS = {

@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from configs.config import read_yaml
-from evaluation.metrics import METRICS
+from configs.plain_yaml import read_yaml
+from evaluation.metrics import METRICS, OVERLAPS
 from evaluation.paired import Paired, paired, paired_few
+from evaluation.plain_json import read_json
 from evaluation.report import CONVENTIONS
-from evaluation.summary import read_json, read_summary
+from evaluation.summary import read_summary
 from record import read_curves
 from scripts.studies.checks import check_runs
 from scripts.studies.execute import SIMILARITY, TIMES, read_times
@@ -197,7 +198,7 @@ def _cell_result(study: Study, cell: Cell, every_cell: Mapping[Cell, _Seeds]) ->
     shared = [seed for seed in seeds if base and cell != cell.baseline and seed in base.cases]
     enough = len(shared) >= study.min_seeds
     published, plain = study.published(cell), study.published(cell.baseline)
-    dice, iou = ([_mean_of(own.cases[seed], metric) for seed in seeds] for metric in ("dice", "jaccard"))
+    dice, iou = ([_mean_of(own.cases[seed], metric) for seed in seeds] for metric in OVERLAPS)
     return CellResult(
         cell,
         seeds,

@@ -22,7 +22,7 @@ _TITLES = {
 
 
 def format_results(results: Mapping[str, Any]) -> str:
-    """All tables, in Markdown: accuracy, likeness of channels, the latter layer by layer, and time.
+    """All tables, in Markdown: accuracy, similarity of channels, the latter layer by layer, and time.
 
     Raises:
         ValueError: as `results.summarise`.
@@ -54,8 +54,9 @@ def _accuracy_row(study: Study, found: CellResult | TooFew) -> list[str]:
     return [
         *(*row, str(len(found.seeds)), *(_spread(one, 2) for one in (found.validation, found.dice, found.iou))),
         *([""] * 3 if gain is None else [_difference(gain, 2), f"{gain.median:+.2f}", _plain(gain.p, 3)]),
-        *("" if found.published is None else f"{found.published:.2f}",),
-        *("" if found.published_gain is None else f"{found.published_gain:+.2f}", found.verdict),
+        "" if found.published is None else f"{found.published:.2f}",
+        "" if found.published_gain is None else f"{found.published_gain:+.2f}",
+        found.verdict,
     ]
 
 

@@ -11,8 +11,9 @@ import yaml
 import networks
 from configs import arguments
 from configs.arguments import FLAGS, overrides_of, train_parser
-from configs.config import check_continues, config_text, get_config, is_of, network_keywords, size_of, to_plain
+from configs.config import get_config, network_keywords, size_of, to_plain
 from configs.defaults import default_config
+from configs.saved import check_continues, config_text, is_of
 from networks import build_network, list_networks
 from tests.conftest import ROOT
 

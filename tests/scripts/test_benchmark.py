@@ -51,7 +51,7 @@ def test_rows_into_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture)
     report = json.loads(output.read_text())
     assert list(report["rows"]) == names
     assert report["settings"]["rounds"] == 2 and report["environment"]["threads"] == torch.get_num_threads()
-    assert report["environment"]["cpu"] and report["environment"]["torch"] == torch.__version__.split("+")[0]
+    assert report["environment"]["processor"] and report["environment"]["torch"] == torch.__version__.split("+")[0]
     figures = [figure for row in report["rows"].values() for figure in row["figures"]]
     assert len(figures) == len(lines) - 2
     ratio = report["rows"]["metrics"]["figures"][0]
