@@ -98,7 +98,10 @@ def map_in_order(work: Callable[[Item], Result], items: Sequence[Item], jobs: in
     """
     workers = min(jobs, len(items), os.cpu_count() or 1)
     if workers <= 1:
-        yield from map(work, items)
+        for item in items:
+            with _interrupt_waits():
+                result = work(item)
+            yield result
         return
     # Spawned, not forked: a fork would take over the locks of libraries that already run threads.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
@@ -110,6 +113,19 @@ def map_in_order(work: Callable[[Item], Result], items: Sequence[Item], jobs: in
         raise OSError(f"a process of --jobs {jobs} was killed, likely for want of memory; give fewer") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupt_waits() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of a file: amid the opening of one, Python itself complains on standard error."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            raise KeyboardInterrupt
 
 
 @contextmanager

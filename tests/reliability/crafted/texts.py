@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.reliability.fuzzing import Scene, Write, writes
 
 
 def _append(text: str) -> Write:
-    """The good configuration and more; a key that comes twice takes the later value."""
-    return lambda path, scene: path.write_bytes(scene.good + b"\n" + text.encode())
+    """The good configuration with more, in place of its own sections of the same names: a key twice is refused."""
+    names = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+
+    def write(path: Path, scene: Scene) -> None:
+        sections = re.split(r"(?m)^(?=\w+:)", scene.good.decode())
+        kept = "".join(section for section in sections if section.partition(":")[0] not in names)
+        path.write_bytes(f"{kept}\n{text}".encode())
+
+    return write
 
 
 def _python(path: Path, scene: Scene) -> None:
@@ -84,6 +92,7 @@ _BAD_YAML = {
     "a key in the middle": "MODEL.SWIN.FOO: 1",
     "an inner key": "__dict__: {a: 1}",
     "another file": "BASE: ['/etc/passwd']",
+    "a key twice": "SEED: 1\nSEED: 2",
     "a section of a number": "MODEL: 3",
     "a section of none": "TRAIN: ~",
     "a number of a section": "SEED: {a: 1}",
