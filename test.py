@@ -12,7 +12,7 @@ from typing import Any
 
 from configs.arguments import run_guarded, test_parser
 from configs.config import overlap_of, reading_keywords, size_of
-from trained import find_trained, find_volumes, load_network
+from evaluation.inference import find_trained, find_volumes, load_network
 
 _log = logging.getLogger("test.py")
 
@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.
 def _test(args: argparse.Namespace) -> int:
-    import distributed
     import utils
     from datasets.histology import PictureVolumes
+    from engine import distributed
 
     trained = find_trained(args)
     cfg, weights = trained.cfg, trained.weights
@@ -68,9 +68,9 @@ def _predict(
 ) -> Iterator[tuple[int, Any]]:
     """Predict this process's cases; writes each mask and overlay, yields each one's place and its scores."""
     from datasets import class_names
+    from engine.logger import format_duration
     from evaluation.predict import predict_volume, room_for
     from evaluation.report import CaseResult, write_overlay
-    from record import in_words
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     how = {
@@ -80,10 +80,10 @@ def _predict(
         "autocast": autocast,
         "overlap": overlap_of(cfg),
     }
-    places, begun = ranks.share(len(volumes)), time.monotonic()
+    places, begun = ranks.shard(len(volumes)), time.monotonic()
     for done, place in enumerate(places):
         volume = volumes[place]
-        left = in_words((time.monotonic() - begun) / done * (len(places) - done)) if done else "?"
+        left = format_duration((time.monotonic() - begun) / done * (len(places) - done)) if done else "?"
         depth, *_, height, width = volume.image.shape
         shape = f"{height}x{width}" if volume.is_picture else f"{depth}x{height}x{width}"
         _log.info("%d/%d  %s  %s  %s left", place + 1, len(volumes), volume.name, shape, left)
@@ -143,8 +143,8 @@ def _settings(cfg: Any, weights: Path) -> dict[str, object]:
 def _provenance(cfg: Any, weights: Path, device: Any) -> Any:
     """What the report says of the run; curves where its record lies beside the weights and can be read."""
     import utils
+    from engine.logger import has_record, read_curves
     from evaluation.html import Provenance
-    from record import has_record, read_curves
 
     curves = {}
     if has_record(weights.parent):

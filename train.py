@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.
 def _train(args: argparse.Namespace, words: Sequence[str]) -> int:
-    import distributed
     import utils
+    from engine import distributed
 
     cfg = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
     if not cfg.OUTPUT_DIR:
@@ -54,14 +54,14 @@ def _train(args: argparse.Namespace, words: Sequence[str]) -> int:
         run.enter_context(utils.logging_session("train.py", quiet=not ranks.first))
         if ranks.first:
             run.enter_context(utils.locked(output_dir))
-        ranks.wait()  # a process that is started again looks for saves when the first has the folder to itself
+        ranks.barrier()  # a process that is started again looks for saves when the first has the folder to itself
         return _fit(cfg, output_dir, args, ranks)
 
 
 def _cross_validate(cfg: Any, words: Sequence[str], output_dir: Path) -> int:
-    import distributed
     import utils
-    from crossval import cross_validate
+    from engine import distributed
+    from evaluation.cross_validation import cross_validate
 
     if distributed.local_rank() is not None:
         raise ValueError("--folds starts commands of its own; with torchrun give each fold by itself, --fold 0, 1, ...")
@@ -141,7 +141,7 @@ def _network(cfg: Any, args: argparse.Namespace, saved: Any, device: Any) -> Any
     else:
         _start_weights(network, cfg.MODEL.PRETRAIN_CKPT, args)
     if cfg.TRAIN.SYNC_BN:
-        from distributed import with_synchronised_batch_norm
+        from engine.distributed import with_synchronised_batch_norm
 
         network = with_synchronised_batch_norm(network, device)
     network.to(device)
@@ -159,7 +159,7 @@ def _open_record(trainer: Any, output_dir: Path) -> None:
 
     utils.log_to(output_dir / "log.txt")
     text = config_text(trainer.config, utils.environment(trainer.device))
-    utils.whole_or_absent(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    utils.atomic_write(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
     trainer.record.writer = SummaryWriter(str(output_dir / "log"), purge_step=trainer.step)
     millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     slices, where = len(trainer.loader.dataset), trainer.config["DATA"]["DATASET"]
@@ -177,7 +177,7 @@ def _with_its_data(cfg: Any, ranks: Any) -> Any:
 
     bar = partial(tqdm, desc="looking at the data", leave=False, disable=not sys.stderr.isatty())
     facts = look_through(cfg.DATA.DATASET, **look_keywords(cfg), progress=bar) if ranks.local_rank == 0 else {}
-    ranks.wait()
+    ranks.barrier()
     return completed(cfg, facts or look_through(cfg.DATA.DATASET, **look_keywords(cfg)))
 
 
@@ -194,7 +194,7 @@ def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[...,
         for dataset in (train_set, val_set):
             bar = partial(tqdm, desc="checking the data", leave=False, disable=not sys.stderr.isatty())
             check_quick(dataset, bar, learn=dataset is train_set)
-    ranks.wait()
+    ranks.barrier()
     size = size_of(cfg)
     loader = build_loader(
         train_set,
@@ -234,7 +234,7 @@ def _criterion(loss: Any, num_classes: int) -> Any:
 
 
 def _schedule(cfg: Any, batches: int) -> Any:
-    from schedule import Schedule
+    from trainer import Schedule
 
     return Schedule(
         epochs=cfg.TRAIN.EPOCHS,
@@ -262,8 +262,8 @@ def _saved_state(args: argparse.Namespace, output_dir: Path) -> Any:
 
     What torchrun starts again after a process was lost goes on without being told.
     """
-    from checkpoint import LAST, PREVIOUS, Saved, read_checkpoint, read_last
-    from distributed import is_restart
+    from engine.checkpoint import LAST, PREVIOUS, Saved, read_checkpoint, read_last
+    from engine.distributed import is_restart
 
     holds_a_run = (output_dir / LAST).exists() or (output_dir / PREVIOUS).exists()
     if args.resume not in ("", "auto") and not (is_restart() and holds_a_run):

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoint import LAST, save_checkpoint, save_last
-from distributed import Ranks
-from record import Record
-from schedule import Schedule
+from engine.checkpoint import LAST, save_checkpoint, save_last
+from engine.distributed import Ranks
+from engine.logger import MetricLogger
+from engine.state import check_state
 from selfreg import Features, FeatureTap
-from state import check_state
-from utils import brief_of, generator_states, restore_generators, summed_heads
+from utils import first_line, generator_states, restore_generators, sum_heads
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +49,34 @@ class Options:
     image_freq: int = 200
     gradient_factor: float = 0.0
     gradient_freq: int = 200
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train and at what rate.
+
+    The rate after step n, counted from 0, is `base_lr * (1 - n/N)^power`; it is set after the step, so the first two
+    steps both run at `base_lr`. `warmup_steps` first raises it linearly; `power` 0 keeps it constant.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    base_lr: float
+    power: float = 0.9
+    max_steps: int = 0
+    warmup_steps: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """N, in optimiser steps."""
+        steps = self.epochs * self.steps_per_epoch
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def lr_after(self, step: int) -> float:
+        """The rate to set after optimiser step `step`; -1 gives the rate of the first one."""
+        if step + 1 < self.warmup_steps:
+            return self.base_lr * (step + 2) / (self.warmup_steps + 1)
+        return self.base_lr * max(0.0, 1 - max(step, 0) / self.total_steps) ** self.power
 
 
 class Trainer:
@@ -89,7 +116,7 @@ class Trainer:
         self.schedule, self.output_dir, self.device = schedule, output_dir, device
         self.options, self.validate, self.config = options or Options(), validate, config or {}
         self.ranks = ranks or Ranks(device=device)
-        self.record = Record(
+        self.record = MetricLogger(
             output_dir if self.ranks.first else None,
             schedule.total_steps,
             log_freq=self.options.log_freq,
@@ -192,7 +219,7 @@ class Trainer:
                 self._skip(batch.names, "gradient is")
                 return None
             self.record.step(self.step, self.epoch, self.optimizer.param_groups[0]["lr"], values)
-            self.record.panels(self.step, batch.image, batch.label, summed_heads(logits).detach())
+            self.record.panels(self.step, batch.image, batch.label, sum_heads(logits).detach())
             self._set_lr(self.schedule.lr_after(self.step - 1))
         return values
 
@@ -206,10 +233,10 @@ class Trainer:
         return self.options.gradient_factor > 0 and first_of_step and self.step % self.options.gradient_freq == 0
 
     def _weigh(self, logits: Any, label: Tensor, features: Features, epoch: float) -> None:
-        """Record what each part of the loss adds to the gradient, as a mean over all processes."""
+        """MetricLogger what each part of the loss adds to the gradient, as a mean over all processes."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         norms = self.criterion.gradient_norms(logits, label, features, parameters, epoch)
-        together = (self.ranks.total(torch.tensor(list(norms.values()))) / self.ranks.world).tolist()
+        together = (self.ranks.all_reduce(torch.tensor(list(norms.values()))) / self.ranks.world).tolist()
         means = dict(zip(norms, together, strict=True))
         self.record.gradients(self.step + 1, self.epoch, means, self.options.gradient_factor)
 
@@ -221,7 +248,7 @@ class Trainer:
         values = torch.stack([value.detach() for value in terms.values()])
         wishes = [float(bool(self._signal)), float(self.ranks.first and self._is_time_to_save())]
         if self.ranks.world > 1:
-            together = self.ranks.total(torch.cat([values, values.new_tensor(wishes)]))
+            together = self.ranks.all_reduce(torch.cat([values, values.new_tensor(wishes)]))
             values, wishes = together[:-2] / self.ranks.world, together[-2:].tolist()
         self._to_stop, self._to_save = (wish > 0 for wish in wishes)
         return dict(zip(terms, values.tolist(), strict=True))
@@ -319,7 +346,7 @@ class Trainer:
         generators = self.ranks.gather(generator_states(self.device))
         if self.ranks.first:
             save_last(self._state(generators), self.output_dir)
-        self.ranks.wait()  # whoever ends first has the others killed, and the save is the first's
+        self.ranks.barrier()  # whoever ends first has the others killed, and the save is the first's
         self._saved_at = time.monotonic()
 
     def _state(self, generators: list[dict[str, Any]]) -> dict[str, Any]:
@@ -349,7 +376,7 @@ class Trainer:
         try:
             self._restore(state)
         except _OF_ANOTHER_RUN as error:
-            why = f"it holds no {error}" if isinstance(error, KeyError) else brief_of(error)
+            why = f"it holds no {error}" if isinstance(error, KeyError) else first_line(error)
             raise ValueError(
                 f"{source}: the checkpoint does not belong to this run ({why}); "
                 "expected a last.pth made with the same configuration (--resume)"

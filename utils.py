@@ -133,7 +133,7 @@ def keep_freed_memory() -> None:
         c.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def let_go(array: np.ndarray) -> None:
+def release_pages(array: np.ndarray) -> None:
     """Give back the memory that a part of a `np.memmap` has taken; the file holds it. Other arrays are left alone."""
     while isinstance(array.base, np.ndarray):
         array = array.base
@@ -154,7 +154,7 @@ def check_writable(path: Path, option: str) -> None:
         raise ValueError(f"{option}: {path} cannot be written, {existing} is read-only; give another folder")
 
 
-def whole_or_absent(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
+def atomic_write(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, and put it in place only when it is complete and on the disk.
 
     `keep` is the path that the file which was there before takes.
@@ -164,7 +164,9 @@ def whole_or_absent(path: Path, write: Callable[[Path], Any], *, keep: Path | No
         try:
             write(temporary)
         except RuntimeError as error:  # torch's word for a disk that is full
-            raise OSError(errno.EIO, f"cannot be written, is the disk full? ({brief_of(error)})", str(path)) from error
+            raise OSError(
+                errno.EIO, f"cannot be written, is the disk full? ({first_line(error)})", str(path)
+            ) from error
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         with open(temporary, "rb") as file:
@@ -252,14 +254,14 @@ def _lock_whole(descriptor: int) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def summed_heads(logits: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+def sum_heads(logits: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
     """The logits (B, K, H, W) that a network predicts by: of several heads the sum, in float32 at least."""
     if isinstance(logits, torch.Tensor):
         return logits
     return torch.stack([head if head.dtype == torch.float64 else head.float() for head in logits]).sum(dim=0)
 
 
-def brief_of(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error's text, 100 characters at most."""
     return (str(error).splitlines() or [type(error).__name__])[0][:100]
 

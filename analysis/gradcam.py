@@ -104,10 +104,10 @@ def _labels(session: Session, image: Any) -> np.ndarray:
     """What the network predicts for an image (1, C, H, W): (H, W) uint8."""
     import torch
 
-    from utils import summed_heads
+    from utils import sum_heads
 
     with torch.inference_mode():
-        return summed_heads(session.network(image)).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+        return sum_heads(session.network(image)).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
 
 
 def _subject(session: Session, volume: Volume, index: int, labels: np.ndarray, named: str | None) -> Subject:
@@ -173,9 +173,9 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / _stem(subject)
     picture, data, numbers = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".npz", ".json"))
-    utils.whole_or_absent(picture, lambda path: draw(subject, heats, rows, path))
-    utils.whole_or_absent(data, lambda path: np.savez_compressed(path, **arrays))
-    utils.whole_or_absent(numbers, lambda path: path.write_text(text, encoding="utf-8"))
+    utils.atomic_write(picture, lambda path: draw(subject, heats, rows, path))
+    utils.atomic_write(data, lambda path: np.savez_compressed(path, **arrays))
+    utils.atomic_write(numbers, lambda path: path.write_text(text, encoding="utf-8"))
     _log.info("%s, slice %d, %s: %s", subject.volume.name, subject.index + 1, subject.class_name, picture)
 
 

@@ -17,7 +17,7 @@ from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
 from torch import Tensor, nn
 
 from analysis.layers import Layer, channels_first, padded_size
-from utils import summed_heads
+from utils import sum_heads
 
 
 def grad_cam(network: nn.Module, image: Tensor, layer: Layer, target: int, pixels: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ class _Summed(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return summed_heads(self.network(x))
+        return sum_heads(self.network(x))
 
 
 class _UnscaledCAM(GradCAM):

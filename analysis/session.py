@@ -16,8 +16,8 @@ import utils
 from analysis.layers import Layer, LayerMaps, named_layers
 from configs.config import size_of
 from datasets.base import Volume
-from distributed import Ranks
-from trained import find_trained, find_volumes, load_network
+from engine.distributed import Ranks
+from evaluation.inference import find_trained, find_volumes, load_network
 
 _log = logging.getLogger(__name__)
 

@@ -91,9 +91,9 @@ def _write(folder: Path, measured: Measured, drawn: Sequence[Layer], record: dic
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "similarity.png"
     title = "{network} on {dataset}, {images} slices".format(**record)
-    utils.whole_or_absent(picture, lambda path: draw({layer: measured[layer] for layer in drawn}, title, path))
-    utils.whole_or_absent(folder / "similarity.npz", lambda path: np.savez_compressed(path, **arrays))
-    utils.whole_or_absent(folder / "similarity.json", lambda path: path.write_text(text, encoding="utf-8"))
+    utils.atomic_write(picture, lambda path: draw({layer: measured[layer] for layer in drawn}, title, path))
+    utils.atomic_write(folder / "similarity.npz", lambda path: np.savez_compressed(path, **arrays))
+    utils.atomic_write(folder / "similarity.json", lambda path: path.write_text(text, encoding="utf-8"))
     _log.info("%s\n\nfigure: %s", format_table(rows), picture)
 
 

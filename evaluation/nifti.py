@@ -15,7 +15,7 @@ from datasets.axes import as_stored, check_axes
 from datasets.base import Geometry
 from datasets.itk import brief_of_itk, check_name, quiet_sitk
 from datasets.nifti import SUFFIXES, byte_order, open_stream, read_header
-from utils import let_go, whole_or_absent
+from utils import atomic_write, release_pages
 
 # Offsets in a NIfTI-1 header (nifti1.h).
 _DIM, _SFORM_CODE, _SROW = 40, 254, 280
@@ -64,9 +64,9 @@ def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None, la
             for first in range(0, len(stored), planes):
                 block = np.ascontiguousarray(stored[first : first + planes])
                 stream.write((values[block] if len(values) else block).data)
-                let_go(mask)
+                release_pages(mask)
 
-    whole_or_absent(path, write)
+    atomic_write(path, write)
 
 
 def _header(partial: Path, path: Path, shape: tuple[int, ...], geometry: Geometry) -> bytes:

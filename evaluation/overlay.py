@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.base import Geometry, Volume
-from utils import let_go
+from utils import release_pages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,7 +142,7 @@ def _planes(labels: np.ndarray) -> Iterator[np.ndarray]:
     """The slices one after the other; labels that lie in a file may not fit into memory together."""
     for index in range(len(labels)):
         yield labels[index]
-        let_go(labels)
+        release_pages(labels)
 
 
 def richest_slice(labels: np.ndarray) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from datasets.images import picture_header
-from utils import whole_or_absent
+from utils import atomic_write
 
 _RESOLUTION = (282, 283, 296)  # TIFF tags: pixels a unit along x and y, and the unit
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what such a file begins with
@@ -50,7 +50,7 @@ def write_picture_mask(path: Path, mask: np.ndarray, label_values: Sequence[int]
     else:
         # Not packed: what packs it would round the resolution.
         path, options = path.with_name(f"{path.name}.tif"), {"format": "TIFF", "tiffinfo": tags}
-    whole_or_absent(path, lambda partial: image.save(partial, **options))
+    atomic_write(path, lambda partial: image.save(partial, **options))
     return path
 
 

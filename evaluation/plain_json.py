@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils import brief_of
+from utils import first_line
 
 
 def read_json(path: Path, writer: str) -> Any:
@@ -19,7 +19,7 @@ def read_json(path: Path, writer: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is not a JSON file ({brief_of(error)}); expected what {writer} writes") from None
+        raise ValueError(f"{path}: is not a JSON file ({first_line(error)}); expected what {writer} writes") from None
 
 
 def is_number(value: object, lowest: float = 0.0, highest: float = sys.float_info.max) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from datasets.base import SlicedImage, Volume
 from datasets.transforms import resize_image, resize_label
-from distributed import Ranks
+from engine.distributed import Ranks
 from evaluation.sliding import check_overlap, sliding_scores
-from utils import let_go, summed_heads
+from utils import release_pages, sum_heads
 
 # A CPU gains nothing from larger passes, and their maps leave its caches: 24 slices take a fifth longer than 6 x 4.
 _MOST_ON_A_CPU = 4
@@ -80,7 +80,7 @@ def predict_volume(
             images = images.to(device, torch.float32)
             labels = _predict_batch(network, images, size, autocast, overlap, batch_size)
             prediction[first : first + batch_size] = labels.cpu().numpy()
-            let_go(prediction)
+            release_pages(prediction)
     finally:
         network.train(was_training)
     return prediction
@@ -123,7 +123,7 @@ def _predict_batch(
 def _logits(network: nn.Module, autocast: torch.dtype | None, batch: Tensor) -> Tensor:
     """(B, C, H, W) to logits (B, K, H, W), those of several heads summed."""
     with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
-        return summed_heads(network(batch))
+        return sum_heads(network(batch))
 
 
 def validate(
@@ -151,7 +151,7 @@ def validate(
     ranks = ranks or Ranks()
     how = {"img_size": img_size, "batch_size": batch_size, "device": device, "autocast": autocast, "overlap": overlap}
     rows = {}
-    for index in progress(ranks.share(len(volumes))):
+    for index in progress(ranks.shard(len(volumes))):
         volume = volumes[index]
         predicted, truth = predict_volume(network, volume.image, **how), volume.label
         if lumped:

@@ -19,7 +19,7 @@ from evaluation import html
 from evaluation.html import MM_METRICS, shown_metrics
 from evaluation.metrics import METRICS, ClassScores
 from evaluation.overlay import draw_overlay
-from utils import whole_or_absent
+from utils import atomic_write
 
 CONVENTIONS = ("published", "strict")
 
@@ -244,4 +244,4 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; folders that are missing are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole_or_absent(path, lambda partial: partial.write_bytes(content))
+    atomic_write(path, lambda partial: partial.write_bytes(content))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from checkpoint import LAST, PREVIOUS, is_dense, read_checkpoint
+from engine.checkpoint import LAST, PREVIOUS, is_dense, read_checkpoint
 
 _log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ def compare(args: argparse.Namespace) -> int:
     content = page(comparison, *names, list(_pictures(comparison, args.run_a, args.run_b)))
     args.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
-    utils.whole_or_absent(args.output / "comparison.json", lambda path: path.write_text(text, encoding="utf-8"))
-    utils.whole_or_absent(args.output / "comparison.html", lambda path: path.write_text(content, encoding="utf-8"))
+    utils.atomic_write(args.output / "comparison.json", lambda path: path.write_text(text, encoding="utf-8"))
+    utils.atomic_write(args.output / "comparison.html", lambda path: path.write_text(content, encoding="utf-8"))
     sys.stdout.write(f"{format_comparison(comparison, *names)}\n\n{args.output / 'comparison.html'}\n")
     return 0
 

@@ -27,11 +27,11 @@ def largest_difference(one: nn.Module, other: nn.Module, size: tuple[int, int], 
     """The largest difference between the outputs of two networks on one random batch, in eval mode."""
     import torch
 
-    from utils import summed_heads
+    from utils import sum_heads
 
     image = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return (summed_heads(one.eval()(image)) - summed_heads(other.eval()(image))).abs().max().item()
+        return (sum_heads(one.eval()(image)) - sum_heads(other.eval()(image))).abs().max().item()
 
 
 def export(args: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def export(args: argparse.Namespace) -> int:
     from configs.saved import config_beside
     from networks import build_network, load_weights
     from networks.pretrained import find_weights
-    from utils import check_writable, whole_or_absent
+    from utils import atomic_write, check_writable
 
     if args.out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"OUT is {args.out}; expected a name that ends in .pth or .safetensors")
@@ -56,9 +56,7 @@ def export(args: argparse.Namespace) -> int:
     # Copies: safetensors takes no tensor twice, and a network may have one under two names.
     state = {key: value.contiguous().clone() for key, value in state.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    whole_or_absent(
-        args.out, lambda path: (save_file if args.out.suffix == ".safetensors" else torch.save)(state, path)
-    )
+    atomic_write(args.out, lambda path: (save_file if args.out.suffix == ".safetensors" else torch.save)(state, path))
     load_weights(again, args.out)
     difference = largest_difference(network, again, size_of(cfg))
     print(f"{args.out}: {len(state)} tensors of {weights}; largest output difference after reloading: {difference:g}")

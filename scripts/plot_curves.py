@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from record import Curve
+    from engine.logger import Curve
 
 _DEFAULT = ("ce", "dice", "scr", "ifd", "grad_segmentation", "grad_scr", "grad_ifd", "val_dice")
 _COLUMNS = 4
@@ -40,8 +40,8 @@ def draw(runs: Mapping[str, Mapping[str, Curve]], keys: Sequence[str], path: Pat
 
 def plot(args: argparse.Namespace) -> int:
     """Read, draw, say where."""
-    from record import read_curves
-    from utils import check_writable, whole_or_absent
+    from engine.logger import read_curves
+    from utils import atomic_write, check_writable
 
     if args.output.suffix != ".png":
         raise ValueError(f"--output is {args.output}; expected a name that ends in .png")
@@ -54,7 +54,7 @@ def plot(args: argparse.Namespace) -> int:
         raise ValueError(f"--keys: no run has {', '.join(args.keys)}; expected some of {', '.join(known)}")
     check_writable(args.output.parent, "--output")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    whole_or_absent(args.output, lambda path: draw(runs, args.keys, path))
+    atomic_write(args.output, lambda path: draw(runs, args.keys, path))
     print(args.output)
     return 0
 

@@ -339,9 +339,9 @@ def _digest(path: Path) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    from utils import whole_or_absent
+    from utils import atomic_write
 
-    whole_or_absent(path, lambda temporary: temporary.write_bytes(text.encode()))
+    atomic_write(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def _remove(out: Path, names: Iterable[str]) -> None:

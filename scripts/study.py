@@ -46,7 +46,7 @@ def _execute(args: argparse.Namespace) -> int:
     from scripts.studies.plan import read_study
     from scripts.studies.results import collect
     from scripts.studies.table import format_results
-    from utils import whole_or_absent
+    from utils import atomic_write
 
     plan, content = read_study(args.study, args.opts)
     devices = _devices(args.devices)
@@ -61,7 +61,7 @@ def _execute(args: argparse.Namespace) -> int:
     tables = format_results(results)  # refuses before anything is written
     text = json.dumps(results, separators=(",", ":"), allow_nan=False) + "\n"
     path = args.output_dir / RESULTS
-    whole_or_absent(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     _show(tables, results, args.figure)
     _log.info("results: %s", path)
     if code == 2:
@@ -88,11 +88,11 @@ def _devices(given: Sequence[str]) -> list[str]:
 def _show(tables: str, results: dict[str, Any], figure: Path | None) -> None:
     """Draw the figure that is asked for, then print the tables."""
     from scripts.studies.table import draw
-    from utils import whole_or_absent
+    from utils import atomic_write
 
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
-        whole_or_absent(figure, lambda path: draw(results, path))
+        atomic_write(figure, lambda path: draw(results, path))
     sys.stdout.write(tables)
 
 

@@ -18,12 +18,12 @@ from selfreg import FeatureTap, TapSpec
 from tests.conftest import SMALL, train
 from tests.networks.small import CALM
 from tests.networks.small import SMALL as SMALL_NETWORKS
-from utils import check_compiler, summed_heads
+from utils import check_compiler, sum_heads
 
 
 def same(ours: tuple, theirs: tuple) -> None:
     """Logits and features alike but for the order of sums."""
-    torch.testing.assert_close(summed_heads(ours[0]), summed_heads(theirs[0]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sum_heads(ours[0]), sum_heads(theirs[0]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tuple(ours[1]), tuple(theirs[1]), rtol=1e-4, atol=1e-5)
 
 

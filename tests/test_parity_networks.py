@@ -12,7 +12,7 @@ from torch import nn
 from networks import build_network, load_weights
 from selfreg import FeatureTap
 from tests.reference import golden
-from utils import summed_heads
+from utils import sum_heads
 
 NETWORKS = {
     "hiformer_b_nc9": ("hiformer_b", {}),
@@ -75,7 +75,7 @@ def outputs(network: nn.Module, mode: str, shape: list[int], seed: int, dtype: t
     if isinstance(logits, torch.Tensor):
         found = {"logits": logits}
     else:
-        found = {f"p{i}": head for i, head in enumerate(logits, start=1)} | {"sum_of_outputs": summed_heads(logits)}
+        found = {f"p{i}": head for i, head in enumerate(logits, start=1)} | {"sum_of_outputs": sum_heads(logits)}
     found["final_up"] = features.final
     for part, stages in (("encoder", features.encoder), ("decoder", features.decoder)):
         for i, stage in enumerate(stages):

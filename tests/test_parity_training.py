@@ -11,9 +11,8 @@ import torch
 from datasets.loading import Batch
 from losses import Criterion, KDloss
 from networks import build_network
-from schedule import Schedule
 from tests.reference import golden
-from trainer import Options, Trainer
+from trainer import Options, Schedule, Trainer
 
 NAMES = ("swin_unet_nc9_sgd", "swin_unet_nc4_acdc_adamw", "unet_hd_bilinear_nc9_sgd", "unet_hd_bilinear_nc4_acdc_adamw")
 CASES = golden.available(*(f"train/{name}" for name in NAMES))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schedule import Schedule
+from trainer import Schedule
 
 
 def test_rate_as_published() -> None:

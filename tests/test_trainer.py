@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 import losses
 from networks import build_network
-from schedule import Schedule
-from trainer import Diverged, Options, Trainer
+from trainer import Diverged, Options, Schedule, Trainer
 
 
 class Batch(NamedTuple):

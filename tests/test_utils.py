@@ -71,8 +71,8 @@ def test_what_is_let_go_is_not_lost(tmp_path: Path, mode: str) -> None:
     (tmp_path / "a").write_bytes(bytes(2**16))
     array = np.memmap(tmp_path / "a", np.uint8, mode, shape=(16, 64, 64))
     array[3] = 7
-    utils.let_go(array[2:5].transpose(1, 0, 2))
+    utils.release_pages(array[2:5].transpose(1, 0, 2))
     assert (array[3] == 7).all() and not array[4].any()
     plain = np.ones(9)
-    utils.let_go(plain[1:])
+    utils.release_pages(plain[1:])
     assert (plain == 1).all()

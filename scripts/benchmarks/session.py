@@ -71,7 +71,7 @@ def run(names: Sequence[str], args: argparse.Namespace, **sizes: Any) -> int:
             report["rows"][name] = {"figures": figures, "took": time.perf_counter() - start}
             # After every row, so that a run that is stopped leaves what it has.
             text = json.dumps(report, indent=2) + "\n"
-            utils.whole_or_absent(args.output, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            utils.atomic_write(args.output, lambda path, text=text: path.write_text(text, encoding="utf-8"))
     print(table(rows))
     return 0
 
@@ -89,7 +89,7 @@ def measure_curves(settings: Settings, args: argparse.Namespace) -> tuple[list[F
     """The exponents for the table and the curves for the file; the picture is drawn where one is wanted."""
     curves = scaling.curves(settings, QUICK_GRID if args.quick else scaling.Grid())
     if args.figure is not None:
-        utils.whole_or_absent(args.figure, lambda path: scaling.draw(curves, path))
+        utils.atomic_write(args.figure, lambda path: scaling.draw(curves, path))
     return [figure for curve in curves for figure in curve.figures()], [asdict(curve) for curve in curves]
 
 

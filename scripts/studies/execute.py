@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TextIO
 
 from configs.saved import is_of
-from crossval import is_tested
+from evaluation.cross_validation import is_tested
 from evaluation.plain_json import is_number, read_json
 from scripts.studies.plan import Run, Study
-from utils import whole_or_absent
+from utils import atomic_write
 
 _log = logging.getLogger("study.py")
 
@@ -160,7 +160,7 @@ def _note_time(path: Path, step: str, seconds: float) -> None:
     """Add to the seconds that a step has taken, which may have been interrupted before."""
     times = read_times(path) if path.is_file() else {}
     text = json.dumps(times | {step: round(times.get(step, 0.0) + seconds, 1)}) + "\n"
-    whole_or_absent(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def read_times(path: Path) -> dict[str, float]:

@@ -10,12 +10,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from configs.plain_yaml import read_yaml
+from engine.logger import read_curves
 from evaluation.metrics import METRICS, OVERLAPS
 from evaluation.paired import Paired, paired, paired_few
 from evaluation.plain_json import read_json
 from evaluation.report import CONVENTIONS
 from evaluation.summary import read_summary
-from record import read_curves
 from scripts.studies.checks import check_runs
 from scripts.studies.execute import SIMILARITY, TIMES, read_times
 from scripts.studies.plan import Cell, Run, Study, as_study

@@ -13,7 +13,7 @@ from analysis.heat import grad_cam, onto_image
 from analysis.layers import Layer, named_layers, padded_size, regularised_layers, stage_layers
 from networks import list_networks
 from tests.networks.small import build_small, settled
-from utils import summed_heads
+from utils import sum_heads
 
 SIZE = (67, 90)  # is padded inside by all but U-Net
 
@@ -31,7 +31,7 @@ def naive(network: nn.Module, image: Tensor, layer: Layer, target: int, pixels: 
         hook = module.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
     else:
         hook = module.register_forward_hook(lambda m, inputs, output: seen.append(output))
-    loss = summed_heads(network(image))[0, target][torch.from_numpy(pixels)].sum()
+    loss = sum_heads(network(image))[0, target][torch.from_numpy(pixels)].sum()
     hook.remove()
     (gradient,) = torch.autograd.grad(loss, seen)
     feature = seen[0].detach()

@@ -17,7 +17,7 @@ from losses import Criterion, KDloss
 from networks import build_network, list_networks
 from selfreg import FeatureTap
 from tests.networks.small import CALM, SMALL
-from utils import summed_heads
+from utils import sum_heads
 
 CASES = [(name, SMALL[name]) for name in list_networks()] + [
     ("unet", {**SMALL["unet"], "bilinear": False}),
@@ -142,11 +142,11 @@ class TestEveryNetwork:
     def test_parameters_without_a_gradient_are_said_to_be(self, name: str, options: dict) -> None:
         """Several processes have to know, or wait for them for ever."""
         network = build(name, options).train()
-        summed_heads(network(images(options, channels=1))).square().sum().backward()
+        sum_heads(network(images(options, channels=1))).square().sum().backward()
         unused = [key for key, p in network.named_parameters() if p.grad is None]
         for channels in (3,) if name.endswith("cascade") else ():
             network = build(name, options).train()
-            summed_heads(network(images(options, channels=channels))).square().sum().backward()
+            sum_heads(network(images(options, channels=channels))).square().sum().backward()
             unused += [key for key, p in network.named_parameters() if p.grad is None]
         assert bool(unused) == getattr(network, "has_unused_parameters", False)
 
@@ -166,7 +166,7 @@ class TestEveryNetwork:
             network = build(name, {**options, "use_checkpoint": use_checkpoint}).train()
             torch.manual_seed(1)  # of the drop path
             logits, features = FeatureTap(network)(x)
-            (summed_heads(logits).square().mean() + features.encoder[1][0].square().mean()).backward()
+            (sum_heads(logits).square().mean() + features.encoder[1][0].square().mean()).backward()
             runs.append(([p.grad for p in network.parameters()], list(network.buffers())))
         for plain, recomputed in zip(*(gradients for gradients, _ in runs), strict=True):
             assert (plain is None) == (recomputed is None)

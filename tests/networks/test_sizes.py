@@ -20,7 +20,7 @@ from networks.swin_unet import Block, SwinUnet
 from selfreg import FeatureTap
 from tests.networks.small import build_small, settled
 from tests.reference.swin import PartialWindowBlock
-from utils import summed_heads
+from utils import sum_heads
 
 STRIDES = {**dict.fromkeys(list_networks(), 16), "pvt_cascade": 32, "swin_unet": 32}
 SMALLEST = {**dict.fromkeys(list_networks(), 17), "pvt_cascade": 33, "swin_unet": 32, "unet": 32}
@@ -37,7 +37,7 @@ PADDED = [(name, {}) for name in list_networks() if name != "unet"] + [("hiforme
 def test_a_batch_of_one_trains_at_the_smallest_size(name: str, options: dict) -> None:
     least = SMALLEST[name]
     network = build_small(name, img_size=least, **options).train()
-    summed_heads(network(torch.randn(1, 1, least, least))).square().mean().backward()
+    sum_heads(network(torch.randn(1, 1, least, least))).square().mean().backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
     for size, nearest in ((least - 1, f"{least}"), (1, f"{least}"), ((100, least - 1), f"100 {least}")):
@@ -54,9 +54,9 @@ def test_padded_is_the_larger_network_on_a_padded_image(name: str, options: dict
     larger.load_state_dict(network.state_dict())
     x, canvas = torch.randn(2, 1, *size), torch.zeros(2, 1, *whole)
     canvas[:, :, : size[0], : size[1]] = x
-    logits = summed_heads(network(x))
+    logits = sum_heads(network(x))
     assert logits.shape == (2, 5, *size)
-    assert torch.equal(logits, summed_heads(larger.eval()(canvas))[:, :, : size[0], : size[1]])
+    assert torch.equal(logits, sum_heads(larger.eval()(canvas))[:, :, : size[0], : size[1]])
 
 
 @pytest.mark.parametrize("name", [name for name, options in PADDED if name != "pvt_cascade" and not options])
@@ -87,7 +87,7 @@ def test_positions_of_another_size_are_interpolated(name: str, size: tuple[int, 
     report = load_weights(network, tmp_path / "w.pth", complete=True)
     assert not report.missing and not report.skipped
     assert all(torch.equal(own, fitted[key]) for key, own in network.state_dict().items())
-    assert summed_heads(network.eval()(torch.randn(1, 1, *size))).isfinite().all()
+    assert sum_heads(network.eval()(torch.randn(1, 1, *size))).isfinite().all()
 
 
 @pytest.mark.parametrize("name, key", POSITIONS.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint import read_last
+from engine.checkpoint import read_last
 from tests.conftest import make_synapse
 from tests.reliability import runs
 

@@ -17,14 +17,14 @@ import torch
 import utils
 from datasets import build_dataset
 from datasets.loading import build_loader
-from distributed import Ranks
+from engine.distributed import Ranks
 from losses import Criterion, KDloss
 from networks import build_network
-from schedule import Schedule
 from selfreg import FeatureTap
 from tests.conftest import make_synapse
 from tests.networks.small import small_config
 from tests.reliability import runs
+from trainer import Schedule
 
 pytestmark = [pytest.mark.reliability, pytest.mark.xdist_group("processes")]
 
@@ -102,7 +102,7 @@ def test_only_the_first_writes(synapse: Path, tmp_path: Path) -> None:
 LEAVES = """
 import pathlib
 import torch
-from distributed import process_group
+from engine.distributed import process_group
 
 def train():
     with process_group(torch.device("cpu")) as ranks:
@@ -214,7 +214,7 @@ def test_an_evaluation_shares_the_cases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length, world", [(0, 2), (1, 2), (7, 3)])
 def test_shares_are_a_partition(length: int, world: int) -> None:
-    shares = [list(Ranks(rank, world).share(length)) for rank in range(world)]
+    shares = [list(Ranks(rank, world).shard(length)) for rank in range(world)]
     assert sorted(place for share in shares for place in share) == list(range(length))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

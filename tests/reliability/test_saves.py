@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train as train_command
-from checkpoint import Damaged, read_checkpoint, save_checkpoint
+from engine.checkpoint import Damaged, read_checkpoint, save_checkpoint
 from tests.conftest import ROOT, make_synapse
 from tests.reliability import runs
 

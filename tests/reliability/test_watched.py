@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import record
-from record import Record, in_words
+from engine import logger as record
+from engine.logger import MetricLogger, format_duration
 from tests.conftest import make_synapse
 from tests.reliability import runs
 
@@ -57,7 +57,7 @@ def test_a_long_epoch_in_a_pipe_tells_where_it_is(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(record.time, "monotonic", lambda: now[0])
-    watcher = Record(tmp_path, total_steps=1000)
+    watcher = MetricLogger(tmp_path, total_steps=1000)
     watcher.begin(100, 0)
     with caplog.at_level(logging.INFO):
         for step in watcher.watch(range(101, 201), "epoch 1/5", total=100):
@@ -76,12 +76,12 @@ def test_a_long_epoch_in_a_pipe_tells_where_it_is(
     [(0.2, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (360000, "100 h 00 min")],
 )
 def test_lengths_of_time(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_a_process_that_is_not_to_write_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    silent = Record(None, total_steps=3, log_freq=1)
+    silent = MetricLogger(None, total_steps=3, log_freq=1)
     silent.begin(0, 0)
     silent.step(1, 0, 0.1, {"loss": 1.0})
     silent.scores(1, 1, {"dice": 0.5})

@@ -13,7 +13,7 @@ import pytest
 
 from configs.arguments import overrides_of, train_parser
 from configs.config import get_config
-from crossval import is_tested
+from evaluation.cross_validation import is_tested
 from scripts.studies.execute import Step, execute, read_times, steps_left
 from scripts.studies.plan import Cell, Run, as_study
 from tests.conftest import ROOT

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from record import read_curves
+from engine.logger import read_curves
 
 
 def test_reads_every_number_of_a_run(run: Path) -> None:

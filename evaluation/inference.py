@@ -92,13 +92,13 @@ def find_volumes(cfg: Any, given: str, ranks: Any) -> Any:
             volumes.check(bar)
         else:
             check_all(volumes, bar, threads=2)
-    ranks.wait()
+    ranks.barrier()
     return volumes
 
 
 def _config_within(weights: Path, trust: bool) -> Mapping[str, Any]:
     """The configuration in a file that train.py saved to go on from, which may lie anywhere; of other files, none."""
-    from checkpoint import read_checkpoint
+    from engine.checkpoint import read_checkpoint
 
     return (
         config_within(read_checkpoint(weights, trust=trust)) if weights.suffix == ".pth" and weights.is_file() else {}

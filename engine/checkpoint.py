@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import whole_or_absent
+from utils import atomic_write
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def save_checkpoint(content: dict[str, Any], path: Path, *, keep: Path | None = 
         torch.save(content, temporary)
         _append_checksum(temporary)
 
-    whole_or_absent(path, write, keep=keep)
+    atomic_write(path, write, keep=keep)
 
 
 def save_last(content: dict[str, Any], folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from state import check_state
+from engine.state import check_state
 from tests.test_trainer import build
 from trainer import Trainer
 

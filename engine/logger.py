@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import whole_or_absent
+from utils import atomic_write
 
 Curve = tuple[list[int], list[float]]  # steps and values
 
@@ -25,7 +25,7 @@ _METRICS = "metrics.jsonl"
 _LINE_SECONDS = 30.0  # at least this long from one line of progress to the next, where there is no bar
 
 
-class Record:
+class MetricLogger:
     """The record of one run; of a process that is not to write, `folder` is None and nothing happens.
 
     Args:
@@ -59,7 +59,7 @@ class Record:
             kept = content[:size]
             kept = kept[: kept.rfind(b"\n") + 1]
             if kept != content:
-                whole_or_absent(self._metrics, lambda temporary: temporary.write_bytes(kept))
+                atomic_write(self._metrics, lambda temporary: temporary.write_bytes(kept))
 
     def close(self) -> None:
         """Write what TensorBoard still holds."""
@@ -75,12 +75,12 @@ class Record:
             return file.seek(0, os.SEEK_END)
 
     def step(self, step: int, epoch: int, lr: float, terms: Mapping[str, float]) -> None:
-        """Record a step that has just been taken, where it is time to."""
+        """MetricLogger a step that has just been taken, where it is time to."""
         if step % self.log_freq == 0 or step in (1, self.total_steps):
             self._write({"step": step, "epoch": epoch, "lr": lr, **terms}, "train", {"lr": lr, **terms})
 
     def gradients(self, step: int, epoch: int, norms: Mapping[str, float], factor: float) -> None:
-        """Record what each part of the loss adds to the gradient of a step that is about to be taken; warn of one that
+        """MetricLogger what each part of the loss adds to the gradient of a step that is about to be taken; warn of one that
         exceeds the segmentation's by `factor`. A step whose norms are not finite is left out, and says so itself."""
         if not self.folder or not all(map(math.isfinite, norms.values())):
             return
@@ -95,7 +95,7 @@ class Record:
         self._write({"step": step, "epoch": epoch, **{f"grad_{k}": v for k, v in norms.items()}}, "gradient", norms)
 
     def scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
-        """Record a validation after `epoch` epochs."""
+        """MetricLogger a validation after `epoch` epochs."""
         named = {name.replace(" ", "_"): value for name, value in scores.items()}
         row = {"step": step, "epoch": epoch, **{f"val_{name}": value for name, value in named.items()}}
         self._write(row, "val", named)
@@ -153,7 +153,7 @@ class Record:
         taken = step - self._first_step
         if not taken:
             return "?"
-        return in_words((time.monotonic() - self._begun) / taken * (self.total_steps - step))
+        return format_duration((time.monotonic() - self._begun) / taken * (self.total_steps - step))
 
 
 def has_record(folder: Path) -> bool:
@@ -185,7 +185,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     return curves
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A length of time, such as "2 h 05 min", "3 min 20 s" or "8 s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -50,7 +50,7 @@ class Ranks:
             return module
         return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
         if self.world > 1:
             values = values.to(self.device, copy=True)
@@ -59,7 +59,7 @@ class Ranks:
 
     def any(self, wish: bool) -> bool:
         """Whether one of the processes says so."""
-        return bool(self.total(torch.tensor(float(wish))) > 0)
+        return bool(self.all_reduce(torch.tensor(float(wish))) > 0)
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in order of rank."""
@@ -69,7 +69,7 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def share(self, length: int) -> range:
+    def shard(self, length: int) -> range:
         """The places, of so many items, that fall to this process."""
         return range(self.rank, length, self.world)
 
@@ -78,7 +78,7 @@ class Ranks:
         everywhere = {place: result for part in self.gather(dict(results)) for place, result in part.items()}
         return [everywhere[place] for place in sorted(everywhere)]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on once all processes are here."""
         if self.world > 1:
             dist.barrier()

@@ -14,12 +14,12 @@ from typing import Any
 from evaluation.metrics import OVERLAPS
 from evaluation.report import CONVENTIONS, mean_and_spread
 from evaluation.summary import read_summary
-from utils import whole_or_absent
+from utils import atomic_write
 
 _log = logging.getLogger("train.py")
 
 RESULT = "cross_validation.json"
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent.parent
 
 
 def cross_validate(
@@ -54,7 +54,7 @@ def cross_validate(
         _log.info("fold %d of %d: %s", fold + 1, folds, run)
     result = collect([read_summary(run) for run in runs])
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    whole_or_absent(output_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+    atomic_write(output_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
     _log.info("%s\n\nresults: %s", format_result(result), output_dir / RESULT)
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoint import is_dense
+from engine.checkpoint import is_dense
 
 _MOST_EPOCHS = 2**31 - 1  # as of TRAIN.EPOCHS
 _LONGEST_RECORD = 2**40  # bytes of metrics.jsonl

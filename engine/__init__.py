@@ -1,0 +1,1 @@
+"""What a training run stands on: checkpoints, the metric log, several processes."""
