@@ -72,7 +72,7 @@ def test_arrows(path: Path) -> None:
     room = room_of(path)
     own = str(path.relative_to(ROOT).with_suffix(""))
     ours, others = MAY_IMPORT.get(own) or MAY_IMPORT[room]
-    names = imported(path) - {room} - sys.stdlib_module_names
+    names = imported(path) - {room, "_path"} - sys.stdlib_module_names
     assert names & OURS <= ours, f"{path.name} of {room} may not import {names & OURS - ours}"
     assert names - OURS <= others, f"{path.name} of {room} may not import {names - OURS - others}"
 
