@@ -95,12 +95,11 @@ def _predict(
 
 def _write_mask(folder: Path, volume: Any, mask: Any, cfg: Any) -> None:
     """The prediction beside others, with what the training labels held for each class: a picture, or NIfTI."""
-    from evaluation.nifti import write_mask
-    from evaluation.pictures import write_picture_mask
+    from evaluation.masks import write_image_mask, write_mask
 
     values = reading_keywords(cfg)["label_values"]
     if volume.is_picture:
-        write_picture_mask(folder / volume.name, mask[0], values, volume.source)
+        write_image_mask(folder / volume.name, mask[0], values, volume.source)
     else:
         write_mask(folder / f"{volume.name}.nii.gz", mask, volume.geometry, values)
 
