@@ -136,25 +136,25 @@ def validate(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
     overlap: float | None = None,
-    lumped: bool = False,
+    foreground: bool = False,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Mean Dice of each class over labelled volumes and, as `dice`, the mean of these means.
 
     The strict convention: a class absent from truth and prediction of a case says nothing about it and is left out.
-    `lumped` takes all classes for one, `foreground`, as published for ACDC: a voxel of the wrong class is then right.
+    `foreground` takes all classes as one, as published for ACDC: a voxel of the wrong class is then right.
     Size, device, types and windows as in `predict_volume`; `progress` wraps the iterator over the cases. Of several
     `ranks` each takes its share of the cases, and all return the same scores.
     """
-    class_names = ("foreground",) if lumped else class_names
+    class_names = ("foreground",) if foreground else class_names
     ranks = ranks or Ranks()
     how = {"img_size": img_size, "batch_size": batch_size, "device": device, "autocast": autocast, "overlap": overlap}
     rows = {}
     for index in progress(ranks.shard(len(volumes))):
         volume = volumes[index]
         predicted, truth = predict_volume(network, volume.image, **how), volume.label
-        if lumped:
+        if foreground:
             predicted, truth = predicted.clip(max=1), truth.clip(max=1)
         rows[index] = _dice_of_classes(predicted, truth, len(class_names) + 1)
     table = np.asarray(ranks.in_order(rows))
