@@ -210,6 +210,9 @@ def locked(folder: Path) -> Iterator[None]:
             partial.unlink()
         yield
     finally:
+        with suppress(OSError):  # Windows removes no open file
+            if lock.is_locked:
+                path.unlink()
         lock.release()
         with suppress(OSError):  # only empty folders can be removed
             for empty in made:
