@@ -69,7 +69,7 @@ def _predict(
     """Predict this process's cases; writes each mask and overlay, yields each one's place and its scores."""
     from datasets import class_names
     from engine.logger import format_duration
-    from evaluation.predict import predict_volume, room_for
+    from evaluation.predict import predict_volume, prediction_memmap
     from evaluation.report import CaseResult, write_overlay
 
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
@@ -87,7 +87,7 @@ def _predict(
         depth, *_, height, width = volume.image.shape
         shape = f"{height}x{width}" if volume.is_picture else f"{depth}x{height}x{width}"
         _log.info("%d/%d  %s  %s  %s left", place + 1, len(volumes), volume.name, shape, left)
-        mask = predict_volume(network, volume.image, out=room_for(volume, output_dir), **how)
+        mask = predict_volume(network, volume.image, out=prediction_memmap(volume, output_dir), **how)
         _write_mask(output_dir / "predictions", volume, mask, cfg)
         write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
         yield place, CaseResult(volume.name, *_scores(volume, mask, cfg, ranks.device))

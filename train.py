@@ -216,10 +216,12 @@ def _build_data(cfg: Any, ranks: Any, autocast: Any) -> tuple[Any, Callable[...,
     names = class_names(cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES)
     how = {"img_size": size, "batch_size": cfg.TEST.BATCH_SIZE, "device": ranks.device, "autocast": autocast}
     how["overlap"] = overlap_of(cfg)
-    lumped = cfg.TRAIN.VAL_DICE == "lumped"
+    foreground = cfg.TRAIN.VAL_DICE == "lumped"
 
     def scores(network: Any, progress: Callable) -> dict[str, float]:
-        return validate(network, val_set, class_names=names, progress=progress, ranks=ranks, lumped=lumped, **how)
+        return validate(
+            network, val_set, class_names=names, progress=progress, ranks=ranks, foreground=foreground, **how
+        )
 
     return loader, scores
 

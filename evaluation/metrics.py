@@ -16,15 +16,13 @@ from torch import Tensor
 
 METRICS = ("dice", "hd95", "jaccard", "assd")
 OVERLAPS = ("dice", "jaccard")  # of these, those from 0 to 1; the others are distances
-METHODS = ("fast", "medpy", "device")
+METHODS = ("fast", "medpy")
 ASSD_FORMS = ("pooled", "directed")  # MedPy from 0.5 on, MedPy up to 0.4
+
+_MIN_POINTS_FOR_THREADS = 20_000  # fewer are found before a thread has started
 
 Labels = ArrayLike | Tensor
 Spacing = Sequence[float] | None
-
-# A GPU builds distance maps while they cost less (voxels times edges of the box for each point) than k-d trees.
-_MAX_MAP_WORK = 2**15
-_MAX_MAP_VOXELS = 2**25  # 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ def compare(
         truth: likewise, of the same shape.
         spacing: size of a voxel in mm along each axis; None measures in voxels.
         strict: use the strict convention instead of the published one.
-        method: "medpy" calls MedPy on the whole arrays; the others give the same numbers: "device" by distance maps on
-            the prediction's device, "fast" by k-d trees, or on a GPU by such maps where these are faster.
+        method: "fast" finds the surfaces on the prediction's device and the distances by k-d trees on the CPU; "medpy"
+            calls MedPy on the whole arrays, for the same numbers.
         assd: "pooled" is the mean of all surface distances, as MedPy from 0.5 on; "directed" is the mean of the means
             of both directions, as MedPy up to 0.4.
 
@@ -103,9 +101,7 @@ def compare_at_spacings(
             "shape, so resize the prediction to the truth's grid"
         )
     if pred.ndim not in (2, 3):
-        raise ValueError(
-            f"the masks have {pred.ndim} dimensions; expected 2 or 3 dimensions, so pass one case at a time"
-        )
+        raise ValueError(f"the masks have shape {tuple(pred.shape)}; expected 2 or 3 dimensions, one case at a time")
     scales = [_check_spacing(spacing, pred.ndim) for spacing in spacings]
     classes, truth = range(1, num_classes), truth.to(pred.device)
     if method == "medpy":
@@ -113,11 +109,8 @@ def compare_at_spacings(
     pred, truth = _crop(pred, truth)
     counts = _voxel_counts(pred, truth, num_classes).tolist()
     surfaces = [_surface_points(labels) for labels in (pred, truth)]
-    points = [[places[classes == i] for places, classes in surfaces] for i in range(num_classes)]
-    return [
-        tuple(_scores(counts[i], _distances(*points[i], scale, method), assd) for i in range(1, num_classes))
-        for scale in scales
-    ]
+    points = {i: [places[found == i] for places, found in surfaces] for i in classes}
+    return [tuple(_scores(counts[i], _distances(points[i], scale), assd) for i in classes) for scale in scales]
 
 
 def dice_per_class(pred: Labels, truth: Labels, num_classes: int) -> np.ndarray:
@@ -128,7 +121,7 @@ def dice_per_class(pred: Labels, truth: Labels, num_classes: int) -> np.ndarray:
 
 
 def _voxel_counts(pred: Tensor, truth: Tensor, num_classes: int) -> np.ndarray:
-    """Voxels of each class in the prediction, in the truth and, except for the background, in both: (num_classes, 3)."""
+    """Voxels of each class in the prediction, in the truth and (not of the background) in both: (num_classes, 3)."""
     maps = (pred, truth, pred * (pred == truth))
     counts = [torch.bincount(labels.flatten(), minlength=num_classes)[:num_classes] for labels in maps]
     return torch.stack(counts, dim=1).cpu().numpy()
@@ -144,7 +137,7 @@ def _crop(pred: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return pred[tuple(box)], truth[tuple(box)]
 
 
-def _surface_points(labels: Tensor) -> tuple[Tensor, Tensor]:
+def _surface_points(labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Each class minus its 6-neighbor erosion (4 in 2-D), outside is background: indices (n, dims) and classes (n,)."""
     padded = F.pad(labels, (1, 1) * labels.ndim)
     surface = torch.zeros_like(labels, dtype=torch.bool)
@@ -153,42 +146,22 @@ def _surface_points(labels: Tensor) -> tuple[Tensor, Tensor]:
         differs = lines.narrow(axis, 0, size + 1) != lines.narrow(axis, 1, size + 1)
         surface |= differs.narrow(axis, 0, size) | differs.narrow(axis, 1, size)
     points = (surface & (labels != 0)).nonzero()
-    return points, labels[tuple(points.T)]
+    return points.cpu().numpy(), labels[tuple(points.T)].cpu().numpy()
 
 
-def _distances(pred: Tensor, truth: Tensor, scale: np.ndarray, method: str) -> list[np.ndarray]:
-    """Distance of each surface point (n, dims) of one mask to the nearest of the other, both ways: two (n,) float64."""
+def _distances(surfaces: Sequence[np.ndarray], scale: np.ndarray) -> list[np.ndarray]:
+    """Distance of each point (n, dims) of one surface to the nearest of the other, both ways: two (n,) float64."""
+    pred, truth = (points * scale for points in surfaces)
     if not len(pred) or not len(truth):
         return []
-    points = torch.cat([pred, truth])
-    low = points.amin(dim=0)
-    shape = (points.amax(dim=0) - low + 1).tolist()
-    worth = math.prod(shape) <= min(_MAX_MAP_VOXELS, len(points) * _MAX_MAP_WORK // sum(shape))
-    if method == "device" or (pred.is_cuda and worth):
-        return _distances_by_maps([pred - low, truth - low], shape, scale)
-    ours, theirs = (one.cpu().numpy() * scale for one in (pred, truth))
-    # Balanced, compact nodes and small leaves take longer to build than they save.
-    trees = [cKDTree(goals, leafsize=64, compact_nodes=False, balanced_tree=False) for goals in (theirs, ours)]
-    threads = torch.get_num_threads()
-    return [tree.query(start, workers=threads)[0] for tree, start in zip(trees, (ours, theirs), strict=True)]
+    # Large leaves search three times as fast where many goals are about equally far, as in noise.
+    trees = [cKDTree(goals, leafsize=64, compact_nodes=False, balanced_tree=False) for goals in (truth, pred)]
+    threads = torch.get_num_threads() if len(pred) + len(truth) > _MIN_POINTS_FOR_THREADS else 1
+    return [tree.query(points, workers=threads)[0] for tree, points in zip(trees, (pred, truth), strict=True)]
 
 
-def _distances_by_maps(surfaces: Sequence[Tensor], shape: Sequence[int], scale: np.ndarray) -> list[np.ndarray]:
-    """The same from maps of the squared distance to each surface in their box, made one axis after the other."""
-    maps = torch.full((2, *shape), math.inf, dtype=torch.float64, device=surfaces[0].device)
-    for squared, points in zip(maps, surfaces, strict=True):
-        squared[tuple(points.T)] = 0
-    for axis, edge in enumerate(scale.tolist(), start=1):
-        along = torch.arange(maps.shape[axis], device=maps.device) * edge
-        before = maps.movedim(axis, 0)
-        after = torch.empty_like(before)
-        for plane, steps in zip(after, (along[:, None] - along).square(), strict=True):
-            torch.amin(before + steps.view(-1, *[1] * len(shape)), dim=0, out=plane)
-        maps = after.movedim(0, axis)
-    return [maps[1 - i][tuple(points.T)].sqrt().cpu().numpy() for i, points in enumerate(surfaces)]
-
-
-def _scores(pred_size: int, truth_size: int, shared: int, distances: Sequence[np.ndarray], assd: str) -> ClassScores:
+def _scores(counts: Sequence[int], distances: Sequence[np.ndarray], assd: str) -> ClassScores:
+    pred_size, truth_size, shared = counts
     if not pred_size or not truth_size:
         return _scores_of_empty(pred_size > 0, truth_size > 0)
     pooled = np.concatenate(distances)
@@ -211,16 +184,16 @@ def _scores_of_empty(predicted: bool, present: bool) -> ClassScores:
 
 
 def _by_medpy(pred: Tensor, truth: Tensor, scale: np.ndarray, assd: str) -> ClassScores:
-    masks = ours, theirs = pred.cpu().numpy(), truth.cpu().numpy()
-    if not ours.any() or not theirs.any():
-        return _scores_of_empty(ours.any(), theirs.any())
-    directed = [masks] if assd == "pooled" else [masks, masks[::-1]]
-    average = binary.assd if assd == "pooled" else binary.asd
+    masks = pred.cpu().numpy(), truth.cpu().numpy()
+    predicted, present = (bool(mask.any()) for mask in masks)
+    if not (predicted and present):
+        return _scores_of_empty(predicted, present)
+    directed = (binary.asd(*pair, voxelspacing=scale) for pair in (masks, masks[::-1]))
     scores = {
-        "dice": float(binary.dc(ours, theirs)),
-        "hd95": float(binary.hd95(ours, theirs, voxelspacing=scale)),
-        "jaccard": float(binary.jc(ours, theirs)),
-        "assd": float(np.mean([average(*pair, voxelspacing=scale) for pair in directed])),
+        "dice": float(binary.dc(*masks)),
+        "hd95": float(binary.hd95(*masks, voxelspacing=scale)),
+        "jaccard": float(binary.jc(*masks)),
+        "assd": float(np.mean([*directed]) if assd == "directed" else binary.assd(*masks, voxelspacing=scale)),
     }
     return ClassScores(published=scores, strict=dict(scores))
 
@@ -233,7 +206,7 @@ def _as_tensor(values: Labels, name: str) -> Tensor:
             raise ValueError(f"the {name} has dtype {array.dtype}; expected bool, integer or float numbers")
         if array.dtype not in (np.bool_, np.uint8):  # torch has neither every width nor every byte order
             array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
-        values = torch.from_numpy(np.require(array, requirements="CW"))  # nor a type for read-only arrays
+        values = torch.from_numpy(np.require(array, requirements=("C", "W")))  # nor a type for read-only arrays
     if values.is_floating_point() and (count := int(values.isnan().sum())):
         raise ValueError(f"the {name} holds {count} nan values; expected numbers, fix it before measuring")
     return values.detach()
