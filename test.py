@@ -31,9 +31,8 @@ from engine.logger import format_duration, has_record, read_curves
 from evaluation import report
 from evaluation.html import Provenance
 from evaluation.inference import find_trained, find_volumes, label_values, load_network
+from evaluation.masks import write_image_mask, write_mask
 from evaluation.metrics import ClassScores, compare_at_spacings
-from evaluation.nifti import write_mask
-from evaluation.pictures import write_picture_mask
 from evaluation.predict import predict_volume, prediction_memmap
 
 _log = logging.getLogger("test.py")
@@ -118,7 +117,7 @@ def write_case(output_dir: Path, volume: Volume, mask: np.ndarray, config: Confi
     """Write a predicted mask, in the values of the training labels, and its overlay."""
     folder, values = output_dir / "predictions", label_values(config)
     if volume.is_picture:
-        write_picture_mask(folder / volume.name, mask[0], values, volume.source)
+        write_image_mask(folder / volume.name, mask[0], values, volume.source)
     else:
         write_mask(folder / f"{volume.name}.nii.gz", mask, volume.geometry, values)
     names = class_names(config.data.dataset, config.model.num_classes)

@@ -167,9 +167,11 @@ def _check_count(name: str, value: object, most: int) -> None:
 
 def _check_like(value: object, own: Tensor, name: str, *, finite: bool = True) -> None:
     """An expanded view is refused too: fused steps write beyond it."""
-    if not isinstance(value, Tensor) or not is_dense(value) or value.untyped_storage().nbytes() < own.nbytes:
+    if not isinstance(value, Tensor) or not is_dense(value):
         raise ValueError(f"{name} is no plain tensor")
     if value.shape != own.shape or value.dtype != own.dtype:
         raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, expected {own.dtype} {tuple(own.shape)}")
+    if value.untyped_storage().nbytes() < own.nbytes:
+        raise ValueError(f"{name} is a view, expected a tensor of its own")
     if finite and not torch.isfinite(value).all():
         raise ValueError(f"{name} is not finite")
