@@ -32,8 +32,8 @@ from evaluation import report
 from evaluation.html import Provenance
 from evaluation.inference import find_trained, find_volumes, label_values, load_network
 from evaluation.masks import write_image_mask, write_mask
-from evaluation.metrics import ClassScores, compare_classes
-from evaluation.predict import predict_volume, room_for
+from evaluation.metrics import ClassScores, compare_at_spacings
+from evaluation.predict import predict_volume, prediction_memmap
 
 _log = logging.getLogger("test.py")
 
@@ -103,7 +103,7 @@ def predict(
                 device=ranks.device,
                 autocast=autocast,
                 overlap=config.test.window_overlap,
-                out=room_for(volume, output_dir),
+                out=prediction_memmap(volume, output_dir),
             )
             if written:
                 written.result()  # one case at a time, and an error of it
@@ -137,7 +137,7 @@ def score(volume: Volume, mask: np.ndarray, config: Config, device: torch.device
     if volume.is_picture:
         predicted, truth = predicted[0], truth[0]
     how = {"method": config.test.metrics, "assd": config.test.assd}
-    return [compare_classes(predicted, truth, config.model.num_classes, spacing, **how) for spacing in spacings]
+    return compare_at_spacings(predicted, truth, config.model.num_classes, spacings, **how)
 
 
 def provenance(config: Config, weights: Path, device: torch.device) -> Provenance:

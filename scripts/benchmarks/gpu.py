@@ -40,12 +40,12 @@ def on_gpu(settings: Settings) -> Settings:
 
 def metrics(settings: Settings) -> list[Figure]:
     """The metrics of label volumes that are on the device."""
-    return volumes.metrics(settings, "device")
+    return volumes.metrics(settings)
 
 
 def evaluation(settings: Settings) -> list[Figure]:
     """A volume predicted and measured on the device."""
-    return volumes.evaluation(settings, "device", at_least=200)
+    return volumes.evaluation(settings, at_least=200)
 
 
 def regulariser(settings: Settings) -> list[Figure]:
