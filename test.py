@@ -23,7 +23,7 @@ import utils
 from configs.saved import config_text
 from configs.schema import Config
 from datasets import class_names
-from datasets.base import Volume
+from datasets.base import Volume, Volumes
 from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
@@ -80,7 +80,7 @@ def find_output_dir(args: argparse.Namespace, weights: Path) -> Path:
 
 def predict(
     network: nn.Module,
-    volumes: Sequence[Volume],
+    volumes: Volumes,
     output_dir: Path,
     config: Config,
     ranks: Ranks,
@@ -132,8 +132,8 @@ def score(volume: Volume, mask: np.ndarray, config: Config, device: torch.device
     predicted, truth = torch.from_numpy(mask).to(device), volume.label
     spacings = [None, volume.geometry.array_spacing] if volume.geometry else [None]
     if config.test.score_at == "network":
-        predicted, truth = (resize_label(labels, config.data.img_size) for labels in (predicted, truth))
-        spacings = [None]
+        size, spacings = config.data.img_size, [None]
+        predicted, truth = resize_label(predicted, size), resize_label(truth, size)
     if volume.is_picture:
         predicted, truth = predicted[0], truth[0]
     how = {"method": config.test.metrics, "assd": config.test.assd}

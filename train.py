@@ -24,14 +24,13 @@ from configs.config import get_config, to_dict
 from configs.saved import check_continues, config_text, is_of
 from configs.schema import Config, LossConfig, TrainConfig
 from datasets import check_quick, class_names, keep_folds
-from datasets.base import Volume
 from datasets.loading import TrainingLoader, build_loader
 from engine import distributed
 from engine.checkpoint import LAST, PREVIOUS, Saved, read_checkpoint, read_last
 from engine.distributed import Ranks
 from engine.logger import MetricLogger, progress_bar
 from evaluation.cross_validation import cross_validate
-from evaluation.inference import inspect_data, network_of, open_dataset
+from evaluation.inference import inspect_data, network_of, open_slices, open_volumes
 from evaluation.predict import validate
 from losses import Criterion, KDloss
 from networks import load_weights
@@ -168,8 +167,8 @@ def build_trainer(
 def build_network(config: Config, args: argparse.Namespace, saved: Saved | None, device: torch.device) -> nn.Module:
     """The network on its device; a resumed one gets its weights later, with the rest of the save."""
     network = network_of(config)
-    if saved:
-        check_continues(config, saved.state.get("config"), saved.path)
+    if saved and "config" in saved.state:  # a file without is refused for more, by `Trainer.resume`
+        check_continues(config, saved.state["config"], saved.path)
     for path in () if saved else config.model.pretrain_ckpt:
         if Path(path).exists() or "MODEL.PRETRAIN_CKPT" in args.opts:
             load_weights(network, path, ignore_head=args.ignore_head, trust=args.trust_checkpoint)
@@ -189,7 +188,7 @@ def build_network(config: Config, args: argparse.Namespace, saved: Saved | None,
 
 def build_data(config: Config, ranks: Ranks) -> TrainingLoader:
     """The training loader; every file of training and validation is checked before the first step."""
-    train_set, val_set = open_dataset(config, "train"), open_dataset(config, "val")
+    train_set, val_set = open_slices(config), open_volumes(config, "val")
     if ranks.local_rank == 0:  # one process a machine, which makes the cache, too
         for dataset in (train_set, val_set):
             check_quick(dataset, progress_bar("checking the data"), learn=dataset is train_set)
@@ -211,7 +210,7 @@ def build_data(config: Config, ranks: Ranks) -> TrainingLoader:
 
 def build_validation(config: Config, ranks: Ranks, autocast: torch.dtype | None) -> Validation | None:
     """The scores of the cases that are held out of training; None where none are."""
-    val_set = cast(Sequence[Volume], open_dataset(config, "val"))
+    val_set = open_volumes(config, "val")
     if not len(val_set):
         return None
     _log.info("validation on %s", ", ".join(val_set.cases))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import acdc, histology, phantom, synapse
-from datasets.base import Slices, Volume
+from datasets.base import Slices, Volumes
 from datasets.check import check_all, check_quick
 from datasets.folds import folds_file, held_out, read_folds, write_folds
 from datasets.intensity import Reading, reading
@@ -96,7 +96,7 @@ def build_dataset(
     cache: str = "",
     preprocessing: Reading | None = None,
     phantom_options: Mapping[str, Any] | None = None,
-) -> Slices | Sequence[Volume]:
+) -> Slices | Volumes:
     """One split of a dataset: "train" gives slices, "val" and "test" give volumes.
 
     Args:

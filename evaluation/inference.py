@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -16,7 +16,7 @@ from configs.config import complete, get_config
 from configs.saved import config_beside
 from configs.schema import AS_STORED, Config
 from datasets import build_dataset, check_all, inspect, reading
-from datasets.base import Slices, Volume
+from datasets.base import Slices, Volumes
 from datasets.inputs import InputVolumes
 from datasets.intensity import Reading
 from engine.checkpoint import read_checkpoint
@@ -86,7 +86,7 @@ def preprocessing(config: Config) -> Reading:
         channels=config.model.in_channels,
         label_values=label_values(config),
         intensity=data.intensity,
-        window=data.window,
+        window=cast(tuple[float, float], data.window),
         axis_order=data.axis_order,
         orientation=data.orientation.replace(AS_STORED, ""),
     )
@@ -97,8 +97,17 @@ def label_values(config: Config) -> tuple[int, ...]:
     return config.data.label_values or tuple(range(config.model.num_classes))
 
 
-def open_dataset(config: Config, split: str) -> Slices | Sequence[Volume]:
-    """One split of the data set of a configuration: slices of "train", volumes of "val" and "test"."""
+def open_slices(config: Config) -> Slices:
+    """The training slices of the data set of a configuration."""
+    return cast(Slices, _open(config, "train"))
+
+
+def open_volumes(config: Config, split: str) -> Volumes:
+    """The volumes of the data set of a configuration: those of "val", which may be none, or of "test"."""
+    return cast(Volumes, _open(config, split))
+
+
+def _open(config: Config, split: str) -> Slices | Volumes:
     data = config.data
     # The test fold of a cross-validation is one of cases that other folds train on.
     own_root = split == "test" and not data.folds and data.volume_path
@@ -135,17 +144,17 @@ def inspect_data(config: Config, progress: Callable[[Iterable[Item]], Iterable[I
     return complete(config, facts)
 
 
-def find_volumes(config: Config, given: str, ranks: Ranks) -> Sequence[Volume]:
+def find_volumes(config: Config, given: str, ranks: Ranks) -> Volumes:
     """The volumes of the test set, or those in the `given` file or folder, every one of them read and checked.
 
     Raises:
         ValueError, OSError: there are none, or some cannot be used.
     """
-    volumes: Sequence[Volume]
+    volumes: Volumes
     if given:
         volumes = InputVolumes(Path(given), preprocessing(config))
     else:
-        volumes = cast(Sequence[Volume], open_dataset(config, "test"))
+        volumes = open_volumes(config, "test")
         if not len(volumes):
             name = config.data.dataset
             raise ValueError(f"{name}: there is no case to test on; name some in test.txt (--list_dir)")

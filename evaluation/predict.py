@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.base import SlicedImage, Volume
+from datasets.base import SlicedImage, Volume, Volumes
 from datasets.transforms import resize_image, resize_label
 from engine.distributed import Ranks
 from evaluation.metrics import dice_per_class
@@ -123,7 +123,7 @@ def prediction_memmap(volume: Volume, folder: Path) -> np.ndarray | None:
 
 def validate(
     network: nn.Module,
-    volumes: Sequence[Volume],
+    volumes: Volumes,
     *,
     class_names: Sequence[str],
     img_size: int | Sequence[int],

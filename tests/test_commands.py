@@ -317,7 +317,7 @@ def test_the_published_command_lines_verbatim(clone: Path) -> None:
 
     done = command("train.py", PUBLISHED_TRAIN)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("no ImageNet start: ./pretrained_ckpt/swin_tiny_patch4_window7_224.pth is not there") == 1
+    assert done.stdout.count("ImageNet weights: ./pretrained_ckpt/swin_tiny_patch4_window7_224.pth does not exist") == 1
     state = torch.load(clone / "11_1/last.pth", weights_only=True)
     assert (state["epoch"], state["step"]) == (150, 150)
     assert sum(v.numel() for v in state["model"].values()) == 27_168_900
