@@ -1,17 +1,14 @@
-"""The training loop: objects in, a trained network and a record of the run out. It knows no dataset and no network."""
+"""The training loop: network, criterion, optimizer and loader in; weights, metrics and resumable saves out."""
 
 from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,36 +16,63 @@ from torch import Tensor, nn
 from engine.checkpoint import LAST, save_checkpoint, save_last
 from engine.distributed import Ranks
 from engine.logger import MetricLogger
-from engine.state import check_state
+from engine.resume import Progress, State, generator_states, pack_state, restore_state
+from engine.signals import StopSignals
 from selfreg import Features, FeatureTap
-from utils import first_line, generator_states, restore_generators, sum_heads
+from utils import sum_heads
 
 _log = logging.getLogger(__name__)
 
-_SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _MAX_BAD_STEPS = 3
-# What a state that another program or configuration wrote can do to those that take it up.
-_OF_ANOTHER_RUN = (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
+Logits = Tensor | Sequence[Tensor]
+
+
+class Batch(Protocol):
+    """`image` (B, C, H, W) and `label` (B, H, W) on the device, and the names of the slices."""
+
+    @property
+    def image(self) -> Tensor: ...
+    @property
+    def label(self) -> Tensor: ...
+    @property
+    def names(self) -> list[str]: ...
+
+
+class Sampler(Protocol):
+    """The order of an epoch: of `length` slices in `per_epoch` batches, those from `start` on."""
+
+    epoch: int
+    start: int
+    length: int
+
+    @property
+    def per_epoch(self) -> int: ...
+
+
+class Loader(Protocol):
+    """The batches of an epoch, in the order of its sampler."""
+
+    @property
+    def sampler(self) -> Sampler: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Loss(Protocol):
+    """Logits, labels, features and the epoch to terms by name, `loss` among them."""
+
+    @property
+    def needs_features(self) -> bool: ...
+    def __call__(
+        self, logits: Logits, label: Tensor, features: Features | None, epoch: float
+    ) -> Mapping[str, Tensor]: ...
+
+
+Monitor = Callable[[int, float, Logits, Tensor, Features], None]
+Validation = Callable[[nn.Module, Callable[[Iterable[int]], Iterator[int]]], Mapping[str, float]]
 
 
 class Diverged(RuntimeError):
     """The loss, the gradient or the weights are not finite."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the loop does beside its steps; see configs/defaults.py, TRAIN and LOSS, for each."""
-
-    autocast: torch.dtype | None = None  # of the forward pass; None: as the weights are
-    accumulation_steps: int = 1
-    clip_grad: float = 0.0
-    val_freq: int = 10
-    save_freq: int = 0
-    save_seconds: float = 60.0
-    log_freq: int = 20
-    image_freq: int = 200
-    gradient_factor: float = 0.0
-    gradient_freq: int = 200
 
 
 @dataclass(frozen=True)
@@ -68,368 +92,279 @@ class Schedule:
 
     @property
     def total_steps(self) -> int:
-        """N, in optimiser steps."""
+        """N, in optimizer steps."""
         steps = self.epochs * self.steps_per_epoch
         return min(steps, self.max_steps) if self.max_steps else steps
 
     def lr_after(self, step: int) -> float:
-        """The rate to set after optimiser step `step`; -1 gives the rate of the first one."""
+        """The rate to set after optimizer step `step`; -1 gives the rate of the first one."""
         if step + 1 < self.warmup_steps:
             return self.base_lr * (step + 2) / (self.warmup_steps + 1)
         return self.base_lr * max(0.0, 1 - max(step, 0) / self.total_steps) ** self.power
 
+    def set_lr(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Set the rate of an optimizer that has taken so many steps."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr_after(steps - 1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the loop does beside its steps; see `TrainConfig` in configs/schema.py."""
+
+    autocast: torch.dtype | None = None  # of the forward pass; None: the dtype of the weights
+    accumulation_steps: int = 1
+    clip_grad: float = 0.0
+    val_freq: int = 10
+    save_freq: int = 0
+    save_seconds: float = 60.0
+
+
+def skip_step(at: Progress, what: str, names: Iterable[str], last: Path) -> None:
+    """The policy on a loss or gradient that is not finite: its step is skipped, and the third in a row ends the run.
+
+    Raises:
+        Diverged: it is the third.
+    """
+    at.bad_steps += 1
+    at.accumulated = 0
+    _log.warning("step %d skipped, its %s not finite: slices %s", at.step, what, ", ".join(names))
+    if at.bad_steps >= _MAX_BAD_STEPS:
+        raise diverged(at, last)
+
+
+def diverged(at: Progress, last: Path) -> Diverged:
+    """The error of a run that cannot recover; `last` is the path of its last.pth."""
+    kept = f"{last} is from before" if last.exists() else "nothing was saved yet"
+    return Diverged(
+        f"loss or gradient not finite {max(1, at.bad_steps)} times in a row, {kept}; "
+        "lower --base_lr or the weight of the regularizer (see log.txt)"
+    )
+
+
+def check_weights(network: nn.Module, at: Progress, last: Path) -> None:
+    """Weights that are not finite are neither saved nor validated."""
+    if not all(torch.isfinite(p).all() for p in network.parameters()):
+        raise diverged(at, last)
+
 
 class Trainer:
-    """Train a network and keep the record of the run in `output_dir`.
+    """Train a network; weights, saves and metrics go to `output_dir`.
 
     Args:
         network: on its device already; maps images to logits, or to a tuple of several heads'.
-        criterion: called as (logits, label, features or None, epochs trained) -> terms by name, `loss` among them; its
-            `needs_features` says whether the network is read by a `FeatureTap`, and its `gradient_norms` what each
-            part adds to the gradient, `segmentation` among them.
+        criterion: the loss; `needs_features` says whether the network is tapped.
         optimizer: over the network's parameters.
-        loader: batches with `image`, `label` on the device, and `names`; its sampler takes `epoch` and `start`, and
-            knows its `length` and how many batches there are `per_epoch`.
+        loader: batches on the device, and their order.
         schedule: length and rate.
-        validate: (network, progress) -> scores by name, `dice` among them, which chooses best.pth; `progress` wraps
-            its iterator over the cases. None: the last is the best.
-        config: of the run, to be kept in last.pth.
+        validate: (network, progress) -> scores by name, of which `dice` selects best.pth; `progress` wraps the
+            iterator over the cases. None: the last weights are the best.
+        monitor: called before the first backward pass of a step, as (step, epochs trained, logits, label, features).
+        config: of the run, kept in last.pth.
         ranks: the processes that train together, each with its part of every batch; the first writes.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        criterion: nn.Module,
+        criterion: Loss,
         optimizer: torch.optim.Optimizer,
-        loader: Any,
+        loader: Loader,
         schedule: Schedule,
         output_dir: Path,
         device: torch.device,
         *,
         options: Options | None = None,
-        validate: Callable[..., dict[str, float]] | None = None,
-        config: dict[str, Any] | None = None,
+        validate: Validation | None = None,
+        monitor: Monitor | None = None,
+        logger: MetricLogger | None = None,
+        config: Mapping[str, object] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.network, self.criterion, self.optimizer, self.loader = network, criterion, optimizer, loader
         self.schedule, self.output_dir, self.device = schedule, output_dir, device
-        self.options, self.validate, self.config = options or Options(), validate, config or {}
-        self.ranks = ranks or Ranks(device=device)
-        self.record = MetricLogger(
-            output_dir if self.ranks.first else None,
-            schedule.total_steps,
-            log_freq=self.options.log_freq,
-            image_freq=self.options.image_freq,
-        )
-        self._forward_pass = self.ranks.together(
-            _ForwardPass(network, criterion.needs_features),
-            some_unused=getattr(network, "has_unused_parameters", False),
-        )
-        self.epoch, self.batch_in_epoch, self.step = 0, 0, 0
-        self.best = -math.inf
-        self.bad_steps = 0
-        self._sums: dict[str, float] = {}  # of the terms of this epoch
-        self._summed = 0
-        self._metrics_size = 0
-        self._signal = 0
-        self._to_stop = self._to_save = False  # as all processes agree
+        self.options, self.validate, self.monitor = options or Options(), validate, monitor
+        self.config, self.ranks = config or {}, ranks or Ranks(device=device)
+        self.logger = logger or MetricLogger(output_dir if self.ranks.first else None, schedule.total_steps)
+        tapped = _Tapped(network, criterion.needs_features, self.options.autocast)
+        self.model = self.ranks.wrap(tapped, find_unused=bool(getattr(network, "has_unused_parameters", False)))
+        self.signals = StopSignals()
+        self.at = Progress()
         self._saved_at = time.monotonic()
-        self._set_lr(schedule.lr_after(-1))
+        schedule.set_lr(optimizer, 0)
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> dict[str, float | None]:
         """Train to the end of the schedule; returns the last epoch's mean terms and the best validation score.
 
         Raises:
-            Diverged: loss or gradient were not finite three times in a row, or at the end; no such step was applied.
-            SystemExit: 130 or 143 after Ctrl-C or SIGTERM, once last.pth is saved.
+            Diverged: loss or gradient were not finite three times in a row, or at the end; no such step was taken.
+            SystemExit: 130 or 143 after SIGINT or SIGTERM, once last.pth is saved.
         """
         means: dict[str, float] = {}
-        if self.step:
-            _log.info("resumed at epoch %d, step %d", self.epoch, self.step)
-        self.record.begin(self.step, self._metrics_size)
-        with self._signals_wait():
-            while not self._done():
-                self._train_epoch()
+        if self.at.step:
+            _log.info("resumed at epoch %d, step %d", self.at.epoch, self.at.step)
+        self.logger.begin(self.at.step, self.at.metrics_size)
+        with self.signals:
+            while not self._finished():
+                self.network.train()
+                for batch in self._batches():
+                    logits, features = self.model(batch.image)
+                    epochs = self.at.epoch + self.at.batch_in_epoch / self.loader.sampler.per_epoch
+                    terms = self.criterion(logits, batch.label, features, epochs)
+                    if self.monitor and features and not self.at.accumulated:
+                        self.monitor(self.at.step, epochs, logits, batch.label, features)
+                    (terms["loss"] / self.options.accumulation_steps).backward()
+                    values, (stop, save) = self.ranks.mean_and_any(
+                        terms, self.signals.received > 0, self.ranks.first and self._time_to_save()
+                    )
+                    self.at.batch_in_epoch += 1
+                    self.at.accumulated += 1
+                    if self._accept(values, batch.names):
+                        self._log_batch(batch, logits, values)
+                    if stop:
+                        self._stop()
+                    if save and not self.at.bad_steps:  # never a save of what leads into a divergence
+                        self._save_last()
+                    if self._out_of_steps():
+                        break
                 means = self._end_epoch()
-        if self.bad_steps:
-            self._diverged()
-        # A finished run, resumed into another folder.
+        if self.at.bad_steps:
+            raise diverged(self.at, self.output_dir / LAST)
         if self.ranks.any(self.ranks.first and not (self.output_dir / LAST).exists()):
-            self._save_last()
+            self._save_last()  # of a finished run that was resumed into another folder
         if not (self.output_dir / "best.pth").exists():
             self._save_weights("best.pth")
-        return {**means, "best_dice": self.best if math.isfinite(self.best) else None}
+        return {**means, "best_dice": self.at.best if math.isfinite(self.at.best) else None}
 
     def _out_of_steps(self) -> bool:
-        return self.step >= self.schedule.total_steps
+        return self.at.step >= self.schedule.total_steps
 
-    def _done(self) -> bool:
-        # An epoch that was interrupted on its last batch still has its end to come; steps that were left out as
-        # not finite do not add epochs.
-        return not self.batch_in_epoch and (self.epoch >= self.schedule.epochs or self._out_of_steps())
+    def _finished(self) -> bool:
+        # An epoch that was interrupted on its last batch is yet to be validated; skipped steps add no epochs.
+        return not self.at.batch_in_epoch and (self.at.epoch >= self.schedule.epochs or self._out_of_steps())
 
-    def _train_epoch(self) -> None:
-        """One epoch, or the rest of it."""
+    def _batches(self) -> Iterator[Batch]:
+        """The rest of the epoch; a file that cannot be read ends the run, but after a save."""
         if self._out_of_steps():  # interrupted in the validation after the last step
             return
-        self.network.train()
         sampler = self.loader.sampler
-        sampler.epoch, sampler.start = self.epoch, self.batch_in_epoch
-        epoch = f"epoch {self.epoch + 1}/{self.schedule.epochs}"
-        for batch in self.record.watch(self._batches(), epoch, self.batch_in_epoch, sampler.per_epoch):
-            terms = self._train_batch(batch)
-            if terms is not None:
-                self._sums = {name: self._sums.get(name, 0.0) + value for name, value in terms.items()}
-                self._summed += 1
-            self.record.progress(self.step, epoch, self._means())
-            if self._to_stop:
-                self._stop()
-            # What leads into a divergence is not a save to go back to.
-            if self._to_save and not self.bad_steps:
-                self._save_last()
-            if self._out_of_steps():
-                break
-
-    def _batches(self) -> Iterator[Any]:
-        """The batches of the epoch; a file that cannot be read ends the run, but after a save."""
+        sampler.epoch, sampler.start = self.at.epoch, self.at.batch_in_epoch
+        title = f"epoch {self.at.epoch + 1}/{self.schedule.epochs}"
         try:
-            yield from self.loader
+            yield from self.logger.watch(self.loader, title, self.at.batch_in_epoch, sampler.per_epoch)
         except Exception:
-            if self.ranks.world == 1 and self.step:  # a save of several needs all, and the others know of nothing
+            if self.ranks.world == 1 and self.at.step:  # a save of several processes needs all of them
                 self._save_last()
             raise
 
-    def _train_batch(self, batch: Any) -> dict[str, float] | None:
-        """One batch, and the optimiser's step where it completes one; returns its terms, or None if not finite."""
-        logits, features = self._forward(batch.image)
-        epoch = self.epoch + self.batch_in_epoch / self.loader.sampler.per_epoch
-        terms = self.criterion(logits, batch.label, features, epoch)
-        if features and self._is_time_to_weigh():
-            self._weigh(logits, batch.label, features, epoch)
-        (terms["loss"] / self.options.accumulation_steps).backward()
-        values = self._agree(terms)
-        self.batch_in_epoch += 1
-        if not math.isfinite(values["loss"]):
-            self._skip(batch.names, f"loss is ({values})")
-            return None
-        last_of_epoch = self.batch_in_epoch == self.loader.sampler.per_epoch
-        if self.batch_in_epoch % self.options.accumulation_steps == 0 or last_of_epoch:
-            if not self._optimise():
-                self._skip(batch.names, "gradient is")
-                return None
-            self.record.step(self.step, self.epoch, self.optimizer.param_groups[0]["lr"], values)
-            self.record.panels(self.step, batch.image, batch.label, sum_heads(logits).detach())
-            self._set_lr(self.schedule.lr_after(self.step - 1))
-        return values
+    def _accept(self, values: Mapping[str, float], names: list[str]) -> bool:
+        """Take the step where the batch completes one; False where a value is not finite and the step is skipped."""
+        count, last = self.options.accumulation_steps, self.at.batch_in_epoch == self.loader.sampler.per_epoch
+        what = "" if math.isfinite(values["loss"]) else f"loss is ({values})"
+        if not what and (last or self.at.batch_in_epoch % count == 0):
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            if self.at.accumulated < count:  # at the end of an epoch, or after a skipped batch: the mean all the same
+                for gradient in gradients:
+                    gradient.mul_(count / self.at.accumulated)
+            norm = nn.utils.get_total_norm(gradients)
+            if torch.isfinite(norm):
+                if self.options.clip_grad:
+                    nn.utils.clip_grads_with_norm_(self.network.parameters(), self.options.clip_grad, norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                self.at.bad_steps = self.at.accumulated = 0
+                self.at.step += 1
+            else:
+                what = "gradient is"
+        if what:
+            self.optimizer.zero_grad(set_to_none=True)
+            everyone = [name for part in self.ranks.gather(names) for name in part]
+            skip_step(self.at, what, everyone, self.output_dir / LAST)
+        return not what
 
-    def _forward(self, image: Tensor) -> tuple[Any, Features | None]:
-        dtype = self.options.autocast
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            return self._forward_pass(image)
-
-    def _is_time_to_weigh(self) -> bool:
-        first_of_step = self.batch_in_epoch % self.options.accumulation_steps == 0
-        return self.options.gradient_factor > 0 and first_of_step and self.step % self.options.gradient_freq == 0
-
-    def _weigh(self, logits: Any, label: Tensor, features: Features, epoch: float) -> None:
-        """MetricLogger what each part of the loss adds to the gradient, as a mean over all processes."""
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        norms = self.criterion.gradient_norms(logits, label, features, parameters, epoch)
-        together = (self.ranks.all_reduce(torch.tensor(list(norms.values()))) / self.ranks.world).tolist()
-        means = dict(zip(norms, together, strict=True))
-        self.record.gradients(self.step + 1, self.epoch, means, self.options.gradient_factor)
-
-    def _agree(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """The terms of the whole batch; and let all processes know whether one is to stop, and whether to save.
-
-        Read after the backward pass has been handed over, and in one piece: a GPU waits for nothing.
-        """
-        values = torch.stack([value.detach() for value in terms.values()])
-        wishes = [float(bool(self._signal)), float(self.ranks.first and self._is_time_to_save())]
-        if self.ranks.world > 1:
-            together = self.ranks.all_reduce(torch.cat([values, values.new_tensor(wishes)]))
-            values, wishes = together[:-2] / self.ranks.world, together[-2:].tolist()
-        self._to_stop, self._to_save = (wish > 0 for wish in wishes)
-        return dict(zip(terms, values.tolist(), strict=True))
-
-    def _optimise(self) -> bool:
-        """Take the step, unless its gradient is not finite; returns whether it was taken."""
-        parameters = [p for p in self.network.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if not torch.isfinite(norm):
-            return False
-        if self.options.clip_grad:
-            nn.utils.clip_grads_with_norm_(parameters, self.options.clip_grad, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.bad_steps = 0
-        self.step += 1
-        return True
-
-    def _skip(self, names: list[str], what: str) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.bad_steps += 1
-        names = [name for part in self.ranks.gather(names) for name in part]
-        _log.warning("step %d left out, its %s not finite: slices %s", self.step, what, ", ".join(names))
-        if self.bad_steps >= _MAX_BAD_STEPS:
-            self._diverged()
-
-    def _diverged(self) -> None:
-        path = self.output_dir / LAST
-        kept = f"{path} is from before" if path.exists() else "nothing was saved yet"
-        raise Diverged(
-            f"loss or gradient not finite {self.bad_steps} times in a row, {kept}; "
-            "lower --base_lr or the weight of the regulariser (see log.txt)"
-        )
-
-    def _check_weights(self) -> None:
-        """Never save, nor validate, weights that are not finite."""
-        if not all(torch.isfinite(p).all() for p in self.network.parameters()):
-            self.bad_steps = max(1, self.bad_steps)
-            self._diverged()
+    def _log_batch(self, batch: Batch, logits: Logits, values: Mapping[str, float]) -> None:
+        self.at.sums = {name: self.at.sums.get(name, 0.0) + value for name, value in values.items()}
+        self.at.summed += 1
+        if not self.at.accumulated:  # a step was taken
+            self.logger.log_step(self.at.step, self.at.epoch, self.optimizer.param_groups[0]["lr"], values)
+            self.logger.log_images(self.at.step, batch.image, batch.label, sum_heads(logits).detach())
+            self.schedule.set_lr(self.optimizer, self.at.step)
+        self.logger.progress(self.at.step, f"epoch {self.at.epoch + 1}/{self.schedule.epochs}", self.at.means())
 
     def _end_epoch(self) -> dict[str, float]:
-        """Validate where it is time to, and save; returns the mean terms of the epoch."""
-        self._check_weights()
-        means, epoch = self._means(), self.epoch + 1
+        """Validate where it is due, and save; returns the mean terms of the epoch."""
+        check_weights(self.network, self.at, self.output_dir / LAST)
+        means, epoch = self.at.means(), self.at.epoch + 1
         last = epoch >= self.schedule.epochs or self._out_of_steps()
-        words = self.record.described(self.step, means)
-        _log.info("epoch %d/%d  step %d  %s", epoch, self.schedule.epochs, self.step, words)
+        terms = self.logger.describe(self.at.step, means)
+        _log.info("epoch %d/%d  step %d  %s", epoch, self.schedule.epochs, self.at.step, terms)
         if self.validate and (epoch % self.options.val_freq == 0 or last):
-            self._validate(epoch)
+            scores = self.validate(self.network, self._watch_validation)
+            self.logger.log_scores(self.at.step, epoch, scores)
+            better = scores["dice"] > self.at.best
+            _log.info("epoch %d  validation Dice %.4f%s", epoch, scores["dice"], ", the best so far" if better else "")
+            if better:
+                self.at.best = scores["dice"]
+                self._save_weights("best.pth")
         elif last and not self.validate:
             self._save_weights("best.pth")
         if self.options.save_freq and epoch % self.options.save_freq == 0:
             self._save_weights(f"epoch_{epoch}.pth")
-        self.epoch, self.batch_in_epoch = epoch, 0
-        self._sums, self._summed = {}, 0
-        if self.ranks.any(bool(self._signal)):
+        self.at.epoch, self.at.batch_in_epoch = epoch, 0
+        self.at.sums, self.at.summed = {}, 0
+        if self.ranks.any(self.signals.received > 0):
             self._stop()
-        if self.ranks.any((last or self._is_time_to_save()) and not self.bad_steps):
+        if self.ranks.any((last or self._time_to_save()) and not self.at.bad_steps):
             self._save_last()
         return means
 
-    def _means(self) -> dict[str, float]:
-        return {name: value / self._summed for name, value in self._sums.items()}
-
-    def _validate(self, epoch: int) -> None:
-        scores = self.validate(self.network, self._until_signalled)
-        self.record.scores(self.step, epoch, scores)
-        better = scores["dice"] > self.best
-        _log.info("epoch %d  validation Dice %.4f%s", epoch, scores["dice"], ", the best so far" if better else "")
-        if better:
-            self.best = scores["dice"]
-            self._save_weights("best.pth")
-
-    def _until_signalled(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The cases of a validation; one that is interrupted is made again after resuming."""
-        for item in self.record.watch(items, "validation"):
-            yield item
-            if self._signal and self.ranks.world == 1:  # several stop together, at the end of the epoch
+    def _watch_validation(self, cases: Iterable[int]) -> Iterator[int]:
+        """The cases of a validation; one that is interrupted is repeated after resuming."""
+        for case in self.logger.watch(cases, "validation"):
+            yield case
+            if self.signals.received and self.ranks.world == 1:  # several stop together, at the end of the epoch
                 self._stop()
 
-    def _set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def _time_to_save(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.options.save_seconds
 
     def _save_weights(self, name: str) -> None:
         if self.ranks.first:
             save_checkpoint(self.network.state_dict(), self.output_dir / name)
 
-    def _is_time_to_save(self) -> bool:
-        return time.monotonic() - self._saved_at >= self.options.save_seconds
-
     def _save_last(self) -> None:
-        """Write all that resuming needs, as plain data; every process gives its generators."""
-        self._check_weights()
+        check_weights(self.network, self.at, self.output_dir / LAST)
         generators = self.ranks.gather(generator_states(self.device))
         if self.ranks.first:
-            save_last(self._state(generators), self.output_dir)
+            self.at.metrics_size = self.logger.size()
+            state = pack_state(self.at, self.network, self.optimizer)
+            run = {"slices": self.loader.sampler.length, "generators": generators, "config": self.config}
+            save_last(state | run, self.output_dir)
         self.ranks.barrier()  # whoever ends first has the others killed, and the save is the first's
         self._saved_at = time.monotonic()
 
-    def _state(self, generators: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "gradients": [p.grad for p in self.network.parameters()],  # of an accumulation under way
-            "epoch": self.epoch,
-            "batch_in_epoch": self.batch_in_epoch,
-            "step": self.step,
-            "best": self.best,
-            "bad_steps": self.bad_steps,
-            "sums": self._sums,
-            "summed": self._summed,
-            "metrics_size": self.record.size(),
-            "slices": self.loader.sampler.length,
-            "generators": generators,
-            "config": self.config,
-        }
-
-    def resume(self, state: dict[str, Any], source: Path) -> None:
-        """Go on from `state`, which is what the `last.pth` in `source` holds.
-
-        Raises:
-            ValueError: it is of another network, optimiser, training set or number of processes, or is no such file.
-        """
-        try:
-            self._restore(state)
-        except _OF_ANOTHER_RUN as error:
-            why = f"it holds no {error}" if isinstance(error, KeyError) else first_line(error)
-            raise ValueError(
-                f"{source}: the checkpoint does not belong to this run ({why}); "
-                "expected a last.pth made with the same configuration (--resume)"
-            ) from error
-        self._set_lr(self.schedule.lr_after(self.step - 1))
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        slices, processes = state["slices"], len(state["generators"])
-        if slices != self.loader.sampler.length:
-            raise ValueError(f"it trained on {slices} slices, here are {self.loader.sampler.length}")
-        if processes != self.ranks.world:
-            raise ValueError(f"{processes} processes trained it, here are {self.ranks.world}")
-        check_state(state, self.network, self.optimizer, self.loader.sampler.per_epoch)
-        self.network.load_state_dict(state["model"])
-        groups = self.optimizer.state_dict()["param_groups"]  # a file's own would be taken as they are
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
-            parameter.grad = None if gradient is None else gradient.to(self.device)
-        self.epoch, self.batch_in_epoch, self.step = (state[k] for k in ("epoch", "batch_in_epoch", "step"))
-        self.best, self.bad_steps = state["best"], state["bad_steps"]
-        self._sums, self._summed = dict(state["sums"]), state["summed"]
-        self._metrics_size = state["metrics_size"]
-        restore_generators(state["generators"][self.ranks.rank], self.device)
-
-    @contextmanager
-    def _signals_wait(self) -> Iterator[None]:
-        """Let SIGTERM and Ctrl-C wait until the batch at hand is done."""
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        handlers = {n: signal.signal(n, self._on_signal) for n in _SIGNAL_EXIT} if in_main_thread else {}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self._signal = number
-
     def _stop(self) -> None:
-        """Save and end; a process that has no signal of its own ends with another's."""
-        number = self._signal or signal.SIGTERM
+        """Save and end the process."""
         self._save_last()
-        _log.info("stopped by signal %d after step %d; go on with --resume", number, self.step)
-        raise SystemExit(_SIGNAL_EXIT[number])
+        _log.info("stopped by signal %d after step %d; resume with --resume", self.signals.received, self.at.step)
+        raise SystemExit(self.signals.exit_code)
+
+    def resume(self, state: State, source: Path) -> None:
+        """Restore `state`, the content of the `last.pth` in `source`; see `engine.resume.restore_state`."""
+        sampler, count = self.loader.sampler, self.options.accumulation_steps
+        run = {"slices": sampler.length, "per_epoch": sampler.per_epoch, "accumulation_steps": count}
+        self.at = restore_state(state, source, self.network, self.optimizer, self.ranks, **run)
+        self.schedule.set_lr(self.optimizer, self.at.step)
 
 
-class _ForwardPass(nn.Module):
-    """A network and, where they are wanted, the features of its pass: what several processes run together."""
+class _Tapped(nn.Module):
+    """A network and, where they are wanted, the features of its pass: what several processes wrap together."""
 
-    def __init__(self, network: nn.Module, with_features: bool) -> None:
+    def __init__(self, network: nn.Module, with_features: bool, autocast: torch.dtype | None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.autocast = network, autocast
         self.tap = FeatureTap(network) if with_features else None
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Features | None]:
-        return self.tap(image) if self.tap else (self.network(image), None)
+    def forward(self, image: Tensor) -> tuple[Logits, Features | None]:
+        with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.tap(image) if self.tap else (self.network(image), None)

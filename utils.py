@@ -1,4 +1,4 @@
-"""What every command needs: seeds, the device, logging, the environment, files that are whole or absent."""
+"""Seeds, the device, precision, logging, files written atomically, the environment: what every command needs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 _log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scipy", "h5py", "MedPy", "SimpleITK")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # options of mallopt(3)
-_PARTIAL = ".partial-"  # what the name of a file that is being written begins with
+_PARTIAL = ".partial-"  # prefix of a file that is being written
 _LOCK = ".lock"
-_KEPT_MESSAGES = 10_000
+_MAX_EARLY_MESSAGES = 10_000
 
 
 def seed_everything(seed: int, deterministic: bool, rank: int = 0) -> None:
@@ -45,25 +44,6 @@ def seed_everything(seed: int, deterministic: bool, rank: int = 0) -> None:
     if deterministic and torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def generator_states(device: torch.device) -> dict[str, Any]:
-    """The state of every global generator that training on `device` draws from, as plain data."""
-    kind, numbers, *rest = np.random.get_state()
-    states = {"python": random.getstate(), "numpy": (kind, numbers.tolist(), *rest), "torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def restore_generators(states: dict[str, Any], device: torch.device) -> None:
-    """Put back what `generator_states` took."""
-    kind, numbers, gauss = states["python"]
-    random.setstate((kind, tuple(numbers), gauss))
-    np.random.set_state(tuple(states["numpy"]))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def select_device(gpu_id: int, n_gpu: int = 1, local_rank: int | None = None) -> torch.device:
@@ -87,13 +67,13 @@ def select_device(gpu_id: int, n_gpu: int = 1, local_rank: int | None = None) ->
     return torch.device("cuda", gpu_id)
 
 
-def select_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """Set up the arithmetic of float32 matrices; returns the dtype to run the network in by autocast, or None.
+def select_precision(precision: str, device: torch.device, *, allow_slow: bool = False) -> torch.dtype | None:
+    """Set the arithmetic of float32 matrix products; returns the dtype of autocast, or None.
 
     "float32" is float32 throughout, "tf32" lets a GPU round the factors to 10 bits, "bfloat16" runs under autocast.
 
     Raises:
-        ValueError: the device has no such arithmetic.
+        ValueError: the device has no such arithmetic; `allow_slow` lets a CPU emulate it.
     """
     on_gpu = device.type == "cuda"
     if precision == "tf32" and not on_gpu:
@@ -102,8 +82,18 @@ def select_precision(precision: str, device: torch.device) -> torch.dtype | None
         raise ValueError(
             f"--precision is bfloat16, which {torch.cuda.get_device_name(device)} lacks; expected float32 or tf32"
         )
+    if precision == "bfloat16" and not on_gpu and not allow_slow and not _cpu_has_bfloat16():
+        raise ValueError(
+            "--precision is bfloat16 (--amp), for which this CPU has no instructions: a step would take up to 19 times "
+            "as long; expected float32, or --opts SLOW_BFLOAT16 True to run it all the same"
+        )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself: avx512_bf16 and amx_bf16 on x86, bf16 on Arm."""
+    return any(value is True and name.endswith("bf16") for name, value in torch.cpu.get_capabilities().items())
 
 
 def check_compiler(device: torch.device) -> None:
@@ -116,142 +106,26 @@ def check_compiler(device: torch.device) -> None:
     wanted = [named] if named else ["gcc", "clang"] if device.type == "cuda" else ["g++"]
     if not any(shutil.which(name) for name in wanted):
         raise ValueError(
-            f"--compile: no compiler was found (looked for {' and '.join(wanted)}); "
+            f"--compile: no compiler was found (searched for {' and '.join(wanted)}); "
             "install one (on Debian: apt-get install g++), or leave --compile out"
         )
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep large blocks for the next step instead of giving them back to the system.
-
-    A step on the CPU frees and takes the same gigabytes again, and the system clears every page anew: a tenth of the
-    step's time. Elsewhere than on glibc nothing happens.
-    """
+def tune_malloc() -> None:
+    """Let glibc keep freed blocks for the next step: returned pages would be zeroed again, 10 % of a step on a CPU."""
     if platform.libc_ver()[0] == "glibc":
-        c = ctypes.CDLL(None)
-        c.mallopt(_M_MMAP_MAX, 0)
-        c.mallopt(_M_TRIM_THRESHOLD, -1)
+        m_trim_threshold, m_mmap_max = -1, -4  # options of mallopt(3)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)
 
 
 def release_pages(array: np.ndarray) -> None:
-    """Give back the memory that a part of a `np.memmap` has taken; the file holds it. Other arrays are left alone."""
+    """Give back the memory of a `np.memmap`, whose content the file holds; other arrays are left alone."""
     while isinstance(array.base, np.ndarray):
         array = array.base
-    if isinstance(array, np.memmap) and array.mode != "c":  # of a private copy the memory is all there is
+    if isinstance(array, np.memmap) and array.mode != "c" and isinstance(array.base, mmap.mmap):
         array.base.madvise(mmap.MADV_DONTNEED)
-
-
-def check_writable(path: Path, option: str) -> None:
-    """Find out whether an output folder can be made and written to, without making it.
-
-    Raises:
-        ValueError: a file is in the way, or the permission is missing.
-    """
-    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise ValueError(f"{option}: {path} cannot be a folder, {existing} is a file; give another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"{option}: {path} cannot be written, {existing} is read-only; give another folder")
-
-
-def atomic_write(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
-    """Let `write` fill a temporary file beside `path`, and put it in place only when it is complete and on the disk.
-
-    `keep` is the path that the file which was there before takes.
-    """
-    temporary = path.with_name(f"{_PARTIAL}{path.name}")  # the suffix stays: writers choose their format by it
-    try:
-        try:
-            write(temporary)
-        except RuntimeError as error:  # torch's word for a disk that is full
-            raise OSError(
-                errno.EIO, f"cannot be written, is the disk full? ({first_line(error)})", str(path)
-            ) from error
-        except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the new names of a folder on the disk, too, where the system can."""
-    with suppress(OSError):  # Windows opens no folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Have a run's folder for this process alone, and make it where it is missing; what is left empty is removed.
-
-    The lock is the system's and ends with the process, however that ends: a `.lock` that a killed run left is taken
-    over. Workers that outlive a killed run do not inherit it.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    path, descriptor = folder / _LOCK, None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path)
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
-        for partial in folder.glob(f"{_PARTIAL}*"):  # of a run that was killed while it wrote
-            partial.unlink()
-        yield
-    finally:
-        if descriptor is not None:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
-        with suppress(OSError):  # only empty folders let themselves be removed
-            for empty in made:
-                empty.rmdir()
-
-
-def _lock(path: Path) -> int:
-    """The descriptor of the locked file; closing it gives the lock back."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock_whole(descriptor)
-            # Its last owner may have removed the file after we opened it: then we hold a lock that nobody sees.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
-        except (BlockingIOError, PermissionError):
-            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise ValueError(
-                f"{path.parent}: is in use by {owner}; wait until that run ends, or give another --output_dir"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            _log.warning("%s: this file system has no locks; see to it that no other run writes there", path.parent)
-            return descriptor
-        os.close(descriptor)
-
-
-def _lock_whole(descriptor: int) -> None:
-    """Lock a file for this process and none of its children; raises BlockingIOError where another has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def sum_heads(logits: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
@@ -266,24 +140,108 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:100]
 
 
+def check_writable(path: Path, option: str) -> None:
+    """Check that an output folder can be made and written to, without making it.
+
+    Raises:
+        ValueError: a file is in the way, or the permission is missing.
+    """
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{option}: {path} cannot be a folder, {existing} is a file; give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: {path} cannot be written, {existing} is read-only; give another folder")
+
+
+def atomic_write(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
+    """Let `write` fill a temporary file beside `path`, renamed to `path` once it is complete and on the disk.
+
+    `keep` is the path that the former file is renamed to.
+
+    Raises:
+        OSError: it cannot be written; the former file is still there.
+    """
+    temporary = path.with_name(f"{_PARTIAL}{path.name}")  # the suffix stays: writers choose their format by it
+    try:
+        try:
+            write(temporary)
+        except RuntimeError as error:  # of torch, where the disk is full
+            why = f"cannot be written, is the disk full? ({first_line(error)})"
+            raise OSError(errno.EIO, why, str(path)) from error
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+        with suppress(OSError):  # the new names on the disk, too; Windows opens no folders
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone, making it where it is missing; what is left empty is removed.
+
+    The lock is the operating system's and ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    path = folder / _LOCK
+    lock = FileLock(path, timeout=0, on_acquired=_sign)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            other = path.read_text(errors="replace")[:200] or "another process"
+            raise ValueError(
+                f"{folder}: is in use by {other}; wait until that run ends, or give another --output_dir"
+            ) from None
+        except NotImplementedError:
+            _log.warning("%s: this file system has no locks; make sure that no other run writes there", folder)
+        for partial in folder.glob(f"{_PARTIAL}*"):  # of a run that was killed while it wrote
+            partial.unlink()
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            if lock.is_locked:
+                path.unlink()
+        lock.release()
+        with suppress(OSError):  # only empty folders can be removed
+            for empty in made:
+                empty.rmdir()
+
+
+def _sign(descriptor: int) -> None:
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+
+
 @contextmanager
 def logging_session(name: str, *, quiet: bool = False) -> Iterator[None]:
-    """Send messages to standard output for the length of a command; whatever stops it goes into the log file whole.
+    """Send messages to standard output while a command runs; what stops it goes into the log file with its traceback.
 
-    A `quiet` process says nothing but warnings.
+    A `quiet` process writes warnings only.
     """
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
-    logging.raiseExceptions = False  # a log that cannot be written must not cost the run
+    logging.raiseExceptions = False  # a log that cannot be written must not end the run
     root.setLevel(logging.DEBUG)
-    for noisy in ("matplotlib", "PIL", "h5py"):
+    for noisy in ("matplotlib", "PIL", "h5py", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.WARNING if quiet else logging.INFO)
     console.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(console)
-    if not quiet:  # what is said before `log_to` knows its file is kept for it
-        root.addHandler(MemoryHandler(_KEPT_MESSAGES, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
+    if not quiet:  # messages from before `log_to` are kept for its file
+        root.addHandler(MemoryHandler(_MAX_EARLY_MESSAGES, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
     try:
         yield
     except BaseException:
@@ -298,7 +256,7 @@ def logging_session(name: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 def log_to(path: Path) -> None:
-    """Write messages, with every detail, to a file too, those of the session so far and until it ends."""
+    """Write all messages of the session, earlier ones too, to a file."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
@@ -310,7 +268,7 @@ def log_to(path: Path) -> None:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Versions, device and the repository's commit, for the record of a run."""
+    """Versions, device and the commit of the repository, for the record of a run."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
@@ -318,30 +276,17 @@ def environment(device: torch.device) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "absent"
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    found["processor"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    found["processor"] = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     found["git_commit"] = _git_commit()
     return found
 
 
-def _processor() -> str:
-    """What the processor is called, where the system says it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _git_commit() -> str:
     """The commit of this checkout, with `-dirty` where files differ from it; empty outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""

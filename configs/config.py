@@ -1,259 +1,256 @@
-"""The configuration: defaults, then an experiment's yaml, then `--opts`, then flags; frozen at the end."""
+"""The configuration of a run: defaults, then yaml files, then `--opts`, then flags; checked, typed and frozen."""
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 from yacs.config import CfgNode
 
-from configs.checks import AS_STORED, check_values, value_at
-from configs.defaults import OF_DATASET, default_config
+from configs.arguments import flag_hint
+from configs.defaults import DATASET_DEFAULTS, NETWORK_OPTIONS, SECTION_OF, UNUSED_OPTIONS
 from configs.plain_yaml import parse_word, read_yaml
+from configs.schema import AS_STORED, Config, Option
 
-# Keys that take a list too, with an example of what is in it.
-_ONE_OR_MORE = {"DATA.IMG_SIZE": 224, "MODEL.PRETRAIN_CKPT": "weights.pth"}
-# The section of MODEL with a network's options, by their names.
-SECTIONS = {
-    "hiformer_b": "HIFORMER",
-    "hiformer_l": "HIFORMER",
-    "hiformer_s": "HIFORMER",
-    "pvt_cascade": "PVT_CASCADE",
-    "swin_unet": "SWIN",
-    "trans_cascade": "TRANS_CASCADE",
-    "transunet": "TRANSUNET",
-    "uctransnet": "UCTRANSNET",
-    "unet": "UNET",
+Source = str | Path | Mapping[str, object]
+Section = TypeVar("Section")
+
+_ITEMS = {"DATA.WINDOW": 0.0, "DATA.LABEL_VALUES": 0, "MODEL.PRETRAIN_CKPT": ""}  # an item of a list that is empty
+_ALIASES = {"MODEL.TYPE": {"swin": "swin_unet"}, "TRAIN.VAL_DICE": {"lumped": "foreground"}}  # published and old values
+_IGNORED = ("ENVIRONMENT", "DATA.START_METHOD")  # the versions of a run, and a key that runs of old have
+_AXES = {"x": "LR", "y": "PA", "z": "IS"}
+# Lowest and highest value of a network's option, by the end of its name; the network itself checks more.
+_OPTION_RANGES = {
+    "rate": (0, 1),
+    "ratio": (0, 64),
+    "ratios": (0, 64),
+    "depths": (1, 128),
+    "layers": (1, 128),
+    "units": (1, 128),
+    "": (1, 4096),
 }
-_IN_EMPTY = {"DATA.WINDOW": 0.0, "DATA.LABEL_VALUES": 0}  # of what type what is in a list is whose default is empty
-_READ_BY_NOTHING = ("IN_CHANS", "DECODER_DEPTHS", "FINAL_UPSAMPLE")  # published keys of Swin-UNet's section
-_TYPE_ALIASES = {"swin": "swin_unet"}  # the name that the published yaml gives
 
 
-def get_config(
-    *cfg_files: str | Path | Mapping[str, Any], opts: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
-) -> CfgNode:
-    """Defaults, then the yamls, then `opts` (KEY VALUE ...), then `overrides` (dotted key to value); frozen.
+def get_config(*sources: Source, opts: Sequence[str] = (), overrides: Mapping[str, object] | None = None) -> Config:
+    """Defaults, then yaml files, then `opts` (KEY VALUE ...), then `overrides` (dotted key to value).
 
-    In the place of a yaml may stand what `config_within` gives.
+    A source may be a mapping instead: the configuration that a checkpoint holds.
 
     Raises:
         FileNotFoundError: there is no such yaml.
         ValueError: an unknown key (the closest is named), a wrong type, or a value out of range.
     """
-    cfg = default_config()
-    for cfg_file in filter(None, cfg_files):
-        within = isinstance(cfg_file, Mapping)
-        source = "the checkpoint's configuration" if within else str(cfg_file)
-        _merge(cfg, cfg_file if within else read_yaml(Path(cfg_file)), source)
-        _settle(cfg, f"{source}: ")
+    tree = default_tree()
+    for source in sources:
+        if not source:
+            continue
+        name = str(source) if isinstance(source, str | Path) else "the configuration of the checkpoint"
+        _merge(tree, read_yaml(Path(source)) if isinstance(source, str | Path) else source, name)
+        try:
+            _freeze(tree)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     if len(opts) % 2:
         raise ValueError(f"--opts: got {len(opts)} words; expected pairs, KEY VALUE ...")
     for key, text in zip(opts[::2], opts[1::2], strict=True):
-        _set(cfg, key, _parse(cfg, key, text), "--opts")
+        _set(tree, key, text if isinstance(_value(tree, key), str) else parse_word(text), "--opts")
     for key, value in (overrides or {}).items():
-        _set(cfg, key, value, "command line")
-    _settle(cfg)
-    own = OF_DATASET.get(cfg.DATA.DATASET, {})
-    return filled(cfg, {key: value for key, value in own.items() if key.startswith("MODEL.")})
+        _set(tree, key, value, "command line")
+    config = _freeze(tree)
+    own = DATASET_DEFAULTS.get(config.data.dataset, {})
+    return fill(config, {key: value for key, value in own.items() if key.startswith("MODEL.")})
 
 
-def completed(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
-    """The configuration, frozen, with what is known of its data (dotted key to value) where a key is empty.
-
-    What the files themselves say comes before what is known of every data set of that name.
+def complete(config: Config, facts: Mapping[str, object] | None = None) -> Config:
+    """The configuration with its empty keys filled in: from the `facts` that the files of its data set gave (dotted key
+    to value; None where they were not inspected), then from what is known of every data set of that name.
 
     Raises:
-        ValueError: the images have other channels, or the labels another number of values than there are classes, or
-            --axis is of no use.
+        ValueError: the images have other channels, the labels another number of values than there are classes, or
+            --axis has no effect.
     """
-    cfg = filled(filled(cfg, facts), OF_DATASET.get(cfg.DATA.DATASET, {}))
-    found = facts.get("MODEL.IN_CHANNELS", cfg.MODEL.IN_CHANNELS)
-    if found != cfg.MODEL.IN_CHANNELS:
+    config = fill(fill(config, facts or {}), DATASET_DEFAULTS.get(config.data.dataset, {}))
+    channels = (facts or {}).get("MODEL.IN_CHANNELS", config.model.in_channels)
+    if channels != config.model.in_channels:
         raise ValueError(
-            f"MODEL.IN_CHANNELS is {cfg.MODEL.IN_CHANNELS}, but the images have {found}; expected the same, or 0"
+            f"MODEL.IN_CHANNELS is {config.model.in_channels}, but the images have {channels}; expected the same, or 0"
         )
-    values, classes = cfg.DATA.LABEL_VALUES, cfg.MODEL.NUM_CLASSES
+    values, classes = config.data.label_values, config.model.num_classes
     if values and len(values) != classes:
         raise ValueError(
-            f"MODEL.NUM_CLASSES is {classes}, but the labels of {cfg.DATA.DATASET} have {len(values)} values, "
-            f"{values}; expected one a class (--num_classes, DATA.LABEL_VALUES)"
+            f"MODEL.NUM_CLASSES is {classes}, but the labels of {config.data.dataset} have {len(values)} values, "
+            f"{list(values)}; expected one a class (--num_classes, DATA.LABEL_VALUES)"
         )
-    if cfg.DATA.AXIS and "DATA.AXIS" not in facts:
-        raise ValueError(f"--axis is {cfg.DATA.AXIS}; expected none: it is for volumes of your own (--dataset Folder)")
-    return cfg
+    if config.data.axis and facts is not None and "DATA.AXIS" not in facts:
+        raise ValueError(f"--axis is {config.data.axis}; expected none: it applies to --dataset Folder only")
+    return config
 
 
-def filled(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:
-    """The configuration, frozen, with the facts (dotted key to value) where a key is empty."""
-    cfg = cfg.clone()
-    cfg.defrost()
+def fill(config: Config, facts: Mapping[str, object]) -> Config:
+    """The configuration with the facts (dotted key to value) where a key is empty."""
+    tree = default_tree()
+    _merge(tree, to_dict(config), "configuration")
     for key, value in facts.items():
-        if value_at(cfg, key) in (0, "", []):
-            _set(cfg, key, value, "data")
-    cfg.freeze()
-    return cfg
+        if _value(tree, key) in (0, "", []):
+            _set(tree, key, value, "data")
+    return _freeze(tree)
 
 
-def _settle(cfg: CfgNode, source: str = "") -> None:
-    """Check the values as they stand; a message begins with `source`, the last that set any."""
-    cfg.MODEL.TYPE = _TYPE_ALIASES.get(cfg.MODEL.TYPE, cfg.MODEL.TYPE)
-    try:
-        check_values(cfg)
-        network_keywords(cfg)
-    except ValueError as error:
-        raise ValueError(f"{source}{error}") from None
+def to_dict(config: Config) -> dict[str, object]:
+    """The configuration as nested dictionaries of plain values under the keys of a yaml file."""
+    tree = _tree(config)
+    section = SECTION_OF[config.model.type]
+    options = {key.upper(): _plain(value) for key, value in config.model.options.items()}
+    model = cast(dict[str, object], tree["MODEL"])
+    model[section] = {key: options[key] for key in NETWORK_OPTIONS[section] if key in options}
+    return tree
 
 
-@contextmanager
-def naming(*cfg_files: str | Path | Mapping[str, Any]) -> Iterator[None]:
-    """Let a ValueError about what the configuration asks for begin with the yamls that it was read from."""
-    try:
-        yield
-    except ValueError as error:
-        files = [str(file) for file in cfg_files if file and not isinstance(file, Mapping)]
-        raise ValueError(": ".join([*files, str(error)])) from error
+def default_tree() -> CfgNode:
+    """A fresh yacs node with every key at its default."""
+    tree = _tree(Config())
+    cast(dict[str, object], tree["MODEL"]).update(NETWORK_OPTIONS)
+    return CfgNode(tree)
 
 
-def network_keywords(cfg: CfgNode) -> dict[str, Any]:
-    """The keywords of `networks.build_network` that a configuration stands for, beside the name.
-
-    Raises:
-        ValueError: MODEL.TYPE is a network that has no keys in the configuration.
-    """
-    name = cfg.MODEL.TYPE
-    if name not in SECTIONS:
-        raise ValueError(f"MODEL.TYPE: unknown network {name!r}; expected one of {', '.join(SECTIONS)}")
-    options = {
-        key.lower(): tuple(value) if isinstance(value, list) else value
-        for key, value in cfg.MODEL[SECTIONS[name]].items()
-        if key not in _READ_BY_NOTHING
-    }
-    if name == "swin_unet":
-        options |= {"drop_rate": cfg.MODEL.DROP_RATE, "drop_path_rate": cfg.MODEL.DROP_PATH_RATE}
-    return {
-        "num_classes": cfg.MODEL.NUM_CLASSES,
-        "in_channels": cfg.MODEL.IN_CHANNELS,
-        "img_size": size_of(cfg),
-        "use_checkpoint": cfg.TRAIN.USE_CHECKPOINT,
-        **options,
-    }
+def _tree(section: object) -> dict[str, object]:
+    assert is_dataclass(section)
+    values = {f.name: getattr(section, f.name) for f in fields(section) if f.name != "options"}
+    return {name.upper(): _tree(value) if is_dataclass(value) else _plain(value) for name, value in values.items()}
 
 
-def size_of(cfg: CfgNode) -> tuple[int, int]:
-    """(H, W) of the network's input in pixels."""
-    size = cfg.DATA.IMG_SIZE
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def overlap_of(cfg: CfgNode) -> float | None:
-    """The overlap of the windows that slide over an image at its own resolution; None where it is resized instead."""
-    return cfg.TEST.OVERLAP if cfg.TEST.INFERENCE == "slide" else None
+def _freeze(tree: CfgNode) -> Config:
+    """The typed configuration of a node, every value checked."""
+    config = _unpack(tree, Config(), "")
+    kind = config.model.type
+    if kind not in SECTION_OF:
+        raise ValueError(f"MODEL.TYPE: unknown network {kind!r}; expected one of {', '.join(SECTION_OF)}")
+    if tree.MODEL.SWIN.FINAL_UPSAMPLE != "expand_first":
+        raise ValueError(f"MODEL.SWIN.FINAL_UPSAMPLE is {tree.MODEL.SWIN.FINAL_UPSAMPLE!r}; expected 'expand_first'")
+    options: dict[str, Option] = {}
+    for key, value in tree.MODEL[SECTION_OF[kind]].items():
+        if not isinstance(value, bool | str):
+            low, high = next(limits for end, limits in _OPTION_RANGES.items() if key.lower().endswith(end))
+            _check_range(value, low, high, f"MODEL.{SECTION_OF[kind]}.{key}")
+        if key not in UNUSED_OPTIONS:
+            options[key.lower()] = tuple(value) if isinstance(value, list) else value
+    if kind == "swin_unet":
+        options |= {"drop_rate": config.model.drop_rate, "drop_path_rate": config.model.drop_path_rate}
+    _check(config)
+    return replace(config, model=replace(config.model, options=options))
 
 
-def data_keywords(cfg: CfgNode, test: bool = False) -> dict[str, Any]:
-    """The keywords of `datasets.build_dataset` that a configuration stands for, beside the name and the split."""
-    return {
-        "num_classes": cfg.MODEL.NUM_CLASSES,
-        # A fold is tested on cases that other folds train on.
-        "root_path": (test and not cfg.DATA.FOLDS and cfg.DATA.VOLUME_PATH) or cfg.DATA.ROOT_PATH,
-        "list_dir": cfg.DATA.LIST_DIR,
-        "val_cases": cfg.DATA.VAL_CASES,
-        "folds": cfg.DATA.FOLDS,
-        "fold": cfg.DATA.FOLD,
-        "cache": cfg.DATA.CACHE,
-        "reading": reading_keywords(cfg),
-        "phantom_options": _phantom_options(cfg),
-    }
+def _unpack(node: CfgNode, default: Section, prefix: str) -> Section:
+    """A dataclass like `default`, each field from the key of its name, within its range or choices."""
+    assert is_dataclass(default) and not isinstance(default, type)
+    values: dict[str, object] = {}
+    for field in fields(default):
+        if field.name == "options":
+            continue
+        key, like = f"{prefix}{field.name.upper()}", getattr(default, field.name)
+        value = node[field.name.upper()]
+        if "range" in field.metadata:
+            low, high = field.metadata["range"]
+            _check_range(value, low, high, key)
+        if value not in field.metadata.get("choices", (value,)):
+            expected = ", ".join(filter(None, field.metadata["choices"]))
+            raise ValueError(f"{key} is {value!r}; expected one of {expected}{flag_hint(key)}")
+        if is_dataclass(like):
+            value = _unpack(value, like, f"{key}.")
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return replace(default, **values)
 
 
-def reading_keywords(cfg: CfgNode) -> dict[str, Any]:
-    """The keywords of `datasets.reading` that a configuration stands for."""
-    return {
-        "channels": cfg.MODEL.IN_CHANNELS,
-        "label_values": tuple(cfg.DATA.LABEL_VALUES) or tuple(range(cfg.MODEL.NUM_CLASSES)),
-        "intensity": cfg.DATA.INTENSITY,
-        "window": tuple(cfg.DATA.WINDOW),
-        "axis_order": cfg.DATA.AXIS_ORDER,
-        "orientation": cfg.DATA.ORIENTATION.replace(AS_STORED, ""),
-    }
+def _check_range(value: float | Sequence[float], low: float, high: float, key: str) -> None:
+    numbers = value if isinstance(value, Sequence) else [value]
+    if not numbers or not all(low <= number < math.inf for number in numbers):
+        raise ValueError(f"{key} is {value}; expected a finite number of at least {low}{flag_hint(key)}")
+    if max(numbers) > high:
+        raise ValueError(f"{key} is {value}; expected {high} at most{flag_hint(key)}")
 
 
-def look_keywords(cfg: CfgNode) -> dict[str, Any]:
-    """The keywords of `datasets.look_through` that a configuration stands for, beside the name."""
-    data = cfg.DATA
-    where = {"root_path": data.ROOT_PATH, "list_dir": data.LIST_DIR}
-    where |= {"axis": data.AXIS, "orientation": data.ORIENTATION.replace(AS_STORED, "") if data.ORIENTATION else None}
-    where |= {"folds": data.FOLDS, "channels": cfg.MODEL.IN_CHANNELS}
-    return where | {"num_classes": cfg.MODEL.NUM_CLASSES, "phantom_options": _phantom_options(cfg)}
+def _check(config: Config) -> None:
+    """What one value alone does not tell."""
+    data, classes = config.data, config.model.num_classes
+    if classes == 1:
+        raise ValueError("MODEL.NUM_CLASSES is 1; expected at least 2, the background and a class (--num_classes)")
+    if config.model.in_channels == 2:
+        raise ValueError("MODEL.IN_CHANNELS is 2; expected 1, 3, or 0 for the data set's own")
+    if config.test.overlap == 1:
+        raise ValueError("TEST.OVERLAP is 1.0; expected a number from 0 to below 1 (--overlap)")
+    if data.window and not (len(data.window) == 2 and -math.inf < data.window[0] < data.window[1] < math.inf):
+        raise ValueError(f"DATA.WINDOW is {list(data.window)}; expected [low, high], finite, with low below high")
+    if data.folds == 1 or data.fold >= max(1, data.folds):
+        raise ValueError(f"DATA.FOLD is {data.fold} of {data.folds}; expected 0, 1, ... of 2 or more (--folds)")
+    axes = [next((axis for axis, letters in _AXES.items() if letter in letters), "") for letter in data.orientation]
+    if data.orientation not in ("", AS_STORED) and sorted(axes) != sorted(_AXES):
+        raise ValueError(
+            f"DATA.ORIENTATION is {data.orientation!r}; expected three letters such as RAS, LPS or PIR, or {AS_STORED}"
+        )
+    if len(set(data.label_values)) < len(data.label_values):
+        raise ValueError(f"DATA.LABEL_VALUES is {list(data.label_values)}; expected each value once")
 
 
-def _phantom_options(cfg: CfgNode) -> dict[str, Any]:
-    return {key.lower(): value for key, value in cfg.DATA.PHANTOM.items()}
+def _value(tree: CfgNode, dotted: str) -> object:
+    """The value of a dotted key; None where there is no such key, which `_set` refuses."""
+    node: object = tree
+    for part in dotted.split("."):
+        node = node[part] if isinstance(node, CfgNode) and part in node else None
+    return node
 
 
-def to_plain(cfg: CfgNode) -> dict[str, Any]:
-    """A configuration as nested dictionaries of plain values."""
-    return {key: to_plain(value) if isinstance(value, CfgNode) else copy.copy(value) for key, value in cfg.items()}
-
-
-def _parse(cfg: CfgNode, dotted: str, text: str) -> Any:
-    """The value that a word of the command line stands for; where text is expected, the word itself."""
-    try:
-        is_list = dotted in _ONE_OR_MORE and text.startswith("[")
-        if isinstance(value_at(cfg, dotted), str) and not is_list:
-            return text
-    except (KeyError, TypeError):
-        pass  # an unknown key is refused by name later on
-    return parse_word(text)
-
-
-def _all_keys(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
+def _keys(tree: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
         yield prefix + key
         if isinstance(value, Mapping):
-            yield from _all_keys(value, f"{prefix}{key}.")
+            yield from _keys(value, f"{prefix}{key}.")
 
 
-def _merge(cfg: CfgNode, content: Mapping[str, Any], source: str, prefix: str = "") -> None:
+def _merge(tree: CfgNode, content: Mapping[str, object], source: str, prefix: str = "") -> None:
     for key, value in content.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and dotted != "ENVIRONMENT":
-            _merge(cfg, value, source, f"{dotted}.")
-        else:
-            _set(cfg, dotted, value, source)
+        _set(tree, f"{prefix}{key}", value, source)
 
 
-def _set(cfg: CfgNode, dotted: str, value: Any, source: str) -> None:
-    node = cfg
-    *parents, last = dotted.split(".")
-    for part in parents:
-        node = node[part] if isinstance(node, CfgNode) and part in node else None
-    if not isinstance(node, CfgNode) or last not in node:
-        close = difflib.get_close_matches(dotted.upper(), list(_all_keys(cfg)), n=1)
-        hint = f"did you mean {close[0]}?" if close else "see configs/defaults.py for the keys there are"
-        raise ValueError(f"{source}: unknown key {dotted}; {hint}")
-    if isinstance(node[last], CfgNode) and isinstance(value, Mapping) and dotted != "ENVIRONMENT":
-        _merge(cfg, value, source, f"{dotted}.")
+def _set(tree: CfgNode, dotted: str, value: object, source: str) -> None:
+    if dotted in _IGNORED:
         return
-    node[last] = _as_type(value, _ONE_OR_MORE.get(dotted, node[last]), dotted, source)
+    node, _, last = dotted.rpartition(".")
+    parent, before = _value(tree, node) if node else tree, _value(tree, dotted)
+    if not isinstance(parent, CfgNode) or before is None:
+        close = difflib.get_close_matches(dotted.upper(), list(_keys(tree)), n=1)
+        hint = f"did you mean {close[0]}?" if close else "see configs/schema.py for the keys there are"
+        raise ValueError(f"{source}: unknown key {dotted}; {hint}")
+    if isinstance(before, CfgNode):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{source}: {dotted} is {value!r}; expected a section with keys {', '.join(before)}")
+        _merge(tree, value, source, f"{dotted}.")
+        return
+    value = _ALIASES.get(dotted, {}).get(value, value) if isinstance(value, str) else value
+    parent[last] = _as_type(value, before, dotted, source)
 
 
-def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
+def _as_type(value: object, default: object, dotted: str, source: str) -> object:
     """The value in the type of the key's default, where that loses nothing."""
-    if dotted in _ONE_OR_MORE and isinstance(value, (list, tuple)) and value:
-        items = [_as_type(item, default, dotted, source) for item in value]
-        return items if len(items) > 1 else items[0]
-    if isinstance(default, CfgNode):
-        if isinstance(value, Mapping):  # versions, which nothing reads
-            return CfgNode({str(name): str(version) for name, version in value.items()})
-        raise ValueError(f"{source}: {dotted} is {value!r}; expected a section with keys {', '.join(default)}")
+    if isinstance(default, list):
+        if dotted == "MODEL.PRETRAIN_CKPT" and isinstance(value, str | None):
+            value = [value] if value else []
+        elif dotted == "DATA.IMG_SIZE":
+            sides = list(value) if isinstance(value, list | tuple) else [value]
+            value = sides * 2 if len(sides) == 1 else sides
+            if len(value) != 2:
+                raise ValueError(f"{source}: {dotted} is {value}; expected a side, or [H, W] (--img_size)")
+        if isinstance(value, list | tuple):
+            item = default[0] if default else _ITEMS[dotted]
+            return [_as_type(one, item, dotted, source) for one in value]
     if isinstance(default, float) and isinstance(value, str):  # yaml reads 1e-4, without a dot, as text
         try:
             return float(value)
@@ -265,12 +262,9 @@ def _as_type(value: Any, default: Any, dotted: str, source: str) -> Any:
         return ""
     if isinstance(default, bool) and isinstance(value, int) and value in (0, 1):
         return bool(value)
-    if isinstance(default, list) and isinstance(value, (list, tuple)):
-        example = default[0] if default else _IN_EMPTY[dotted]
-        return [_as_type(item, example, dotted, source) for item in value]
     if type(value) is not type(default):
         raise ValueError(
-            f"{source}: {dotted} is {value!r} ({type(value).__name__}); "
+            f"{source}: {dotted} is {value!r:.80} ({type(value).__name__}); "
             f"expected {type(default).__name__}, such as {default!r}"
         )
     return value

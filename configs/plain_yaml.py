@@ -1,20 +1,19 @@
-"""Short yaml files, and words of the command line, as plain data and nothing else."""
+"""Short yaml files and words of the command line, read as plain data."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-_LONGEST_YAML = 2**16  # bytes; reading takes seconds from there on
-_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and halves of letters
+_MAX_BYTES = 2**16  # reading takes seconds beyond
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError, OverflowError, AttributeError)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """What a short yaml of plain data holds, without aliases and control characters; an empty one holds nothing.
+def read_yaml(path: Path) -> dict[str, object]:
+    """The content of a short yaml of plain data, without aliases and control characters; empty where it holds nothing.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -22,23 +21,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration; give a yaml file, such as those in configs/ (--cfg)")
-    if path.stat().st_size > _LONGEST_YAML:
-        raise ValueError(f"{path}: has more than {_LONGEST_YAML >> 10} KiB; expected an experiment's few lines of yaml")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path}: has more than {_MAX_BYTES >> 10} KiB; expected an experiment's few lines of yaml")
     # Only ever data: yacs itself would execute a .py file given here.
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
     except _UNREADABLE as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: is not a yaml file ({why}); mend it, or give another --cfg") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is not a yaml file ({why}); correct it, or give another --cfg") from None
+    if not isinstance(content, dict | None):
         raise ValueError(f"{path}: holds a {type(content).__name__}; expected keys such as MODEL, DATA, TRAIN")
-    return content
+    return content or {}
 
 
-def parse_word(text: str) -> Any:
-    """The value that a word of the command line stands for in yaml, or the word itself."""
+def parse_word(text: str) -> object:
+    """The value of a word of the command line, read as yaml; the word itself where it is none."""
     try:
         return yaml.load(text, _PlainLoader)
     except _UNREADABLE:
@@ -48,16 +45,16 @@ def parse_word(text: str) -> Any:
 class _PlainLoader(yaml.SafeLoader):
     """Plain data only, no key twice; without aliases a small file cannot grow into a huge one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
         if twice is not None:
             raise yaml.YAMLError(f"the key {twice[:80]!r} is there twice")
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.Node) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
         value = super().construct_scalar(node)
-        if isinstance(value, str) and _NO_TEXT.search(value):
+        if isinstance(value, str) and _CONTROLS.search(value):
             raise yaml.YAMLError(f"{value[:80]!r} holds control characters")
         return value
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import acdc, histology, phantom, synapse
-from datasets.base import Slices, Volume
+from datasets.base import Slices, Volumes
 from datasets.check import check_all, check_quick
 from datasets.folds import folds_file, held_out, read_folds, write_folds
 from datasets.intensity import Reading, reading
@@ -18,10 +18,10 @@ __all__ = [
     "check_all",
     "check_quick",
     "class_names",
+    "inspect",
     "keep_folds",
     "list_datasets",
     "locate",
-    "look_through",
     "reading",
     "split_cases",
 ]
@@ -50,7 +50,7 @@ def class_names(name: str, num_classes: int) -> list[str]:
     return list(known) or [f"class {i}" for i in range(1, num_classes)]
 
 
-def look_through(
+def inspect(
     name: str,
     *,
     root_path: str = "",
@@ -94,9 +94,9 @@ def build_dataset(
     folds: int = 0,
     fold: int = 0,
     cache: str = "",
-    reading: Mapping[str, Any] | None = None,
+    preprocessing: Reading | None = None,
     phantom_options: Mapping[str, Any] | None = None,
-) -> Slices | Sequence[Volume]:
+) -> Slices | Volumes:
     """One split of a dataset: "train" gives slices, "val" and "test" give volumes.
 
     Args:
@@ -109,7 +109,7 @@ def build_dataset(
         folds: cross-validation in so many parts of the cases that train and validate: "test" is then part `fold`, and
             the others train; those of the test list are in no part. 0: none.
         cache: a folder to keep the slices of "train" and "val" in, mapped into memory; "" reads the files themselves.
-        reading: keywords of `datasets.reading`, for files of one's own.
+        preprocessing: see `datasets.reading`; by default the labels are the classes.
         phantom_options: keywords of `datasets.phantom.prepare_phantom`.
 
     Raises:
@@ -120,7 +120,7 @@ def build_dataset(
         raise ValueError(f"split is {split!r}; expected train, val or test")
     _prepare(name, root_path, phantom_options)
     root, lists = locate(name, root_path, list_dir)
-    layout = LAYOUTS[name](root, lists, num_classes, _reading(num_classes, reading))
+    layout = LAYOUTS[name](root, lists, num_classes, preprocessing or reading(label_values=tuple(range(num_classes))))
     if split == "test" and not folds:
         return layout.tests(layout.names("test"))
     names, listed = layout.names("train"), layout.names("val")
@@ -134,31 +134,18 @@ def build_dataset(
     return layout.slices(train, cache) if split == "train" else layout.cases(held, cache)
 
 
-def keep_folds(
-    name: str,
-    *,
-    num_classes: int,
-    folds: int,
-    root_path: str = "",
-    list_dir: str = "",
-    reading: Mapping[str, Any] | None = None,
-    **_: Any,
-) -> None:
-    """Write the parts of a cross-validation for later runs, where they are not written yet: beside the lists, or in the
+def keep_folds(name: str, *, num_classes: int, folds: int, root_path: str = "", list_dir: str = "") -> None:
+    """Write the folds of a cross-validation for later runs, where they are not written yet: beside the lists, or in the
     data folder if it has none; keywords as of `build_dataset`.
 
     Raises:
         ValueError, OSError: as in `datasets.folds.read_folds` and `write_folds`.
     """
     root, lists = locate(name, root_path, list_dir)
-    layout, path = (
-        LAYOUTS[name](root, lists, num_classes, _reading(num_classes, reading)),
-        _folds_file(root, lists, folds),
-    )
+    layout, path = LAYOUTS[name](root, lists, num_classes, reading()), _folds_file(root, lists, folds)
     if not path.is_file():
         names = _all_names(layout, layout.names("train"), layout.names("val"), folds)
-        cases = map(layout.case_of, names)
-        write_folds(path, read_folds(path, cases, folds))
+        write_folds(path, read_folds(path, map(layout.case_of, names), folds))
 
 
 def _all_names(layout: Layout, names: Sequence[str], listed: Sequence[str], folds: int) -> list[str]:
@@ -228,10 +215,6 @@ def split_cases(
             f"expected fewer (--val_cases, {Path(str(where)).name})"
         )
     return train, [name for name in names if case_of(name) in held]
-
-
-def _reading(num_classes: int, keywords: Mapping[str, Any] | None) -> Reading:
-    return reading(**(keywords or {"label_values": tuple(range(num_classes))}))
 
 
 def _prepare(name: str, root_path: str, options: Mapping[str, Any] | None) -> None:

@@ -144,6 +144,17 @@ class Volume:
     source: Path | None = None
 
 
+class Volumes(Protocol):
+    """Volumes by index, and the names of their cases."""
+
+    @property
+    def cases(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Volume: ...
+
+
 def read_list(path: Path, plain: re.Pattern = _PLAIN_NAME) -> list[str]:
     """Read a list file: one name a line, blank lines ignored; `plain` is what a name may be.
 

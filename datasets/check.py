@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import Defect, Defects, Slices, Volume, read_through
+from datasets.base import Defect, Defects, Slices, Volumes, read_through
 from datasets.synapse import SynapseSlices, read_slice, slice_path
 from datasets.verify import read_header
 
@@ -18,7 +18,7 @@ SAMPLE = 64
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
-def check_all(dataset: Slices | Sequence[Volume], progress: Progress = iter, threads: int = 8) -> set[int]:
+def check_all(dataset: Slices | Volumes, progress: Progress = iter, threads: int = 8) -> set[int]:
     """Read every item once, and return the labels that there are.
 
     Slices in a cache were read when it was built: only what is not in it, or has changed, is read again.
@@ -45,7 +45,7 @@ def check_all(dataset: Slices | Sequence[Volume], progress: Progress = iter, thr
 
 
 def check_quick(
-    dataset: Slices | Sequence[Volume], progress: Progress = iter, threads: int = 8, *, learn: bool = False
+    dataset: Slices | Volumes, progress: Progress = iter, threads: int = 8, *, learn: bool = False
 ) -> None:
     """See in seconds whether a data set can be trained on.
 

@@ -76,7 +76,7 @@ class InputVolumes(Sequence):
         self._limits: dict[int, tuple[float, float]] = {}  # of what has been looked at whole
 
     @property
-    def names(self) -> list[str]:
+    def cases(self) -> list[str]:
         """The name of each, its file's without the suffix."""
         return [given.name for given in self._inputs]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datasets.base import Sample
+from datasets.base import Sample, Slices
 from datasets.transforms import Draw, RandomGenerator
 
 
@@ -89,7 +89,7 @@ class DrawnSlices(Dataset):
     the same place of every epoch, while angles and axes do not; `repeat_choices` does that.
     """
 
-    def __init__(self, slices: Dataset, transform: RandomGenerator, seed: int, repeat_choices: bool = False) -> None:
+    def __init__(self, slices: Slices, transform: RandomGenerator, seed: int, repeat_choices: bool = False) -> None:
         self.slices, self.transform, self.seed, self.repeat_choices = slices, transform, seed, repeat_choices
 
     def __len__(self) -> int:
@@ -176,7 +176,7 @@ class TrainingLoader:
 
 
 def build_loader(
-    slices: Dataset,
+    slices: Slices,
     *,
     size: tuple[int, int],
     batch_size: int,

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, with a checksum; read as plain data, in their place the one before."""
+"""Checkpoint files, written atomically with a checksum and read as plain data, and what a run may resume from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.pth", "previous.pth"  # all that resuming needs, and the save before it
 
-# torch.save writes a zip file, and a zip file ends with a record of 22 bytes, the last two of which are the length of a
-# comment, and the comment: there the checksum of all that is before them has its place, and other readers pass it over.
+# torch.save writes a zip file, whose last record of 22 bytes ends with the length of a comment, and the comment:
+# it holds the checksum of all bytes before, and other readers skip it.
 _ZIP_MARK = b"PK\3\4"  # by which torch tells it from its older format
 _END_MARK, _END_BYTES = b"PK\5\6", 22
 _LENGTH = struct.Struct("<H")
@@ -36,34 +36,37 @@ class Damaged(ValueError):
 
 
 class Saved(NamedTuple):
-    """A run's save that was read: the file, what it holds, and the newer one that it stands in for, if any."""
+    """A run's save that was read: the file, its content, and the newer one that it stands in for, if any."""
 
     path: Path
-    state: dict[str, Any]
+    state: dict[str, object]
     instead_of: Path | None = None
 
 
-def save_checkpoint(content: dict[str, Any], path: Path, *, keep: Path | None = None) -> None:
-    """Write a checkpoint with a checksum at its end, whole or not at all; `keep` takes the file that it replaces.
+def save_checkpoint(content: Mapping[str, object], path: Path, *, keep: Path | None = None) -> None:
+    """Write a checkpoint with a checksum at its end, atomically; `keep` is the path that the former file gets.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: it cannot be written; the former file is still there.
     """
 
     def write(temporary: Path) -> None:
         torch.save(content, temporary)
-        _append_checksum(temporary)
+        with open(temporary, "r+b") as file:
+            comment = _checksum(file, os.path.getsize(temporary) - _LENGTH.size)
+            file.seek(-_LENGTH.size, os.SEEK_END)
+            file.write(_LENGTH.pack(len(comment)) + comment)
 
     atomic_write(path, write, keep=keep)
 
 
-def save_last(content: dict[str, Any], folder: Path) -> None:
+def save_last(content: Mapping[str, object], folder: Path) -> None:
     """Write a run's `last.pth`; the one before stays as `previous.pth`."""
     save_checkpoint(content, folder / LAST, keep=folder / PREVIOUS)
 
 
 def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
-    """The newest sound save of a run, with a warning where it is not the newest; None where nothing was ever saved.
+    """The newest undamaged save of a run, with a warning where it is not the newest; None where nothing was saved.
 
     Raises:
         ValueError: there are saves and none of them can be read.
@@ -76,7 +79,7 @@ def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
             _log.warning("%s", error)
             continue
         if path.name == PREVIOUS:
-            _log.warning("%s is damaged or missing: going on from the save before it, %s", folder / LAST, path)
+            _log.warning("%s is damaged or missing: resuming from the save before it, %s", folder / LAST, path)
             return saved._replace(instead_of=folder / LAST)
         return saved
     if paths:
@@ -87,13 +90,13 @@ def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
     return None
 
 
-def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, object]:
     """Read a .pth, .safetensors or .npz file as plain data; nothing in it is executed, unless `trust` says so.
 
-    A file that carries a checksum is held against it. Released files carry none.
+    The checksum is verified where the file has one; released files have none.
 
     Args:
-        trust: unpickle whatever the file holds, code included; only for files of one's own.
+        trust: unpickle whatever the file holds, code included; only for your own files.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -113,12 +116,12 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor that was read is a plain one of real numbers, which a weight can be copied from as it is."""
+    """Whether a tensor is a strided one of real numbers, from which a weight can be copied."""
     elsewhere = tensor.is_meta or tensor.is_nested or tensor.is_quantized
     return tensor.layout is torch.strided and not (elsewhere or tensor.is_complex())
 
 
-def _load(path: Path, trust: bool) -> Any:
+def _load(path: Path, trust: bool) -> object:
     unreadable = f"{path}: is not a readable checkpoint; copy or download it again"
     try:
         if path.suffix == ".safetensors":
@@ -127,7 +130,9 @@ def _load(path: Path, trust: bool) -> Any:
             return load_file(path)
         _check_stored(path)
         if path.suffix == ".npz":  # as Google releases its vision transformers
-            return _arrays(path)
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            return {n: torch.from_numpy(np.asarray(a, a.dtype.newbyteorder("="))) for n, a in arrays.items()}
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what cannot be read is an error
             return torch.load(path, map_location="cpu", weights_only=not trust)
     except Damaged:
@@ -143,31 +148,18 @@ def _load(path: Path, trust: bool) -> Any:
         raise Damaged(unreadable) from error
 
 
-def _arrays(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    return {name: torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("="))) for name, array in arrays.items()}
-
-
 def _check_stored(path: Path) -> None:
-    """Refuse a zip file with packed records: a small one may unpack to more than the memory, and torch writes none."""
+    """Refuse a zip file with compressed records: a small one may expand beyond the memory, and torch writes none."""
     with open(path, "rb") as file:
         if file.read(len(_ZIP_MARK)) != _ZIP_MARK:
             return
     with zipfile.ZipFile(path) as archive:
-        packed = next((record for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED), None)
-    if packed:
+        compressed = next((record for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED), None)
+    if compressed:
         raise Damaged(
-            f"{path}: its record {packed.filename[:80]!r} is compressed, expected records as torch.save writes them; "
-            "save it again with torch.save (an .npz with numpy.savez)"
+            f"{path}: its record {compressed.filename[:80]!r} is compressed, expected records as torch.save writes "
+            "them; save it again with torch.save (an .npz with numpy.savez)"
         )
-
-
-def _append_checksum(path: Path) -> None:
-    with open(path, "r+b") as file:
-        comment = _checksum(file, os.path.getsize(path) - _LENGTH.size)
-        file.seek(-_LENGTH.size, os.SEEK_END)
-        file.write(_LENGTH.pack(len(comment)) + comment)
 
 
 def _verify_checksum(path: Path) -> None:
@@ -185,7 +177,7 @@ def _verify_checksum(path: Path) -> None:
 
 
 def _checksum(file: BinaryIO, length: int) -> bytes:
-    """SHA-256 of the first `length` bytes, as it stands in the file."""
+    """SHA-256 of the first `length` bytes, as it is written into the file."""
     digest, left = hashlib.sha256(), length
     file.seek(0)
     while left > 0 and (block := file.read(min(left, 1 << 20))):

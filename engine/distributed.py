@@ -1,4 +1,4 @@
-"""Several processes that work as one, as `torchrun` starts them; one process alone is the same with a single rank."""
+"""The processes of a run, as `torchrun` starts them; a process alone is a single rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,11 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+T = TypeVar("T")
+
 # Longer than the first process may check data while the others wait for it.
-_PATIENCE = timedelta(minutes=30)
-_GIVEN_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_TIMEOUT = timedelta(minutes=30)
+_TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def together(self, module: nn.Module, *, some_unused: bool = False) -> nn.Module:
-        """The module with the first process's weights everywhere; its gradients are the mean over all processes.
+    def wrap(self, module: nn.Module, *, find_unused: bool = False) -> nn.Module:
+        """The module as DistributedDataParallel: weights of the first process, gradients averaged over all.
 
-        `some_unused`: it has parameters that no output depends on, which have to be looked for in every pass.
+        `find_unused`: it has parameters that no output depends on.
         """
         if self.world == 1:
             return module
-        return DistributedDataParallel(module, find_unused_parameters=some_unused)
+        return DistributedDataParallel(module, find_unused_parameters=find_unused)
 
     def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
@@ -58,44 +60,55 @@ class Ranks:
         return values
 
     def any(self, wish: bool) -> bool:
-        """Whether one of the processes says so."""
+        """Whether it is true in one of the processes."""
         return bool(self.all_reduce(torch.tensor(float(wish))) > 0)
 
-    def gather(self, value: Any) -> list[Any]:
+    def mean_and_any(self, terms: Mapping[str, Tensor], *wishes: bool) -> tuple[dict[str, float], list[bool]]:
+        """The mean of scalar terms over all processes, and whether each wish is one process's, in one reduction.
+
+        Call it after the backward pass: reading the values waits for a GPU.
+        """
+        values, votes = torch.stack([value.detach() for value in terms.values()]), [float(wish) for wish in wishes]
+        if self.world > 1:
+            reduced = self.all_reduce(torch.cat([values, values.new_tensor(votes)]))
+            values, votes = reduced[: len(terms)] / self.world, reduced[len(terms) :].tolist()
+        return dict(zip(terms, values.tolist(), strict=True)), [vote > 0 for vote in votes]
+
+    def gather(self, value: T) -> list[T]:
         """The value of every process, in order of rank."""
         if self.world == 1:
             return [value]
-        values = [None] * self.world
+        values: list[T] = [value] * self.world
         dist.all_gather_object(values, value)
         return values
 
     def shard(self, length: int) -> range:
-        """The places, of so many items, that fall to this process."""
+        """The indices, of so many items, that this process takes."""
         return range(self.rank, length, self.world)
 
-    def in_order(self, results: Mapping[int, Any]) -> list[Any]:
-        """The results of all processes in the order of their places, each from the one whose `share` it was."""
-        everywhere = {place: result for part in self.gather(dict(results)) for place, result in part.items()}
-        return [everywhere[place] for place in sorted(everywhere)]
+    def in_order(self, results: Mapping[int, T]) -> list[T]:
+        """The results of all processes, by index, in the order of their indices."""
+        gathered = {index: result for part in self.gather(dict(results)) for index, result in part.items()}
+        return [gathered[index] for index in sorted(gathered)]
 
     def barrier(self) -> None:
-        """Go on once all processes are here."""
+        """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
 
 
 def local_rank() -> int | None:
-    """The place of this process among those that torchrun started on this machine; None where it runs alone."""
+    """The rank of this process among those of its machine; None where torchrun did not start it."""
     return int(os.environ["LOCAL_RANK"]) if _started_by_torchrun() else None
 
 
 def is_restart() -> bool:
-    """Whether torchrun starts this process again, after one of the run was lost."""
+    """Whether torchrun restarted this process, after one of the run was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def with_synchronised_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with batch statistics of the whole batch of all processes, under the same parameter names.
+def synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with batch statistics over all processes, under the same parameter names.
 
     Raises:
         ValueError: the device is a CPU, for which torch has no such layer.
@@ -107,22 +120,22 @@ def with_synchronised_batch_norm(network: nn.Module, device: torch.device) -> nn
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
-    """Join the other processes of the run, by NCCL on GPUs and Gloo on CPUs, and leave them at the end."""
+    """Join the processes of the run, by NCCL on GPUs and Gloo on CPUs, for the length of a context."""
     if not _started_by_torchrun():
         yield Ranks(device=device)
         return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    backend, meeting = "nccl" if device.type == "cuda" else "gloo", _meeting_place()
-    dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=_PATIENCE)
-    yield Ranks(rank, world, local_rank(), device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_store(), rank=rank, world_size=world, timeout=_TIMEOUT)
+    yield Ranks(rank, world, int(os.environ["LOCAL_RANK"]), device)
     dist.destroy_process_group()  # not after an error: some wait for the others, which wait for this one
-    # Gloo's threads end with the last that holds the group, DDP in a cycle among them. One that still lets go of a
-    # tensor while Python ends would bring the process down, with its work done.
+    # Gloo's threads end with the last reference to the group, and DDP holds one in a cycle; a thread that frees a
+    # tensor while Python exits would crash the process after its work is done.
     gc.collect()
 
 
-def _meeting_place() -> dist.Store:
-    """Where the processes tell each other their addresses, apart for each time that torchrun starts them.
+def _store() -> dist.Store:
+    """The store in which the processes find each other, a fresh one for each time that torchrun starts them.
 
     torchrun keeps one store over its restarts, in which a process that is started again may find the address of one
     that is gone. On several machines restarts are not counted alike: there a store of its own for each start has to be
@@ -131,10 +144,10 @@ def _meeting_place() -> dist.Store:
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     leads = not shared and os.environ["RANK"] == "0"
-    store = dist.TCPStore(address, port, is_master=leads, timeout=_PATIENCE, multi_tenant=not shared)
+    store = dist.TCPStore(address, port, is_master=leads, timeout=_TIMEOUT, multi_tenant=not shared)
     alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
     return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0) if alone else 0}", store)
 
 
 def _started_by_torchrun() -> bool:
-    return all(name in os.environ for name in _GIVEN_BY_TORCHRUN) and int(os.environ["WORLD_SIZE"]) > 1
+    return all(name in os.environ for name in _TORCHRUN_VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1

@@ -1,4 +1,4 @@
-"""What can be seen of a run while it goes on: metrics.jsonl, TensorBoard, a bar on a terminal and lines in a pipe."""
+"""The metrics of a run: metrics.jsonl, TensorBoard, a progress bar on a terminal and lines in a pipe."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
 from utils import atomic_write
 
 Curve = tuple[list[int], list[float]]  # steps and values
+Item = TypeVar("Item")
 
 _log = logging.getLogger(__name__)
 
@@ -25,14 +27,24 @@ _METRICS = "metrics.jsonl"
 _LINE_SECONDS = 30.0  # at least this long from one line of progress to the next, where there is no bar
 
 
+class Writer(Protocol):
+    """A TensorBoard writer, such as tensorboardX's."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> object: ...
+
+    def add_image(self, tag: str, image: np.ndarray, step: int) -> object: ...
+
+    def close(self) -> None: ...
+
+
 class MetricLogger:
-    """The record of one run; of a process that is not to write, `folder` is None and nothing happens.
+    """Log one run; without a folder (a process that does not write) nothing happens.
 
     Args:
-        folder: of the run.
-        total_steps: until the run ends.
-        log_freq: steps between lines of metrics.jsonl.
-        image_freq: steps between TensorBoard panels.
+        folder: of the run, or None.
+        total_steps: of the whole run.
+        log_freq: steps between rows of metrics.jsonl.
+        image_freq: steps between TensorBoard images.
 
     `writer` is a TensorBoard writer, or None.
     """
@@ -40,76 +52,72 @@ class MetricLogger:
     def __init__(self, folder: Path | None, total_steps: int, *, log_freq: int = 20, image_freq: int = 200) -> None:
         self.folder, self.total_steps = folder, total_steps
         self.log_freq, self.image_freq = log_freq, image_freq
-        self.writer: Any = None
+        self.writer: Writer | None = None
+        self._path = folder / _METRICS if folder else None
         self._bar = tqdm(disable=True)
         self._first_step, self._begun = 0, time.monotonic()
         self._line_at = self._begun
 
-    @property
-    def _metrics(self) -> Path | None:
-        return self.folder and self.folder / _METRICS
-
     def begin(self, step: int, size: int) -> None:
-        """Go on after step `step` with the first `size` bytes of metrics.jsonl: what a killed run wrote later, it will
-        write again, and of an older run nothing is kept."""
+        """Start after step `step` with the first `size` bytes of metrics.jsonl: a resumed run writes the rows that
+        came after its last save again."""
         self._first_step, self._begun = step, time.monotonic()
         self._line_at = self._begun
-        if self._metrics and self._metrics.is_file():
-            content = self._metrics.read_bytes()
+        if self._path and self._path.is_file():
+            content = self._path.read_bytes()
             kept = content[:size]
             kept = kept[: kept.rfind(b"\n") + 1]
             if kept != content:
-                atomic_write(self._metrics, lambda temporary: temporary.write_bytes(kept))
+                atomic_write(self._path, lambda temporary: temporary.write_bytes(kept))
 
     def close(self) -> None:
-        """Write what TensorBoard still holds."""
+        """Flush and close TensorBoard's events."""
         if self.writer:
             self.writer.close()
 
     def size(self) -> int:
-        """Bytes of metrics.jsonl, which are on the disk when this returns."""
-        if not self._metrics or not self._metrics.is_file():
+        """Bytes of metrics.jsonl, all of them on the disk."""
+        if not self._path or not self._path.is_file():
             return 0
-        with open(self._metrics, "rb") as file:
+        with open(self._path, "rb") as file:
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
 
-    def step(self, step: int, epoch: int, lr: float, terms: Mapping[str, float]) -> None:
-        """MetricLogger a step that has just been taken, where it is time to."""
+    def log_step(self, step: int, epoch: int, lr: float, terms: Mapping[str, float]) -> None:
+        """Log the terms of an optimizer step, every `log_freq` steps."""
         if step % self.log_freq == 0 or step in (1, self.total_steps):
             self._write({"step": step, "epoch": epoch, "lr": lr, **terms}, "train", {"lr": lr, **terms})
 
-    def gradients(self, step: int, epoch: int, norms: Mapping[str, float], factor: float) -> None:
-        """MetricLogger what each part of the loss adds to the gradient of a step that is about to be taken; warn of one that
-        exceeds the segmentation's by `factor`. A step whose norms are not finite is left out, and says so itself."""
+    def log_gradients(self, step: int, epoch: int, norms: Mapping[str, float], factor: float) -> None:
+        """Log the gradient norm of each part of the loss; warn of one above `factor` times the segmentation's."""
         if not self.folder or not all(map(math.isfinite, norms.values())):
             return
-        most = factor * norms["segmentation"]
+        limit = factor * norms["segmentation"]
         for name, norm in norms.items():
-            if name != "segmentation" and norm > most > 0:
+            if name != "segmentation" and norm > limit > 0:
                 _log.warning(
-                    "step %d: the gradient of %s is %.1f times the segmentation loss's; expected %g times at most "
-                    "(LOSS.GRADIENT_FACTOR): lower its weight, or see docs/stability.md for other distances",
+                    "step %d: the gradient of %s is %.1f times that of the segmentation loss; expected %g times at "
+                    "most (LOSS.GRADIENT_FACTOR): lower its weight, or see docs/stability.md for other distances",
                     *(step, name, norm / norms["segmentation"], factor),
                 )
         self._write({"step": step, "epoch": epoch, **{f"grad_{k}": v for k, v in norms.items()}}, "gradient", norms)
 
-    def scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
-        """MetricLogger a validation after `epoch` epochs."""
+    def log_scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
+        """Log the scores of a validation after `epoch` epochs."""
         named = {name.replace(" ", "_"): value for name, value in scores.items()}
         row = {"step": step, "epoch": epoch, **{f"val_{name}": value for name, value in named.items()}}
         self._write(row, "val", named)
 
-    def _write(self, row: dict[str, Any], group: str, scalars: Mapping[str, float]) -> None:
-        if self._metrics:
-            with open(self._metrics, "a", encoding="utf-8") as file:
+    def _write(self, row: Mapping[str, float], group: str, scalars: Mapping[str, float]) -> None:
+        if self._path:
+            with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self.writer:
             for name, value in scalars.items():
-                self.writer.add_scalar(f"{group}/{name}", value, row["step"])
+                self.writer.add_scalar(f"{group}/{name}", value, int(row["step"]))
 
-    def panels(self, step: int, image: Tensor, label: Tensor, logits: Tensor) -> None:
-        """Show a slice of the batch with its prediction and truth in TensorBoard, where it is time to.
+    def log_images(self, step: int, image: Tensor, label: Tensor, logits: Tensor) -> None:
+        """Log a slice with its prediction and truth to TensorBoard, every `image_freq` steps.
 
         Shapes (B, C, H, W), (B, H, W) and (B, K, H, W).
         """
@@ -127,24 +135,23 @@ class MetricLogger:
         ):
             self.writer.add_image(f"train/{name}", panel.cpu().numpy(), step)
 
-    def watch(self, items: Iterable[Any], what: str, done: int = 0, total: int | None = None) -> Iterator[Any]:
-        """The items, with a bar that says how far `what` is where a person looks on."""
-        watched = self.folder and sys.stderr.isatty()
-        self._bar = tqdm(items, desc=what, initial=done, total=total, leave=False, disable=not watched)
+    def watch(self, items: Iterable[Item], what: str, done: int = 0, total: int | None = None) -> Iterator[Item]:
+        """The items, with a progress bar where standard error is a terminal."""
+        self._bar = progress_bar(what, enabled=self.folder is not None)(items, initial=done, total=total)
         return iter(self._bar)
 
     def progress(self, step: int, epoch: str, terms: Mapping[str, float]) -> None:
-        """Say where the run is: on the bar, or now and then in a line."""
+        """Show the progress: on the bar, or every half minute in a line."""
         if not self.folder:
             return
         if not self._bar.disable:
             self._bar.set_postfix(left=self.time_left(step), **{name: f"{value:.3f}" for name, value in terms.items()})
         elif time.monotonic() - self._line_at >= _LINE_SECONDS:
             self._line_at = time.monotonic()
-            _log.info("%s  step %d/%d  %s", epoch, step, self.total_steps, self.described(step, terms))
+            _log.info("%s  step %d/%d  %s", epoch, step, self.total_steps, self.describe(step, terms))
 
-    def described(self, step: int, terms: Mapping[str, float]) -> str:
-        """Terms and time left, in words."""
+    def describe(self, step: int, terms: Mapping[str, float]) -> str:
+        """Terms and time left, as text."""
         values = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
         return f"{values}  {self.time_left(step)} left" if step < self.total_steps else values
 
@@ -156,13 +163,20 @@ class MetricLogger:
         return format_duration((time.monotonic() - self._begun) / taken * (self.total_steps - step))
 
 
+def progress_bar(what: str, *, enabled: bool = True) -> Callable[..., tqdm]:
+    """A tqdm bar over the iterator it is called with, where standard error is a terminal."""
+    return lambda items, **options: tqdm(
+        items, desc=what, leave=False, disable=not (enabled and sys.stderr.isatty()), **options
+    )
+
+
 def has_record(folder: Path) -> bool:
-    """Whether a folder holds the record of a run."""
+    """Whether a folder holds the metrics of a run."""
     return (folder / _METRICS).is_file()
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
-    """Every number that a run recorded, by name, over the steps it was recorded at.
+    """Every metric that a run logged, by name, over its steps.
 
     Raises:
         ValueError: the folder has no metrics.jsonl, or a line of it is no row of numbers.
@@ -171,7 +185,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     if not has_record(run):
         raise ValueError(f"{run}: has no {_METRICS}; expected the folder of a run that train.py wrote")
     curves: dict[str, Curve] = {}
-    for place, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
             step = int(row.pop("step"))
@@ -181,12 +195,12 @@ def read_curves(run: Path) -> dict[str, Curve]:
                 values.append(float(value))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             shown = line[:80].decode(errors="replace")
-            raise ValueError(f"{path}: line {place} is {shown!r}; expected a row that train.py wrote") from error
+            raise ValueError(f"{path}: line {number} is {shown!r}; expected a row that train.py wrote") from error
     return curves
 
 
 def format_duration(seconds: float) -> str:
-    """A length of time, such as "2 h 05 min", "3 min 20 s" or "8 s"."""
+    """A duration, such as "2 h 05 min", "3 min 20 s" or "8 s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,94 +1,166 @@
-"""A trained network and its cases, as a command line names them."""
+"""A trained network and its cases, as a command line or a configuration names them."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
 
 from configs.arguments import overrides_of
-from configs.checks import value_at
-from configs.config import (
-    completed,
-    data_keywords,
-    get_config,
-    look_keywords,
-    naming,
-    network_keywords,
-    reading_keywords,
-)
-from configs.saved import config_beside, config_within
+from configs.config import complete, get_config
+from configs.saved import config_beside
+from configs.schema import AS_STORED, Config
+from datasets import build_dataset, check_all, inspect, reading
+from datasets.base import Slices, Volumes
+from datasets.inputs import InputVolumes
+from datasets.intensity import Reading
+from engine.checkpoint import read_checkpoint
+from engine.distributed import Ranks
+from engine.logger import progress_bar
+from networks import build_network, load_weights
+from networks.pretrained import find_weights
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A file of weights, the configuration of its network and data, and the yamls that this was read from."""
+    """A file of weights, and the configuration of its network and data; `trust` as in `read_checkpoint`."""
 
-    cfg: Any
+    config: Config
     weights: Path
-    cfg_files: tuple[str | Mapping[str, Any], ...] = ()
-    trust: bool = False  # see `checkpoint.read_checkpoint`
+    trust: bool = False
 
 
-# Torch and all that needs it are imported inside the functions, so that --help and a wrong flag answer at once.
 def find_trained(args: argparse.Namespace) -> Trained:
     """The weights and the configuration that --checkpoint, else --output_dir, names, with what other flags change.
 
     Raises:
-        ValueError: neither is given, or the configuration has a fault or is not known.
-        FileNotFoundError: the folder holds no weights, or the data are not there.
+        ValueError: neither is given, or the configuration is wrong or unknown.
+        FileNotFoundError: the folder holds no weights, or the data are missing.
     """
-    from networks.pretrained import find_weights
-
     named = args.checkpoint or args.output_dir
     if not named:
         raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
-    cfg_files = (config_beside(named) or _config_within(Path(named), args.trust_checkpoint), args.cfg)
-    cfg = _with_its_data(get_config(*cfg_files, opts=args.opts, overrides=_overrides(args)), args.input)
+    source = config_beside(named) or _config_within(Path(named), args.trust_checkpoint)
+    config = _with_data(get_config(source, args.cfg, opts=args.opts, overrides=_overrides(args)), args.input)
     is_file = args.checkpoint and not Path(named).is_dir()
-    weights = Path(named) if is_file else find_weights(named, cfg.TRAIN.EPOCHS)
-    return Trained(cfg, weights, cfg_files, args.trust_checkpoint)
+    weights = Path(named) if is_file else find_weights(named, config.train.epochs)
+    return Trained(config, weights, args.trust_checkpoint)
 
 
-def load_network(trained: Trained, device: Any) -> Any:
-    """The network with its weights, on `device` and in eval mode; it recomputes nothing in a backward pass.
+def load_network(trained: Trained, device: torch.device) -> nn.Module:
+    """The network with its weights, on `device` and in eval mode.
 
     Raises:
-        ValueError: the network cannot be built so, or the file does not hold the whole of its weights.
+        ValueError: the network cannot be built so, or the file does not hold all of its weights.
     """
-    from networks import build_network, load_weights
-
-    with naming(*trained.cfg_files):
-        keywords = network_keywords(trained.cfg) | {"use_checkpoint": False}
-        network = build_network(trained.cfg.MODEL.TYPE, **keywords)
+    config = trained.config
+    network = network_of(replace(config, train=replace(config.train, use_checkpoint=False)))
     load_weights(network, trained.weights, complete=True, trust=trained.trust)
     return network.to(device).eval()
 
 
-def find_volumes(cfg: Any, given: str, ranks: Any) -> Any:
+def network_of(config: Config) -> nn.Module:
+    """The network of a configuration, with fresh weights."""
+    model = config.model
+    return build_network(
+        model.type,
+        num_classes=model.num_classes,
+        in_channels=model.in_channels,
+        img_size=config.data.img_size,
+        use_checkpoint=config.train.use_checkpoint,
+        **model.options,
+    )
+
+
+def preprocessing(config: Config) -> Reading:
+    """How files become arrays for the network of a configuration."""
+    data = config.data
+    return reading(
+        channels=config.model.in_channels,
+        label_values=label_values(config),
+        intensity=data.intensity,
+        window=cast(tuple[float, float], data.window),
+        axis_order=data.axis_order,
+        orientation=data.orientation.replace(AS_STORED, ""),
+    )
+
+
+def label_values(config: Config) -> tuple[int, ...]:
+    """The values of the classes in label files and in predictions."""
+    return config.data.label_values or tuple(range(config.model.num_classes))
+
+
+def open_slices(config: Config) -> Slices:
+    """The training slices of the data set of a configuration."""
+    return cast(Slices, _open(config, "train"))
+
+
+def open_volumes(config: Config, split: str) -> Volumes:
+    """The volumes of the data set of a configuration: those of "val", which may be none, or of "test"."""
+    return cast(Volumes, _open(config, split))
+
+
+def _open(config: Config, split: str) -> Slices | Volumes:
+    data = config.data
+    # The test fold of a cross-validation is one of cases that other folds train on.
+    own_root = split == "test" and not data.folds and data.volume_path
+    return build_dataset(
+        data.dataset,
+        split,
+        num_classes=config.model.num_classes,
+        root_path=own_root or data.root_path,
+        list_dir=data.list_dir,
+        val_cases=data.val_cases,
+        folds=data.folds,
+        fold=data.fold,
+        cache=data.cache,
+        preprocessing=preprocessing(config),
+        phantom_options=asdict(data.phantom),
+    )
+
+
+def inspect_data(config: Config, progress: Callable[[Iterable[Item]], Iterable[Item]] = iter) -> Config:
+    """The configuration with its empty keys filled in from its data: folders and, for a Folder, all that files tell."""
+    data = config.data
+    facts = inspect(
+        data.dataset,
+        root_path=data.root_path,
+        list_dir=data.list_dir,
+        axis=data.axis,
+        orientation=data.orientation.replace(AS_STORED, "") if data.orientation else None,
+        folds=data.folds,
+        channels=config.model.in_channels,
+        num_classes=config.model.num_classes,
+        phantom_options=asdict(data.phantom),
+        progress=progress,
+    )
+    return complete(config, facts)
+
+
+def find_volumes(config: Config, given: str, ranks: Ranks) -> Volumes:
     """The volumes of the test set, or those in the `given` file or folder, every one of them read and checked.
 
     Raises:
         ValueError, OSError: there are none, or some cannot be used.
     """
-    from tqdm import tqdm
-
-    from datasets import build_dataset, check_all, reading
-    from datasets.inputs import InputVolumes
-
+    volumes: Volumes
     if given:
-        volumes = InputVolumes(Path(given), reading(**reading_keywords(cfg)))
+        volumes = InputVolumes(Path(given), preprocessing(config))
     else:
-        volumes = build_dataset(cfg.DATA.DATASET, "test", **data_keywords(cfg, test=True))
+        volumes = open_volumes(config, "test")
         if not len(volumes):
-            raise ValueError(f"{cfg.DATA.DATASET}: there is no case to test on; name some in test.txt (--list_dir)")
+            name = config.data.dataset
+            raise ValueError(f"{name}: there is no case to test on; name some in test.txt (--list_dir)")
     if ranks.first:
-        bar = partial(tqdm, total=len(volumes), desc="checking the data", leave=False, disable=not sys.stderr.isatty())
-        if given:
+        bar = progress_bar("checking the data")
+        if isinstance(volumes, InputVolumes):
             volumes.check(bar)
         else:
             check_all(volumes, bar, threads=2)
@@ -96,31 +168,32 @@ def find_volumes(cfg: Any, given: str, ranks: Any) -> Any:
     return volumes
 
 
-def _config_within(weights: Path, trust: bool) -> Mapping[str, Any]:
-    """The configuration in a file that train.py saved to go on from, which may lie anywhere; of other files, none."""
-    from engine.checkpoint import read_checkpoint
-
-    return (
-        config_within(read_checkpoint(weights, trust=trust)) if weights.suffix == ".pth" and weights.is_file() else {}
-    )
+def _config_within(weights: Path, trust: bool) -> Mapping[str, object]:
+    """The configuration in a file that train.py saved to resume from; of other files, none."""
+    content = read_checkpoint(weights, trust=trust) if weights.suffix == ".pth" and weights.is_file() else {}
+    config = content.get("config")
+    return config if isinstance(config, Mapping) else {}
 
 
-def _with_its_data(cfg: Any, given: str) -> Any:
-    """The configuration, completed by the data where it is not that of a run, which has been."""
-    from datasets import look_through
-
-    whole = completed(cfg, {"DATA.AXIS": ""})
-    unknown = [key for key in ("MODEL.NUM_CLASSES", "MODEL.IN_CHANNELS", "DATA.INTENSITY") if not value_at(whole, key)]
+def _with_data(config: Config, given: str) -> Config:
+    """The configuration, completed by the data where it is not that of a run, which is complete."""
+    whole = complete(config)
+    known = {
+        "MODEL.NUM_CLASSES": whole.model.num_classes,
+        "MODEL.IN_CHANNELS": whole.model.in_channels,
+        "DATA.INTENSITY": whole.data.intensity,
+    }
+    unknown = [key for key, value in known.items() if not value]
     if unknown and given:
         raise ValueError(
             f"{', '.join(unknown)}: not known of these weights; give the run's folder, or them by --opts KEY VALUE"
         )
-    return completed(cfg, look_through(cfg.DATA.DATASET, **look_keywords(cfg))) if unknown else whole
+    return inspect_data(config) if unknown else whole
 
 
-def _overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The keys that the flags set, and those of a run's configuration that another machine or data folder forgets."""
-    overrides = {"GPU_ID": 0, "N_GPU": 1} | overrides_of(args)
+def _overrides(args: argparse.Namespace) -> dict[str, object]:
+    """The keys that the flags set, and those of a run's configuration that another machine or data folder resets."""
+    overrides: dict[str, object] = {"GPU_ID": 0, "N_GPU": 1} | overrides_of(args)
     for theirs, ours in (("DATA.BATCH_SIZE", "TEST.BATCH_SIZE"), ("PRECISION", "TEST.PRECISION")):
         if theirs in overrides:
             overrides[ours] = overrides.pop(theirs)

@@ -12,8 +12,9 @@ import yaml
 
 import test as test_command
 import train as train_command
-from configs.config import get_config, network_keywords
-from networks import build_network, list_networks
+from configs.config import get_config
+from evaluation.inference import network_of
+from networks import list_networks
 from scripts import export_weights
 from tests.networks.small import CONFIGS, small_config
 
@@ -28,7 +29,7 @@ def test_by_its_yaml_alone(name: str, synapse: Path, tmp_path: Path) -> None:
     where = ["--dataset", "Synapse", "--root_path", str(synapse), "--cfg", str(cfg)]
     assert train_command.main([*where, "--output_dir", str(run), "--val_cases", "1", "--use-checkpoint"]) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert all(rows[1][term] > 0 for term in ("loss", "ce", "dice", "scr", "ifd"))
+    assert all(rows[0][term] > 0 for term in ("loss", "ce", "dice_loss", "scr", "ifd"))
     resumed = [*where, "--output_dir", str(run), "--val_cases", "1", "--resume", "--max_epochs", "2"]
     assert train_command.main(resumed) == 0
     assert test_command.main(["--output_dir", str(run), "--root_path", str(synapse)]) == 0
@@ -59,7 +60,7 @@ def test_a_network_may_start_from_several_files(
 ) -> None:
     """As HiFormer does, from a ResNet and a Swin; where only one is there, from that."""
     cfg = small_config("hiformer_s", tmp_path)
-    assert [Path(name).name for name in get_config(cfg).MODEL.PRETRAIN_CKPT] == [
+    assert [Path(name).name for name in get_config(cfg).model.pretrain_ckpt] == [
         "resnet34.pth",
         "swin_tiny_patch4_window7_224.pth",
     ]
@@ -67,11 +68,11 @@ def test_a_network_may_start_from_several_files(
     content["MODEL"]["PRETRAIN_CKPT"] = [str(tmp_path / name) for name in ("absent.pth", "a.pth", "b.pth")]
     cfg.write_text(yaml.safe_dump(content))
     for name in ("a.pth", "b.pth"):
-        torch.save(build_network("hiformer_s", **network_keywords(get_config(cfg))).state_dict(), tmp_path / name)
+        torch.save(network_of(get_config(cfg)).state_dict(), tmp_path / name)
     caplog.set_level(logging.INFO)
     words = ["--dataset", "Synapse", "--root_path", str(synapse), "--cfg", str(cfg)]
     assert train_command.main([*words, "--output_dir", str(tmp_path / "run"), "--max_iterations", "1"]) == 0
-    said = [message for message in caplog.messages if "ImageNet start" in message or "tensors loaded" in message]
+    said = [message for message in caplog.messages if "ImageNet weights" in message or "tensors loaded" in message]
     log = (tmp_path / "run/log.txt").read_text()
     assert all(message in log for message in said), "the log begins with what was said before its folder was made"
     assert ["absent.pth" in said[0], "a.pth" in said[1], "b.pth" in said[2]] == [True] * 3 and len(said) == 3

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "datasets": ({"utils"}, {"numpy", "scipy", "torch", "h5py", "PIL", "SimpleITK"}),
     "engine": ({"utils"}, {"numpy", "torch", "safetensors", "tqdm"}),
     # `inference` alone needs configs and the registry of networks: a trained network as a command line names it.
-    "evaluation/inference": ({"configs", "datasets", "networks", "engine"}, {"tqdm"}),
+    "evaluation/inference": ({"configs", "datasets", "networks", "engine"}, {"torch"}),
     "evaluation": (
         {"datasets", "utils", "engine"},
         {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL"},
@@ -34,7 +34,7 @@ MAY_IMPORT = {
         {"selfreg", "configs", "datasets", "networks", "evaluation", "engine", "utils"},
         {"numpy", "torch", "matplotlib", "pytorch_grad_cam"},
     ),
-    "utils": (set(), {"numpy", "torch"}),
+    "utils": (set(), {"numpy", "torch", "filelock"}),
     "trainer": ({"selfreg", "engine", "utils"}, {"torch"}),
     "scripts": (
         OURS - {"scripts", "train", "test"},

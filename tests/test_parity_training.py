@@ -1,18 +1,20 @@
-"""The first optimiser steps of the published training loops, through our trainer."""
+"""The first optimizer steps of the published training loops, through our trainer."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from datasets.loading import Batch
+from engine.logger import MetricLogger
 from losses import Criterion, KDloss
 from networks import build_network
 from tests.reference import golden
-from trainer import Options, Schedule, Trainer
+from trainer import Schedule, Trainer
 
 NAMES = ("swin_unet_nc9_sgd", "swin_unet_nc4_acdc_adamw", "unet_hd_bilinear_nc9_sgd", "unet_hd_bilinear_nc4_acdc_adamw")
 CASES = golden.available(*(f"train/{name}" for name in NAMES))
@@ -20,13 +22,33 @@ DTYPES = {"f64": torch.float64, "f32": torch.float32}
 
 
 class OneBatch:
-    """A loader's face: the batch is handed to the trainer step by step."""
+    """The same batch in every epoch; after so many, it ends the run as Ctrl-C would."""
 
     class sampler:
         length = per_epoch = 1
+        epoch = start = 0
+
+    def __init__(self, batch: Batch, epochs: int) -> None:
+        self.batch, self.epochs = batch, epochs
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.sampler.epoch == self.epochs:
+            raise KeyboardInterrupt
+        yield self.batch
 
 
-def build(figures: dict, dtype: torch.dtype, folder: Path) -> tuple[Trainer, Batch]:
+class Terms(MetricLogger):
+    """The learning rate and the terms of every step."""
+
+    def __init__(self) -> None:
+        super().__init__(None, 10**9)
+        self.steps: list[tuple[float, Mapping[str, float]]] = []
+
+    def log_step(self, step: int, epoch: int, lr: float, terms: Mapping[str, float]) -> None:
+        self.steps.append((lr, terms))
+
+
+def build(figures: dict, dtype: torch.dtype, folder: Path) -> Trainer:
     config, classes = figures["config"], figures["num_classes"]
     name = "swin_unet" if figures["kind"] == "swin" else "unet"
     options = {"drop_path_rate": 0.0} if name == "swin_unet" else {}
@@ -39,12 +61,12 @@ def build(figures: dict, dtype: torch.dtype, folder: Path) -> tuple[Trainer, Bat
     criterion = Criterion(classes, ce_weight=config["ce_w"], dice_weight=config["dice_w"], kd=kd)
     power = 0.9 if config["poly"] else 0.0
     schedule = Schedule(epochs=config["max_iterations"], steps_per_epoch=1, base_lr=config["base_lr"], power=power)
-    options = Options(log_freq=10**9)
     device = torch.device("cpu")
-    trainer = Trainer(network, criterion, optimizer, OneBatch(), schedule, folder, device, options=options)
     image = golden.image(config["seed"], (config["batch"], 1, 224, 224), dtype)
     label = golden.block_labels(config["seed"] + 1, config["batch"], classes)
-    return trainer, Batch(image, label.float() if config["float_label"] else label, ["golden"])
+    batch = Batch(image, label.float() if config["float_label"] else label, ["golden"])
+    loader = OneBatch(batch, len(figures["f64"]["steps"]))
+    return Trainer(network, criterion, optimizer, loader, schedule, folder, device, logger=Terms())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -52,11 +74,13 @@ def build(figures: dict, dtype: torch.dtype, folder: Path) -> tuple[Trainer, Bat
 def test_trajectory(name: str, dtype: str, tmp_path: Path) -> None:
     figures, found = golden.figures(name), golden.arrays(name)
     exact = figures["f64"]["steps"]
-    trainer, batch = build(figures, DTYPES[dtype], tmp_path)
+    trainer = build(figures, DTYPES[dtype], tmp_path)
     norms: list[float] = []
     trainer.optimizer.register_step_pre_hook(lambda *_: norms.append(gradient_norm(trainer.network)))
     random.seed(figures["config"]["rseed"])
-    for step, recorded in enumerate(figures[dtype]["steps"]):
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    for step, (recorded, (lr, values)) in enumerate(zip(figures[dtype]["steps"], trainer.logger.steps, strict=True)):
 
         def allowed(key: str, step: int = step, recorded: dict = recorded) -> float:
             if dtype == "f64":
@@ -68,11 +92,10 @@ def test_trajectory(name: str, dtype: str, tmp_path: Path) -> None:
                 return max(1e-3 if step == 0 else 1e-2, 10 * gap)
             return 1e-6 if step == 0 else max(1e-4, 10 * gap)
 
-        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(recorded["lr_used"], rel=1e-12)
-        trainer.batch_in_epoch = 0
-        values = trainer._train_batch(batch)
-        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(recorded["lr_set_after"], rel=1e-12)
-        ours = {"loss": values["loss"], "loss_ce": values["ce"], "loss_dice": values["dice"], "grad_norm": norms[-1]}
+        assert lr == pytest.approx(recorded["lr_used"], rel=1e-12)
+        assert trainer.schedule.lr_after(step) == pytest.approx(recorded["lr_set_after"], rel=1e-12)
+        ours = {"loss": values["loss"], "loss_ce": values["ce"], "loss_dice": values["dice_loss"]}
+        ours["grad_norm"] = norms[step]
         ours["loss_kd"] = figures["config"]["lambda_x"] * (values["scr"] + values["ifd"])
         for key, value in ours.items():
             assert value == pytest.approx(recorded[key], rel=allowed(key)), (step, key)

@@ -1,4 +1,4 @@
-"""The training loop: rate, steps, saves, resume, what a bad step does."""
+"""The training loop: rate, steps, accumulation, saves, resuming, steps that are not finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import losses
+from configs.config import get_config
+from engine.distributed import Ranks
+from engine.logger import MetricLogger
 from networks import build_network
+from train import build_monitor
 from trainer import Diverged, Options, Schedule, Trainer
 
 
@@ -79,9 +83,11 @@ def build(
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout(0.2), nn.Conv2d(4, 2, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9)
     data = Loader(**loader)
-    options = options or Options(log_freq=1, save_seconds=0)
+    options = options or Options(save_seconds=0)
     schedule = Schedule(epochs, -(-len(data) // options.accumulation_steps), base_lr=0.1, max_steps=max_steps)
-    return Trainer(network, Criterion(), optimizer, data, schedule, folder, torch.device("cpu"), options=options)
+    logger = MetricLogger(folder, schedule.total_steps, log_freq=1)
+    parts = network, Criterion(), optimizer, data, schedule, folder, torch.device("cpu")
+    return Trainer(*parts, options=options, logger=logger)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -106,7 +112,7 @@ def test_rates_are_used(tmp_path: Path) -> None:
 
 
 def test_files_and_metrics(tmp_path: Path) -> None:
-    trainer = build(tmp_path, options=Options(log_freq=1, save_seconds=0, save_freq=2))
+    trainer = build(tmp_path, options=Options(save_seconds=0, save_freq=2))
     result = trainer.fit()
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
     assert {"loss", "ce", "lr", "epoch"} <= set(rows(tmp_path)[0]) and result["loss"] > 0
@@ -121,11 +127,21 @@ def test_files_and_metrics(tmp_path: Path) -> None:
 def test_max_steps_ends_in_mid_epoch(tmp_path: Path) -> None:
     trainer = build(tmp_path, max_steps=4)
     trainer.fit()
-    assert trainer.step == 4 and (tmp_path / "best.pth").is_file()
+    assert trainer.at.step == 4 and (tmp_path / "best.pth").is_file()
 
 
-def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
-    """Two batches of 2 make the step of one batch of 4 where the loss is a mean; an odd last one steps alone."""
+class Identical(Loader):
+    """The same slice over and over; `spoil` as in Loader."""
+
+    def __iter__(self):
+        image = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        for index in range(self.sampler.start, self.sampler.length):
+            action = self.spoil.get((self.sampler.epoch, index))
+            yield Batch(action(image) if action else image, (image[:, 0] > 0).to(torch.uint8), ["x"])
+
+
+def without_draws(trainer: Trainer, loader: Loader) -> Trainer:
+    """A trainer whose gradients depend on the slices alone."""
 
     class Mean(nn.Module):
         needs_features = False
@@ -133,35 +149,59 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
         def forward(self, logits: Tensor, label: Tensor, features: None, epoch: float) -> dict[str, Tensor]:
             return {"loss": nn.functional.cross_entropy(logits, label.long())}
 
+    trainer.network[1].p = 0.0
+    trainer.criterion, trainer.loader = Mean(), loader
+    return trainer
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
+    """Two batches of 2 make the step of one batch of 4 where the loss is a mean."""
+
     class Same(Loader):
         def __iter__(self):
-            generator = torch.Generator().manual_seed(self.sampler.epoch)
-            images = torch.randn(8, 1, 4, 4, generator=generator)
-            for first in range(0, 8, self.batch_size):
-                image = images[first : first + self.batch_size]
+            images = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(self.sampler.epoch))
+            for image in images.split(self.batch_size):
                 yield Batch(image, (image[:, 0] > 0).to(torch.uint8), ["x"] * len(image))
 
-    results = []
+    ends = []
     for batch_size, accumulation in ((4, 1), (2, 2)):
-        trainer = build(
-            tmp_path / str(batch_size),
-            epochs=2,
-            options=Options(accumulation_steps=accumulation),
-            length=8,
-            batch_size=batch_size,
-        )
-        trainer.network[1].p = 0.0
-        trainer.criterion, trainer.loader = Mean(), Same(8, batch_size)
-        trainer.fit()
-        assert trainer.step == 4
-        results.append(weights(trainer))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+        options = Options(accumulation_steps=accumulation)
+        trainer = build(tmp_path / str(batch_size), epochs=2, options=options, length=8, batch_size=batch_size)
+        without_draws(trainer, Same(8, batch_size)).fit()
+        assert trainer.at.step == 4
+        ends.append(weights(trainer))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("accumulation, lengths", [(2, (3, 4)), (3, (4, 5, 6)), (5, (2, 5))])
+def test_an_incomplete_group_steps_with_its_mean_gradient(
+    tmp_path: Path, accumulation: int, lengths: tuple[int, ...]
+) -> None:
+    """Identical slices: however many the last group has, the weights end the same."""
+    ends = []
+    for length in lengths:
+        options = Options(accumulation_steps=accumulation)
+        trainer = build(tmp_path / str(length), options=options, length=length, batch_size=1)
+        ends.append(weights(without_draws(trainer, Identical(length, 1)).fit() and trainer))
+    for end in ends[1:]:
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(ends[0], end, strict=True))
+
+
+def test_a_skipped_batch_leaves_its_group_the_mean_gradient(tmp_path: Path) -> None:
+    """Of a group of two the first is not finite: the step is that of a group of identical slices."""
+    spoil = {(0, 0): lambda image: image * math.nan}
+    ends = []
+    for name, length, broken in (("whole", 4, {}), ("spoiled", 4, spoil)):
+        trainer = build(tmp_path / name, epochs=1, options=Options(accumulation_steps=2), length=length, batch_size=1)
+        without_draws(trainer, Identical(length, 1, broken)).fit()
+        ends.append(weights(trainer))
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(*ends, strict=True))
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 7, 8])
 def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, stop_at: int, accumulation: int) -> None:
-    options = Options(log_freq=1, save_seconds=1e9, accumulation_steps=accumulation)
+    options = Options(save_seconds=1e9, accumulation_steps=accumulation)
     whole = build(tmp_path / "whole", options=options)
     whole.fit()
 
@@ -193,15 +233,15 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
             trainer.resume(state, Path("last.pth"))
 
 
-def test_a_bad_step_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_step_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = build(tmp_path, epochs=2, spoil={(0, 1): lambda image: image * float("nan")})
     trainer.fit()
-    assert trainer.step == 5, "one of six steps"
+    assert trainer.at.step == 5, "one of six steps"
     assert all(torch.isfinite(p).all() for p in weights(trainer))
     assert "e0i2, e0i3" in caplog.text
 
 
-def test_a_gradient_that_is_not_finite_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gradient_that_is_not_finite_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = build(tmp_path, epochs=1)
     calls = []
 
@@ -211,7 +251,7 @@ def test_a_gradient_that_is_not_finite_is_left_out(tmp_path: Path, caplog: pytes
 
     trainer.network[2].bias.register_hook(spoil)
     trainer.fit()
-    assert trainer.step == 2 and all(torch.isfinite(p).all() for p in weights(trainer))
+    assert trainer.at.step == 2 and all(torch.isfinite(p).all() for p in weights(trainer))
     assert "gradient is not finite" in caplog.text
 
 
@@ -230,10 +270,10 @@ def test_three_bad_steps_end_the_run(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "last.pth", weights_only=True)["epoch"] == 1
 
 
-def test_validation_chooses_the_best(tmp_path: Path) -> None:
+def test_validation_selects_the_best(tmp_path: Path) -> None:
     scores = iter([0.3, 0.7, 0.5, 0.6])
     kept = []
-    trainer = build(tmp_path, epochs=4, options=Options(val_freq=1, log_freq=1))
+    trainer = build(tmp_path, epochs=4, options=Options(val_freq=1))
 
     def validate(network: nn.Module, progress: object) -> dict[str, float]:
         kept.append(weights(trainer))
@@ -253,8 +293,8 @@ def test_gradient_clipping(tmp_path: Path) -> None:
     assert 0 < moved < 1e-5
 
 
-def regularised(
-    folder: Path, kd: losses.KDloss, options: Options, lr: float = 1e-3, spoil: dict | None = None
+def regularized(
+    folder: Path, kd: losses.KDloss, factor: float = 0.0, freq: int = 1, lr: float = 1e-3, spoil: dict | None = None
 ) -> Trainer:
     """A small U-Net with the loss itself, trained for two epochs."""
     torch.manual_seed(0)
@@ -262,19 +302,20 @@ def regularised(
     folder.mkdir(exist_ok=True)
     network, data = build_network("unet", num_classes=2, img_size=32, width=4), Loader(side=32, spoil=spoil)
     optimizer, schedule = torch.optim.SGD(network.parameters(), lr=lr), Schedule(2, 3, base_lr=lr)
-    parts = network, losses.Criterion(2, kd=kd), optimizer, data, schedule, folder, torch.device("cpu")
-    trainer = Trainer(*parts, options=options)
+    criterion, logger = losses.Criterion(2, kd=kd), MetricLogger(folder, schedule.total_steps, log_freq=1)
+    config = get_config(overrides={"LOSS.GRADIENT_FACTOR": factor, "LOSS.GRADIENT_FREQ": freq})
+    monitor = build_monitor(config, network, criterion, logger, Ranks())
+    parts = network, criterion, optimizer, data, schedule, folder, torch.device("cpu")
+    trainer = Trainer(*parts, logger=logger, monitor=monitor)
     trainer.fit()
     return trainer
 
 
 @pytest.mark.parametrize("weight, warned", [(1e-3, False), (1e4, True)])
-def test_a_term_that_drowns_the_segmentation_is_warned_of(
+def test_warns_of_a_term_with_a_larger_gradient(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, weight: float, warned: bool
 ) -> None:
-    regularised(
-        tmp_path, losses.KDloss(lambda_1=weight, lambda_2=0), Options(log_freq=1, gradient_factor=5.0, gradient_freq=2)
-    )
+    regularized(tmp_path, losses.KDloss(lambda_1=weight, lambda_2=0), factor=5.0, freq=2)
     found = [row for row in rows(tmp_path) if "grad_segmentation" in row]
     assert [row["step"] for row in found] == [1, 3, 5]
     assert all(row["grad_ifd"] == 0 < row["grad_scr"] for row in found)
@@ -282,29 +323,25 @@ def test_a_term_that_drowns_the_segmentation_is_warned_of(
     assert sum("the gradient of scr is" in message for message in caplog.messages) == warned * len(found)
 
 
-def test_a_step_that_is_not_finite_has_no_gradients_to_look_at(tmp_path: Path) -> None:
+def test_gradient_norms_that_are_not_finite_are_not_logged(tmp_path: Path) -> None:
     nan = {(0, 1): lambda image: image * math.nan}
-    regularised(tmp_path, losses.KDloss(1.0), Options(log_freq=1, gradient_factor=5.0, gradient_freq=1), spoil=nan)
+    regularized(tmp_path, losses.KDloss(1.0), factor=5.0, spoil=nan)
     found = [row for row in rows(tmp_path) if "grad_scr" in row]
-    assert [row["step"] for row in found] == [1, 2, 3, 4, 5]  # of six batches one is left out
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5]  # of six batches one is skipped
     assert all(math.isfinite(value) for row in found for value in row.values())
 
 
-def test_looking_at_gradients_changes_no_weight(tmp_path: Path) -> None:
-    ends = []
-    for factor in (0.0, 5.0):
-        options = Options(gradient_factor=factor, gradient_freq=1)
-        ends.append(weights(regularised(tmp_path / str(factor), losses.KDloss(1.0), options, lr=0.1)))
+def test_gradient_norms_change_no_weight(tmp_path: Path) -> None:
+    ends = [weights(regularized(tmp_path / str(factor), losses.KDloss(1.0), factor, lr=0.1)) for factor in (0.0, 5.0)]
     assert same(*ends)
 
 
-def test_the_regulariser_warms_up_with_the_batches(tmp_path: Path) -> None:
-    kd = losses.KDloss(lambda_1=0, lambda_2=1.0, warmup_epochs=1)
-    regularised(tmp_path, kd, Options(log_freq=1, gradient_factor=0.0))
-    shares = [
-        (row["loss"] - 0.4 * row["ce"] - 0.6 * row["dice"]) / row["ifd"] for row in rows(tmp_path) if "ifd" in row
+def test_warm_up_follows_the_batches(tmp_path: Path) -> None:
+    regularized(tmp_path, losses.KDloss(lambda_1=0, lambda_2=1.0, warmup_epochs=1))
+    factors = [
+        (row["loss"] - 0.4 * row["ce"] - 0.6 * row["dice_loss"]) / row["ifd"] for row in rows(tmp_path) if "ifd" in row
     ]
-    assert shares == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1], abs=1e-5)
+    assert factors == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1], abs=1e-5)
 
 
 def test_autocast_runs(tmp_path: Path) -> None:
@@ -315,7 +352,7 @@ def test_autocast_runs(tmp_path: Path) -> None:
     assert set(seen) == {torch.bfloat16}
 
 
-def test_tensorboard_gets_terms_and_panels(tmp_path: Path) -> None:
+def test_tensorboard_gets_terms_and_images(tmp_path: Path) -> None:
     class Writer:
         def __init__(self) -> None:
             self.scalars, self.images = {}, {}
@@ -327,7 +364,7 @@ def test_tensorboard_gets_terms_and_panels(tmp_path: Path) -> None:
             self.images[name] = image
 
     trainer = build(tmp_path, epochs=1)
-    writer = trainer.record.writer = Writer()
+    writer = trainer.logger.writer = Writer()
     trainer.fit()
     assert set(writer.scalars) == {"train/lr", "train/loss", "train/ce"}
     assert {name: image.shape for name, image in writer.images.items()} == {
@@ -358,11 +395,11 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("max_steps", [0, 8])
-def test_a_validation_that_is_interrupted_is_made_again(tmp_path: Path, max_steps: int) -> None:
+def test_a_validation_that_is_interrupted_is_repeated(tmp_path: Path, max_steps: int) -> None:
     """SIGTERM in the middle of the last validation, after a whole epoch and after a part of one."""
 
     def build_validating(folder: Path, interrupted: bool) -> Trainer:
-        trainer = build(folder, options=Options(log_freq=1, val_freq=9), max_steps=max_steps)
+        trainer = build(folder, options=Options(val_freq=9), max_steps=max_steps)
 
         def validate(network: nn.Module, progress: Callable) -> dict[str, float]:
             for case in progress(range(3)):
@@ -399,7 +436,7 @@ def test_a_loader_that_fails_costs_no_step(tmp_path: Path) -> None:
 
 
 def test_no_save_leads_into_a_divergence(tmp_path: Path) -> None:
-    """Saves come after every batch, but not after one that was left out."""
+    """Saves come after every batch, but not after one that was skipped."""
     spoil = {(0, b): lambda image: image * float("nan") for b in (1, 2)} | {(1, 0): lambda image: image * float("nan")}
     with pytest.raises(Diverged):
         build(tmp_path, spoil=spoil).fit()
@@ -407,7 +444,7 @@ def test_no_save_leads_into_a_divergence(tmp_path: Path) -> None:
     assert (state["batch_in_epoch"], state["step"], state["bad_steps"]) == (1, 1, 0)
 
 
-def test_every_generator_goes_on(tmp_path: Path) -> None:
+def test_every_generator_is_restored(tmp_path: Path) -> None:
     """Python's, NumPy's and torch's: what they draw next after a save is what they draw next after resuming."""
     trainer = build(tmp_path, epochs=1)
     trainer.fit()

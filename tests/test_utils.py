@@ -43,7 +43,7 @@ def test_freed_memory_is_kept() -> None:
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    for _ in range(8): torch.ones(2**24)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "given_back = faults(); utils.keep_freed_memory(); faults(); print(faults() / given_back)\n"
+        "given_back = faults(); utils.tune_malloc(); faults(); print(faults() / given_back)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     # 64 MiB eight times over: every page is fetched each time, or none but in a turn or two that the system disturbs.

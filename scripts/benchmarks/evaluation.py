@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import utils
 from datasets.phantom import make_phantom
 from datasets.transforms import RandomGenerator, resize_label
 from evaluation.metrics import compare_classes
@@ -69,6 +70,8 @@ def _evaluation(s: Settings, depth: int, ours: bool = True) -> Work:
     image, truth, prediction = (array[np.arange(depth) * s.depth // depth] for array in volume_pair(s))
     masks = itertools.cycle(resize_label(torch.from_numpy(prediction).to(s.device), s.size).long())
     network = make_network(s, "swin_unet" if ours else "naive").eval()
+    if ours:
+        utils.tune_malloc()  # as test.py does
 
     def raise_logits(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
         chosen = torch.stack(list(itertools.islice(masks, len(logits)))).unsqueeze(1)

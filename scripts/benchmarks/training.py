@@ -101,13 +101,13 @@ def make_step(
     s: Settings, name: str = "swin_unet", kd: bool = True, precision: str = "float32", compiled: bool = False
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A training step, image and label to the loss, set up as by train.py; or the "naive" one."""
-    autocast = utils.select_precision(precision, torch.device(s.device))
+    autocast = utils.select_precision(precision, torch.device(s.device), allow_slow=True)
     network, ours = make_network(s, name).train(), name != "naive"
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=ours)
     criterion = Criterion(NUM_CLASSES, kd=KDloss() if kd else None)
     tap = FeatureTap(network) if ours and kd else None
     if ours:
-        utils.keep_freed_memory()
+        utils.tune_malloc()
     if compiled:
         network.compile()
 
@@ -170,7 +170,7 @@ def _collate_by_scipy(size: tuple[int, int], samples: Sequence[Sample]) -> tuple
 
 def _logits(s: Settings, name: str = "swin_unet", precision: str = "float32", slices: int | None = None) -> Work:
     """Those of a batch, so many slices at a time, and the network's size in words."""
-    autocast = utils.select_precision(precision, torch.device(s.device))
+    autocast = utils.select_precision(precision, torch.device(s.device), allow_slow=True)
     network, (image, _) = make_network(s, name).eval(), random_batch(s)
     parameters, operations = sum(p.numel() for p in network.parameters()), count_operations(network, image[:1])
 

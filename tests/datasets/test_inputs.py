@@ -72,7 +72,7 @@ def test_a_folder_of_folders_holds_a_series_in_each(tmp_path, voxels):
     (tmp_path / "notes.txt").write_text("passed over")
     volumes = InputVolumes(tmp_path, CT)
     volumes.check()
-    assert volumes.names == [volume.name for volume in volumes] == ["patient0", "patient1", "patient2"]
+    assert volumes.cases == [volume.name for volume in volumes] == ["patient0", "patient1", "patient2"]
     np.testing.assert_allclose(volumes[2].image[:], windowed((voxels + 2).transpose(0, 2, 1)), atol=1e-6)
 
 

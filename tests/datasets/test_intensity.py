@@ -56,3 +56,18 @@ def test_what_cannot_be() -> None:
         reading(window=(5, 5))
     with pytest.raises(ValueError, match="b.nii.*NaN"):
         scale_intensity(np.full((1, 2), np.nan), where="b.nii")
+
+
+def test_intensity_is_clipped_to_the_window_and_scaled():
+    image = np.array([-2000, -125, 75, 275, 3000], dtype=np.int16).reshape(1, 1, 5)
+    scaled = scale_intensity(image)
+    assert scaled.dtype == np.float32
+    np.testing.assert_array_equal(scaled.ravel(), np.array([0, 0, 0.5, 1, 1], dtype=np.float32))
+    odd = scale_intensity(np.linspace(-5, 5, 999), 0.1, 1.3)
+    assert odd.min() == 0.0 and odd.max() == 1.0
+
+
+@pytest.mark.parametrize("window", [(10.0, 10.0), (5.0, -5.0), (float("nan"), 1.0), (0.0, float("inf"))])
+def test_an_empty_window_is_refused(window):
+    with pytest.raises(ValueError, match="window"):
+        scale_intensity(np.zeros((1, 1, 1)), *window)

@@ -371,7 +371,7 @@ def run_limited(code: str, *words: object) -> str:
     begin = (
         "import resource, sys, numpy as np\n"
         "from datasets.nifti import open_image, quiet_sitk\n"
-        "from evaluation.nifti import write_mask\n"
+        "from evaluation.masks import write_mask\n"
         "def limit(mib):\n"
         "    with open('/proc/self/statm') as file:\n"
         "        most = int(file.read().split()[0]) * resource.getpagesize() + mib * 2**20\n"

@@ -1,4 +1,4 @@
-"""Sliding windows against the formula in plain loops, MONAI, and networks that see no border."""
+"""Sliding windows against plain loops, MONAI, and networks whose receptive field is one pixel."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation.sliding import check_overlap, gaussian_weights, sliding_scores, window_starts
+from evaluation.sliding import check_overlap, gaussian_weights, sliding_window_logits, window_starts
 
 # Images larger than the window, non-square and odd ones, of its size, smaller on one side and on both.
 SHAPES = [(20, 20), (17, 31), (8, 6), (8, 21), (5, 23), (3, 4), (9, 7)]
 WINDOW = (8, 6)
 
 
-class BorderBound(nn.Module):
-    """Two scores that depend on where in its window a pixel is; keeps the windows of every pass."""
+class PositionDependent(nn.Module):
+    """Two logits that depend on the position in the window; records the batch size of every pass."""
 
     def __init__(self, channels: int = 1) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class BorderBound(nn.Module):
 
 
 def naive(network: nn.Module, image: Tensor, window: tuple[int, int], overlap: float) -> np.ndarray:
-    """Scores (K, H, W) of one image (C, H, W): one window after the other, one pixel after the other."""
+    """Logits (K, H, W) of one image (C, H, W): one window after the other, one pixel after the other."""
     (h, w), (height, width) = window, image.shape[1:]
     top, left = max(h - height, 0) // 2, max(w - width, 0) // 2
     canvas = torch.zeros(len(image), max(h, height), max(w, width))
@@ -47,98 +47,90 @@ def naive(network: nn.Module, image: Tensor, window: tuple[int, int], overlap: f
     for y in starts(canvas.shape[1], h):
         for x in starts(canvas.shape[2], w):
             with torch.no_grad():
-                scores = network(canvas[None, :, y : y + h, x : x + w])[0].double().numpy()
+                logits = network(canvas[None, :, y : y + h, x : x + w])[0].double().numpy()
             for i in range(h):
                 for j in range(w):
                     far = ((i - (h - 1) / 2) / (h / 8)) ** 2 + ((j - (w - 1) / 2) / (w / 8)) ** 2
-                    count = max(math.exp(-far / 2), 1e-3)
-                    total[:, y + i, x + j] += count * scores[:, i, j]
-                    weight[y + i, x + j] += count
+                    gaussian = max(math.exp(-far / 2), 1e-3)
+                    total[:, y + i, x + j] += gaussian * logits[:, i, j]
+                    weight[y + i, x + j] += gaussian
     return (total / weight)[:, top : top + height, left : left + width]
 
 
 @torch.no_grad()
 def slide(network: nn.Module, images: Tensor, overlap: float, batch_size: int = 4) -> Tensor:
-    return sliding_scores(network, images, window=WINDOW, overlap=overlap, batch_size=batch_size)
+    return sliding_window_logits(network, images, window=WINDOW, overlap=overlap, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_loops(shape: tuple[int, int], overlap: float) -> None:
-    network, images = BorderBound(2), torch.randn(2, 2, *shape)
-    scores = slide(network, images, overlap)
-    assert scores.shape == (2, 2, *shape)
+def test_equals_plain_loops(shape: tuple[int, int], overlap: float) -> None:
+    network, images = PositionDependent(2), torch.randn(2, 2, *shape)
+    logits = slide(network, images, overlap)
+    assert logits.shape == (2, 2, *shape)
     expected = np.stack([naive(network, image, WINDOW, overlap) for image in images])
-    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_monai(shape: tuple[int, int], overlap: float) -> None:
     inferers = pytest.importorskip("monai.inferers")
-    network, images = BorderBound(), torch.randn(3, 1, *shape)
+    network, images = PositionDependent(), torch.randn(3, 1, *shape)
     with torch.no_grad():
         expected = inferers.sliding_window_inference(images, WINDOW, 4, network, overlap=overlap, mode="gaussian")
     torch.testing.assert_close(slide(network, images, overlap), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("overlap", [0, 0.5])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_network_without_borders_gives_the_whole_answer(shape: tuple[int, int], overlap: float) -> None:
+def test_a_pointwise_network_gives_the_logits_of_the_whole_image(shape: tuple[int, int]) -> None:
     network, images = nn.Conv2d(1, 4, 1), torch.randn(2, 1, *shape)
     with torch.no_grad():
         whole = network(images)
-    scores = slide(network, images, overlap)
-    torch.testing.assert_close(scores, whole, rtol=1e-5, atol=1e-6)
-    assert torch.equal(scores.argmax(1), whole.argmax(1))
+    torch.testing.assert_close(slide(network, images, 0.5), whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_window_is_the_network_itself(dtype: torch.dtype) -> None:
-    network, images = BorderBound(), torch.randn(3, 1, *WINDOW)
+    network, images = PositionDependent(), torch.randn(3, 1, *WINDOW)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         expected = network(images)
         assert torch.equal(slide(network, images, 0.5), expected)
 
 
-@pytest.mark.parametrize("images, batch_size, most", [(1, 4, 4), (2, 4, 4), (3, 4, 3), (4, 4, 4), (1, 1, 1), (3, 1, 3)])
-def test_passes_are_as_large_as_allowed(images: int, batch_size: int, most: int) -> None:
-    """The images of a place go together, and as many places as there is room for."""
-    network, x = BorderBound(), torch.randn(images, 1, 17, 31)
-    scores = slide(network, x, 0.5, batch_size)
+@pytest.mark.parametrize("images, batch_size, largest", [(1, 4, 4), (2, 4, 4), (3, 4, 3), (3, 1, 3)])
+def test_passes_are_as_large_as_allowed(images: int, batch_size: int, largest: int) -> None:
+    """The images at one place go together, and as many places as the batch has room for."""
+    network, x = PositionDependent(), torch.randn(images, 1, 17, 31)
+    logits = slide(network, x, 0.5, batch_size)
     places = len(window_starts(17, 8, 0.5)) * len(window_starts(31, 6, 0.5))
-    assert sum(network.passes) == images * places and max(network.passes) == most
-    assert len(network.passes) == math.ceil(places / (most // images))
-    torch.testing.assert_close(scores, slide(network, x, 0.5, 100))
+    assert sum(network.passes) == images * places and max(network.passes) == largest
+    torch.testing.assert_close(logits, slide(network, x, 0.5, 100))
 
 
-@pytest.mark.parametrize("length", [1, 5, 6, 7, 12, 13, 40])
+@pytest.mark.parametrize("length", [1, 6, 7, 13, 40])
 @pytest.mark.parametrize("overlap", [0, 0.2, 0.5, 0.99])
-def test_windows_cover_a_side_and_end_with_it(length: int, overlap: float) -> None:
+def test_windows_cover_an_axis_and_end_with_it(length: int, overlap: float) -> None:
     starts = window_starts(length, 6, overlap)
     assert starts[0] == 0 and starts[-1] == max(length - 6, 0)
     assert starts == sorted(set(starts)), "no window twice"
-    steps = np.diff(starts)
-    assert (steps[:-1] == max(1, int(6 * (1 - overlap)))).all() and (steps <= 6 * (1 - overlap) + 1).all()
     assert {i for start in starts for i in range(start, start + 6)} >= set(range(length))
 
 
-def test_weights_by_pencil() -> None:
+def test_weights() -> None:
     weights = gaussian_weights((9, 17))
     assert weights.shape == (9, 17) and weights[4, 8] == 1 == weights.max()
     assert weights.min() == pytest.approx(1e-3)
     assert weights[4, 8 + 2].item() == pytest.approx(math.exp(-(2**2) / (2 * (17 / 8) ** 2)))
-    assert weights[4 - 1, 8 + 2].item() == pytest.approx(weights[3, 8].item() * weights[4, 10].item())
     assert torch.equal(weights, weights.flip(0)) and torch.equal(weights, weights.flip(1))
-    assert gaussian_weights((1, 1)).item() == 1
 
 
-@pytest.mark.parametrize("overlap", [None, 0, 0.0, 0.5, 0.999, np.float32(0.5)])
+@pytest.mark.parametrize("overlap", [None, 0, 0.5, np.float32(0.5)])
 def test_overlaps(overlap: float | None) -> None:
     check_overlap(overlap)
 
 
-@pytest.mark.parametrize("overlap", [1, 1.5, -0.1, math.nan, math.inf, "0.5", (0.5, 0.5)])
-def test_impossible_overlaps(overlap: object) -> None:
+@pytest.mark.parametrize("overlap", [1, -0.1, math.nan, "0.5", (0.5, 0.5)])
+def test_wrong_overlaps(overlap: object) -> None:
     with pytest.raises(ValueError, match="expected a number from 0 to below 1"):
         check_overlap(overlap)

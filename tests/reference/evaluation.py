@@ -1,4 +1,4 @@
-"""A whole volume evaluated the published way (SPEC section 5): slice by slice in SciPy, class by class in MedPy."""
+"""The published evaluation of a volume: slice by slice in SciPy, class by class in MedPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The four metrics as SPEC section 5 words them: whole arrays, full distance maps, nothing saved."""
+"""Dice, HD95, Jaccard and ASSD from their definitions, by full distance maps."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Whatever the commands import on their way, so that no fork has to.
 _MODULES = (
-    "train test trainer losses networks datasets.loading datasets.phantom evaluation.nifti evaluation.predict "
-    "evaluation.report evaluation.metrics evaluation.pictures datasets.inputs scripts.prepare_histology "
+    "train test trainer losses networks datasets.loading datasets.phantom evaluation.masks evaluation.predict "
+    "evaluation.report evaluation.metrics datasets.inputs scripts.prepare_histology "
     "scripts.prepare_acdc scripts.preparing PIL.PngImagePlugin PIL.JpegImagePlugin PIL.BmpImagePlugin "
     "PIL.TiffImagePlugin scipy.ndimage tensorboardX tqdm SimpleITK safetensors.torch torch.optim PIL.Image "
     "concurrent.futures.thread torch._dynamo torchvision"

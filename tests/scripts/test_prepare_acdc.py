@@ -17,7 +17,7 @@ import pytest
 from datasets.acdc import AcdcSlices, AcdcStacks, AcdcVolumes
 from datasets.base import read_list
 from datasets.synapse import read_npz_geometry, says_axes
-from evaluation.nifti import write_mask
+from evaluation.masks import write_mask
 from evaluation.predict import predict_volume
 from scripts import prepare_acdc, preparing
 from tests.conftest import ROOT

@@ -17,7 +17,7 @@ import pytest
 
 from datasets.base import read_list
 from datasets.synapse import case_of, read_slice, read_volume, says_axes, slice_name
-from evaluation.nifti import write_mask
+from evaluation.masks import write_mask
 from scripts import prepare_synapse, preparing
 
 sitk = pytest.importorskip("SimpleITK")

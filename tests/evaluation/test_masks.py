@@ -1,35 +1,24 @@
-"""NIfTI out: masks back on the very grid of their file, whole or not at all."""
+"""Written masks: NIfTI on the grid of its input, PNG and TIFF with the values of the labels, written atomically."""
 
 from __future__ import annotations
 
-import gzip
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
 
 from datasets.axes import orientation
 from datasets.base import Geometry
-from datasets.intensity import scale_intensity
+from datasets.images import read_mask
 from datasets.nifti import read_image
-from evaluation.nifti import write_mask
+from evaluation.masks import write_image_mask, write_mask
 from tests.datasets.test_nifti import CODES, EXAMPLES, directions, grid, needs_examples, patched, run_limited, save
 
 sitk = pytest.importorskip("SimpleITK")
-
-
-@pytest.mark.parametrize("axis_order", ["zxy", "zyx", "xyz"])
-def test_a_mask_goes_back_to_the_voxels_it_came_from(tmp_path, axis_order):
-    zyx = np.random.default_rng(1).integers(0, 9, (3, 4, 5)).astype(np.uint8)
-    source = save(tmp_path / "source.nii.gz", zyx, spacing=(0.7, 0.8, 5.0))
-    array, geometry = read_image(source, axis_order)
-    write_mask(tmp_path / "mask.nii.gz", array, geometry)
-    written = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), zyx)
-    assert written.GetPixelID() == sitk.sitkUInt8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.nii.gz", "source.nii.gz"]
 
 
 @pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1), (2, 4)], ids="qform{0[0]} sform{0[1]}".format)
@@ -73,26 +62,16 @@ def test_a_mask_goes_back_into_every_orientation(tmp_path):
         np.testing.assert_array_equal(written, sitk.GetArrayFromImage(turned) > 100, err_msg=code)
 
 
-@pytest.mark.parametrize("towards", ["RAS", "PIR"])
-def test_a_mask_goes_back_onto_an_oblique_grid(tmp_path, towards):
+@pytest.mark.parametrize(("axis_order", "towards"), [("zxy", "RAS"), ("zxy", "PIR"), ("zyx", ""), ("xyz", "")])
+def test_a_mask_goes_back_onto_an_oblique_grid(tmp_path, axis_order, towards):
     rng = np.random.default_rng(4)
     for direction in directions():
         zyx = rng.integers(0, 9, (3, 4, 5)).astype(np.uint8)
         source = save(tmp_path / "source.nii", zyx, rng.uniform(0.3, 5.0, 3), rng.normal(0.0, 200.0, 3), direction)
-        array, geometry = read_image(source, "zxy", towards)
+        array, geometry = read_image(source, axis_order, towards)
         write_mask(tmp_path / "mask.nii", array, geometry)
         assert grid(tmp_path / "mask.nii") == grid(source)
         np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii"))), zyx)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (40, 200, 300)])
-def test_the_file_is_the_one_that_simpleitk_writes(tmp_path, shape):
-    zyx = np.random.default_rng(5).integers(0, 9, shape).astype(np.uint8)
-    theirs = save(tmp_path / "theirs.nii", zyx, (0.5, 0.75, 3.0), (-8.0, 16.0, 2.5), np.diag([-1.0, -1.0, 1.0]))
-    for name in ("ours.nii", "ours.nii.gz"):
-        write_mask(tmp_path / name, *read_image(theirs))
-        content = (tmp_path / name).read_bytes()
-        assert (gzip.decompress(content) if name.endswith(".gz") else content) == theirs.read_bytes()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bounds the memory by Linux's means")
@@ -146,7 +125,7 @@ def test_classes_are_written_as_the_labels_had_them(tmp_path, values):
     written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
     for label, value in enumerate(values):
         np.testing.assert_array_equal(written == value, mask == label)
-    with pytest.raises(ValueError, match="256.*from 0 to 255"):
+    with pytest.raises(ValueError, match="256.*expected 0..255"):
         write_mask(tmp_path / "other.nii.gz", mask, None, (0, 1, 256))
 
 
@@ -159,23 +138,19 @@ def test_equal_masks_make_equal_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "mask", "geometry", "error"),
+    ("name", "mask", "error"),
     [
-        ("mask.nii.gz", np.zeros((2, 2), np.uint8), None, ValueError),
-        ("mask.nii.gz", np.zeros((2, 2, 2), np.int64), None, ValueError),
-        ("mask.png", np.zeros((2, 2, 2), np.uint8), None, ValueError),
-        ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(spacing=(0.0, 1.0, 1.0)), ValueError),
-        ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(direction=(0.0,) * 9), ValueError),
-        ("mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Geometry(axis_order="zzz"), ValueError),
-        ("mask.nii.gz", np.zeros((2, 0, 2), np.uint8), None, ValueError),
-        ("mask.nii.gz", np.zeros((1, 1, 32768), np.uint8), None, ValueError),
-        ("nowhere/mask.nii.gz", np.zeros((2, 2, 2), np.uint8), None, OSError),
+        ("mask.nii.gz", np.zeros((2, 2), np.uint8), ValueError),
+        ("mask.nii.gz", np.zeros((2, 2, 2), np.int64), ValueError),
+        ("mask.png", np.zeros((2, 2, 2), np.uint8), ValueError),
+        (os.fsdecode(b"\xff.nii"), np.zeros((2, 2, 2), np.uint8), ValueError),  # SimpleITK would end the process
+        ("nowhere/mask.nii.gz", np.zeros((2, 2, 2), np.uint8), OSError),
     ],
 )
-def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, name, mask, geometry, error):
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, name, mask, error):
     with pytest.raises(error) as caught:
-        write_mask(tmp_path / name, mask, geometry)
-    assert len(str(caught.value).splitlines()) == 1
+        write_mask(tmp_path / name, mask, None)
+    assert len(str(caught.value).splitlines()) == 1 and str(tmp_path) in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,26 +164,55 @@ def test_a_failed_write_keeps_the_mask_that_was_there(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_name_that_is_no_text_is_refused_though_simpleitk_would_end_the_process(tmp_path):
-    with pytest.raises(ValueError, match="its name is not UTF-8"):
-        write_mask(tmp_path / os.fsdecode(b"\xff.nii"), np.zeros((2, 3, 4), np.uint8), None)
+SIZE = (7, 5)
+X_RESOLUTION, Y_RESOLUTION, UNIT = 282, 283, 296
 
 
-def test_intensity_is_clipped_to_the_window_and_scaled():
-    image = np.array([-2000, -125, 75, 275, 3000], dtype=np.int16).reshape(1, 1, 5)
-    scaled = scale_intensity(image)
-    assert scaled.dtype == np.float32
-    np.testing.assert_array_equal(scaled.ravel(), np.array([0, 0, 0.5, 1, 1], dtype=np.float32))
-    odd = scale_intensity(np.linspace(-5, 5, 999), 0.1, 1.3)
-    assert odd.min() == 0.0 and odd.max() == 1.0
+def classes(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, count, SIZE).astype(np.uint8)
 
 
-@pytest.mark.parametrize("window", [(10.0, 10.0), (5.0, -5.0), (float("nan"), 1.0), (0.0, float("inf"))])
-def test_an_empty_window_is_refused(window):
-    with pytest.raises(ValueError, match="window"):
-        scale_intensity(np.zeros((1, 1, 1)), *window)
+def image_file(path: Path, **options: object) -> Path:
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(path, **options)
+    return path
 
 
-def test_nan_voxels_are_refused_by_name():
-    with pytest.raises(ValueError, match="scan.nii: .*NaN"):
-        scale_intensity(np.full((1, 1, 1), np.nan), where="scan.nii")
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 128, 255), (7, 0, 3)])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "tiff"])
+def test_an_image_mask_holds_the_values_of_the_labels(tmp_path: Path, suffix: str, values: tuple[int, ...]) -> None:
+    source = image_file(tmp_path / f"source.{suffix}")
+    written = write_image_mask(tmp_path / "a.1", classes(), values, source)
+    assert written == tmp_path / ("a.1.tif" if suffix.startswith("tif") else "a.1.png")
+    with Image.open(written) as image:
+        assert (image.mode, image.format) == ("L", "TIFF" if suffix.startswith("tif") else "PNG")
+    np.testing.assert_array_equal(read_mask(written), np.array(values)[classes()])
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, written.name}
+
+
+def test_without_a_tiff_an_image_mask_is_a_png(tmp_path: Path) -> None:
+    assert write_image_mask(tmp_path / "a", classes(2), (0, 255), None) == tmp_path / "a.png"
+    source = image_file(tmp_path / "really.png").rename(tmp_path / "source.tif")
+    assert write_image_mask(tmp_path / "a", classes(2), (0, 255), source).suffix == ".png"
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_keeps_its_resolution(tmp_path: Path, compression: str | None) -> None:
+    tags = {X_RESOLUTION: IFDRational(39881, 1000), Y_RESOLUTION: IFDRational(40000, 1003), UNIT: 3}
+    source = image_file(tmp_path / "source.tif", tiffinfo=tags, compression=compression)
+    written = write_image_mask(tmp_path / "a", classes(), (0, 1, 2), source)
+    with Image.open(source) as there, Image.open(written) as here:
+        assert here.tag_v2[UNIT] == 3
+        for tag in (X_RESOLUTION, Y_RESOLUTION):
+            ours, theirs = here.tag_v2[tag], there.tag_v2[tag]
+            assert (ours.numerator, ours.denominator) == (theirs.numerator, theirs.denominator)
+            assert float(ours) == pytest.approx(float(tags[tag]), rel=1e-6)
+
+
+def test_an_image_mask_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"256.*expected 0\.\.255 \(DATA.LABEL_VALUES\)"):
+        write_image_mask(tmp_path / "a", classes(), (0, 1, 256), None)
+    with pytest.raises(ValueError, match=r"\(1, 7, 5\) of uint8; expected \(H, W\)"):
+        write_image_mask(tmp_path / "a", classes()[None], (0, 1, 2), None)
+    with pytest.raises(OSError, match=r"nowhere.a\.png"):
+        write_image_mask(tmp_path / "nowhere/a", classes(), (0, 1, 2), None)
+    assert list(tmp_path.iterdir()) == []

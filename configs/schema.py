@@ -1,0 +1,161 @@
+"""The configuration as frozen dataclasses: every key with its type, its default and the values it may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+Option = bool | int | float | str | tuple[int, ...] | tuple[float, ...]
+T = TypeVar("T", int, float)
+
+DISTANCES = ("mse", "cosine", "normalized_mse")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+AS_STORED = "stored"  # in place of an orientation: the axes of a file are taken as they are
+_MOST = 2**31 - 1
+
+
+def _number(default: T, low: float = 0, high: float = _MOST) -> T:
+    """A number from `low` to `high`; the limits keep a slip from taking all memory, processes or time."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def _choice(default: str, *others: str) -> str:
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """The synthetic CT volumes, made on first use (DATA.PHANTOM)."""
+
+    size: int = 96
+    depth: int = 32
+    train_cases: int = 24
+    test_cases: int = 8
+    seed: int = 2021
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set, its folders and its preprocessing. Empty values are those of the data set itself."""
+
+    dataset: str = "Synapse"
+    root_path: str = ""  # default: data/<dataset>
+    volume_path: str = ""  # of the test volumes; default: root_path
+    list_dir: str = ""  # default: lists/lists_<dataset>, the lists in root_path, the shipped split
+    img_size: tuple[int, int] = field(default=(224, 224), metadata={"range": (1, 4096)})  # yaml: a side, or [H, W]
+    batch_size: int = _number(24, 1, 65536)  # of all processes together
+    num_workers: int = _number(2, 0, 256)
+    cache: str = ""  # folder of a memory-mapped copy of the training slices; empty: the files are read each time
+    val_cases: int = _number(0)  # training cases held out for validation; 0 as published
+    folds: int = _number(0)  # of a cross-validation; 0: none
+    fold: int = _number(0)  # that is held out and tested on
+    # Stored values to [0, 1]: by `window`, by the 0.5 and 99.5 percentiles of a volume, or by the range of its bits.
+    intensity: str = _choice("", "window", "percentile", "range")
+    window: tuple[float, ...] = ()  # low and high, in HU
+    axis_order: str = _choice("", "xyz", "xzy", "yxz", "yzx", "zxy", "zyx")  # of arrays (D, H, W), as NIfTI axes
+    orientation: str = ""  # to which a file is turned before that, such as LPS; "stored": not turned
+    axis: str = _choice("", "x", "y", "z")  # that volumes of --dataset Folder are sliced along; empty: the coarsest
+    label_values: tuple[int, ...] = ()  # in the mask files, of class 0, 1, ...; empty: the class itself
+    phantom: PhantomConfig = PhantomConfig()
+
+
+@dataclass(frozen=True)
+class AugConfig:
+    """Augmentation, as published: a quarter turn and flip, else a rotation by up to 20 degrees."""
+
+    rot_flip: float = _number(0.5, 0, 1)  # probability
+    rotate: float = _number(0.5, 0, 1)  # probability, where the former did not happen
+    repeat_choices: bool = False  # published fault: the same choices in every epoch
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network; its own options stand in a section of their own, such as MODEL.SWIN (configs/defaults.py)."""
+
+    type: str = "swin_unet"
+    name: str = ""  # a label that published yamls carry
+    num_classes: int = _number(0, 0, 256)  # with the background; 0: of the data set
+    in_channels: int = _number(0, 0, 3)  # 1 or 3; 0: of the data set
+    pretrain_ckpt: tuple[str, ...] = ()  # weights to start from; yaml: a file, or a list of files
+    drop_rate: float = _number(0.0, 0, 1)  # of Swin-UNet, under its published key
+    drop_path_rate: float = _number(0.2, 0, 1)  # the same
+    options: Mapping[str, Option] = field(default_factory=dict)  # keywords of `networks.build_network`
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """`ce_weight * CE + dice_weight * Dice + lambda_1 * SCR + lambda_2 * IFD`."""
+
+    ce_weight: float = _number(0.4)
+    dice_weight: float = _number(0.6)
+    lambda_1: float = _number(0.015)  # semantic consistency regularization (SCR)
+    lambda_2: float = _number(0.015)  # internal feature distillation (IFD)
+    distance: str = _choice(*DISTANCES)  # between channels; mse as published
+    warmup_epochs: float = _number(0.0)  # over which lambda_1 and lambda_2 rise linearly; 0 as published
+    gradient_factor: float = _number(0.0)  # warn of a term with so many times the gradient of CE and Dice; 0: off
+    gradient_freq: int = _number(200, 1)  # steps between these checks, of three backward passes each
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, optimizer and learning rate of a training, and when it is logged, validated and saved."""
+
+    epochs: int = _number(150, 1)
+    max_iterations: int = _number(0)  # steps after which training and schedule end; 0: by `epochs` alone
+    base_lr: float = _number(0.01, 1e-12, 1e6)
+    scale_lr: bool = True  # published rule: base_lr * batch/24 where the batch is not 24 and divisible by 6
+    optimizer: str = _choice("sgd", "adamw")
+    momentum: float = _number(0.9)
+    weight_decay: float = _number(1e-4)
+    lr_schedule: str = _choice("poly", "constant")
+    lr_power: float = _number(0.9)
+    warmup_steps: int = _number(0)  # linear rise to base_lr; 0 as published
+    clip_grad: float = _number(0.0)  # maximum gradient norm; 0: no clipping, as published
+    accumulation_steps: int = _number(1, 1)
+    use_checkpoint: bool = False  # gradient checkpointing: blocks are recomputed in the backward pass
+    sync_bn: bool = False  # batch norm over all processes; on GPUs only
+    save_freq: int = _number(0)  # epochs between epoch_N.pth files; 0: none
+    save_seconds: float = _number(60.0)  # between saves of last.pth, also within an epoch; 0: after every batch
+    log_freq: int = _number(20, 1)  # steps between rows of metrics.jsonl
+    image_freq: int = _number(200, 1)  # steps between TensorBoard images
+    val_freq: int = _number(10, 1)  # epochs between validations
+    val_dice: str = _choice("per_class", "foreground")  # that selects best.pth: mean over classes, or all as one
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """Inference and metrics."""
+
+    batch_size: int = _number(24, 1, 65536)
+    precision: str = _choice(*PRECISIONS)
+    inference: str = _choice("zoom", "slide")  # slices resized to img_size, as published, or sliding windows of it
+    overlap: float = _number(0.5, 0, 1)  # of neighboring windows, as a fraction below 1
+    metrics: str = _choice("fast", "medpy")
+    score_at: str = _choice("image", "network")  # size at which metrics are computed; at the network's, none in mm
+    assd: str = _choice("pooled", "directed")  # mean over all distances (MedPy from 0.5 on), or of two directed means
+
+    @property
+    def window_overlap(self) -> float | None:
+        """The overlap of sliding windows; None where slices are resized instead."""
+        return self.overlap if self.inference == "slide" else None
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run."""
+
+    data: DataConfig = DataConfig()
+    aug: AugConfig = AugConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    test: TestConfig = TestConfig()
+    output_dir: str = ""
+    seed: int = _number(1234, 0, 2**32 - 1)
+    deterministic: bool = True
+    gpu_id: int = _number(0)
+    n_gpu: int = _number(1, 0, 1)  # a process drives one device; torchrun starts several
+    precision: str = _choice(*PRECISIONS)  # of training: float32, tf32 (GPU only), bfloat16 (autocast)
+    slow_bfloat16: bool = False  # allow bfloat16 on a CPU without bfloat16 instructions
+    compile: bool = False  # torch.compile: minutes at the start, faster steps after
