@@ -15,7 +15,6 @@ ROWS = ["metrics", "evaluation", "transforms", "step", "step_bf16", "curve_bf16"
 ROWS += ["flops", "breakdown"]
 ROWS += [f"gpu_{row}" for row in ("metrics", "evaluation", "train", "inference", "regularizer", "flops", "breakdown")]
 ONLY_IF_NAMED = ["networks", "scaling"]
-_OLD_NAMES = {"regulariser": "regularizer", "gpu_regulariser": "gpu_regularizer", "shares": "breakdown"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +37,8 @@ def _rows(args: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: an option that cannot be used.
     """
-    rows = [_OLD_NAMES.get(row, row) for row in args.only or ROWS]
+    # Two had other names before.
+    rows = [row.replace("regulariser", "regularizer").replace("shares", "breakdown") for row in args.only or ROWS]
     if unknown := [row for row in rows if row not in ROWS + ONLY_IF_NAMED]:
         raise ValueError(f"--only: unknown row {unknown[0]!r}; expected some of {', '.join(ROWS + ONLY_IF_NAMED)}")
     for option in ("rounds", "threads"):
@@ -61,10 +61,14 @@ def benchmark(args: argparse.Namespace) -> int:
     from scripts.benchmarks import evaluation, training
     from scripts.benchmarks.measure import Settings, draw_curves, measure, table
 
-    utils.check_writable(args.output.parent, "--output")
+    for option in ("output", "figure"):
+        if path := getattr(args, option):
+            utils.check_writable(path.parent, f"--{option}")
+            path.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     records: list[dict[str, object]] = []
-    report = {"environment": utils.environment(torch.device("cpu")), "quick": args.quick, "records": records}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = {"environment": utils.environment(device), "quick": args.quick, "records": records}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         sizes = Settings(Path(folder))
         if args.quick:
@@ -73,7 +77,7 @@ def benchmark(args: argparse.Namespace) -> int:
             for comparison in (*evaluation.rows(s), *training.rows(s)):
                 if (row := prefix + comparison.row) in rows:
                     print(f"measuring {row}, {comparison.what}", file=sys.stderr, flush=True)
-                    if prefix and not torch.cuda.is_available():
+                    if prefix and device.type == "cpu":
                         found: dict[str, object] = {"what": comparison.what, "size": None, "note": "needs a GPU"}
                     else:
                         found = measure(comparison, rounds)

@@ -56,14 +56,11 @@ def rows(s: Settings) -> Iterator[Comparison]:
     yield Comparison("curve_bf16", what, partial(losses, "float32"), partial(losses, "bfloat16"), once="AB")
     for name, halves in (("unet", (2, 3, 4)), ("swin_unet", (2, 4))):  # windows of 7 tile 224 and 448
         for side in (s.img_size * half // 2 for half in halves):
-            what, steps = (
-                f"step of {name}, batch {s.batch}, over pixels",
-                partial(_steps, replace(s, img_size=side), name),
-            )
-            yield Comparison("scaling", what, steps, size=side**2)
-    for batch in (s.batch * quarters // 4 for quarters in (1, 2, 4, 8, 16)):
-        what, steps = f"step of swin_unet {s.img_size}, over batch size", partial(_steps, replace(s, batch=batch))
-        yield Comparison("scaling", what, steps, size=batch)
+            what = f"step of {name}, batch {s.batch}, over pixels"
+            yield Comparison("scaling", what, partial(_steps, replace(s, img_size=side), name), size=side**2)
+    for batch in (1, 2, 4, 8, 16):
+        what = f"step of swin_unet {s.img_size}, over batch size"
+        yield Comparison("scaling", what, partial(_steps, replace(s, batch=batch)), size=batch)
     for precision, compiled in (("float32", False), ("tf32", False), ("bfloat16", False), ("bfloat16", True)):
         what = f"8 batches of {s.batch} from files: ours in {precision}{' and compiled' * compiled}, published"
         epochs = partial(_epochs, s, 8, s.workers, precision, compiled)
@@ -208,8 +205,7 @@ def _breakdown(s: Settings, precision: str) -> Work:
         with profile(activities=[getattr(ProfilerActivity, s.device.upper())], acc_events=True) as profiler:
             steps()
         taken = pd.Series({event.key: getattr(event, f"self_{kind}_time_total") for event in profiler.key_averages()})
-        return "; ".join(
-            f"{name} {percent:.1f} %" for name, percent in (taken / taken.sum() * 100).nlargest(10).items()
-        )
+        largest = (100 * taken / taken.sum()).nlargest(10)
+        return "; ".join(f"{name} {percent:.1f} %" for name, percent in largest.items())
 
     return run
