@@ -239,5 +239,5 @@ def test_data_prepared_otherwise_are_predicted_otherwise(tmp_path: Path) -> None
     assert prepare_acdc.main([str(raw), str(root), *how]) == 0
     cfg = ROOT / "configs/acdc_unet.yaml"
     assert train_command.main(["--cfg", str(cfg), "--root_path", str(root), "--output_dir", str(run), *small(cfg)]) == 0
-    data = get_config(run / "config.yaml").DATA
-    assert (data.INTENSITY, data.WINDOW, data.AXIS_ORDER) == ("window", [0.0, 400.0], "zyx")
+    data = get_config(run / "config.yaml").data
+    assert (data.intensity, data.window, data.axis_order) == ("window", (0.0, 400.0), "zyx")
