@@ -99,7 +99,7 @@ def _write(folder: Path, measured: Measured, drawn: Sequence[Layer], record: dic
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The numbers as text, a line a layer."""
-    from evaluation.text import aligned
+    from evaluation.summary import aligned
 
     lines = [("layer", "channels", "constant", "|r|", "upper", "lower", "between", "pair r", "effective rank", "share")]
     for row in rows:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "evaluation/inference": ({"configs", "datasets", "networks", "engine"}, {"torch"}),
     "evaluation": (
         {"datasets", "utils", "engine"},
-        {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL"},
+        {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL", "jinja2"},
     ),
     "analysis": (
         {"selfreg", "configs", "datasets", "networks", "evaluation", "engine", "utils"},
