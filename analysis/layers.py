@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from networks.sizes import round_up
+from networks.common import round_up
 from selfreg import FeatureTap, TapSpec
 
 _NARROW = 22  # letters

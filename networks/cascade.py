@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from networks import pvt_v2, r50_vit
 from networks.cascade_decoder import CascadeDecoder
+from networks.common import check_image, check_stem, checked_size, grid_of, pad_to, round_up
 from networks.pretrained import ImageNetStart
 from networks.pvt_v2 import PVTv2
 from networks.r50_vit import R50ViT
-from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 # What channel and spatial attention and convolutions make of each resolution, coarse to fine.
@@ -29,6 +30,7 @@ class _Cascade(nn.Module):
 
     network: str
     stride: int  # pixels a side of one place of the coarsest map
+    decoder: CascadeDecoder
     align_corners: bool  # when the heads' maps are upsampled; the published networks differ in it
     head_prefix: tuple[str, ...]  # of the parameters that make the classes, in the order p1..p4
     has_unused_parameters = True  # with three channels `conv`, with recreated embeddings the kept ones
@@ -192,7 +194,7 @@ class TransCascade(_Cascade):
         super().__init__(img_size, in_channels)
         self.recreate_embeddings = recreate_embeddings
         self.transformer = R50ViT(
-            grid=tuple(side // self.stride for side in round_up(self.img_size, self.stride)),
+            grid=grid_of(round_up(self.img_size, self.stride), self.stride),
             hidden_size=hidden_size,
             num_heads=num_heads,
             num_layers=num_layers,
@@ -244,6 +246,6 @@ class TransCascade(_Cascade):
         )
         return {
             "embeddings.patch_embeddings.weight": patch.weight.detach().to(kept.patch_embeddings.weight),
-            "embeddings.patch_embeddings.bias": patch.bias.detach().to(kept.patch_embeddings.bias),
+            "embeddings.patch_embeddings.bias": cast(Tensor, patch.bias).detach().to(kept.patch_embeddings.bias),
             "embeddings.position_embeddings": torch.zeros_like(kept.position_embeddings),
         }

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.recompute import run
+from networks.common import run
 
 
 class ConvBlock(nn.Module):

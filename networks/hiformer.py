@@ -9,12 +9,21 @@ from functools import partial
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
+from networks.common import (
+    check_counts,
+    check_even,
+    check_image,
+    check_rates,
+    check_stages,
+    check_stem,
+    checked_size,
+    pad_to,
+    round_up,
+    run,
+)
 from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Sum
-from networks.options import check_counts, check_even, check_rates, check_stages
 from networks.positions import fit_bias_tables, fit_embeddings
 from networks.pretrained import ImageNetStart
-from networks.recompute import run
-from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 _FINAL_WIDTH = 16

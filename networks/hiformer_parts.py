@@ -11,7 +11,7 @@ from timm.models.crossvit import MultiScaleBlock
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from networks.recompute import run
+from networks.common import grid_of, run
 from networks.swin_unet import Block, PatchMerging
 
 STRIDES = (4, 8, 16)  # of the three levels
@@ -69,7 +69,7 @@ class SwinStages(nn.Module):
             blocks = [
                 Block(
                     dims[i],
-                    tuple(side // STRIDES[i] for side in size),
+                    grid_of(size, STRIDES[i]),
                     num_heads[i],
                     window_size=window_size,
                     shifted=j % 2 == 1,
@@ -120,7 +120,7 @@ class Pyramid(nn.Module):
         self.use_checkpoint = use_checkpoint
         widths = [cnn_width * 2**i for i in range(3)]
         channels = [cnn_width] + [width * block.expansion for width in widths]
-        self.swin_transformer = SwinStages(dims=dims, use_checkpoint=use_checkpoint, **swin)
+        self.swin_transformer = SwinStages(dims=dims, use_checkpoint=use_checkpoint, **swin)  # type: ignore[arg-type]
         self.resnet_layers = nn.Sequential(
             nn.Conv2d(3, cnn_width, kernel_size=7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(cnn_width),
@@ -176,9 +176,9 @@ class All2Cross(nn.Module):
     ) -> None:
         super().__init__()
         self.use_fusion, self.use_checkpoint = use_fusion, use_checkpoint
-        self.grids = [tuple(side // stride for side in size) for stride in (STRIDES[0], STRIDES[-1])]
+        self.grids = [grid_of(size, stride) for stride in (STRIDES[0], STRIDES[-1])]
         ends = (dims[0], dims[-1])
-        self.pyramid = Pyramid(size=size, dims=dims, drop_rate=drop_rate, use_checkpoint=use_checkpoint, **pyramid)
+        self.pyramid = Pyramid(size=size, dims=dims, drop_rate=drop_rate, use_checkpoint=use_checkpoint, **pyramid)  # type: ignore[arg-type]
         self.pos_embed = nn.ParameterList(
             trunc_normal_(torch.empty(1, 1 + rows * columns, dim), std=0.02)
             for (rows, columns), dim in zip(self.grids, ends, strict=True)
@@ -187,7 +187,7 @@ class All2Cross(nn.Module):
             dim=ends,
             patches=tuple(rows * columns for rows, columns in self.grids),
             depth=(*fusion_depths, 0),  # a single cross attention
-            num_heads=fusion_heads,
+            num_heads=tuple(fusion_heads),
             mlp_ratio=(fusion_mlp_ratio, fusion_mlp_ratio),
             qkv_bias=True,
             proj_drop=drop_rate,

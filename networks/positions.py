@@ -35,7 +35,7 @@ def resize_bias_table(table: Tensor, window: tuple[int, int]) -> Tensor:
 
     The very same tensor where it has that size already, or is no table of a square window of two or more.
     """
-    size = tuple(2 * side - 1 for side in window)
+    size = (2 * window[0] - 1, 2 * window[1] - 1)
     side = math.isqrt(len(table)) if table.ndim == 2 else 0
     if side % 2 == 0 or side > _LARGEST_SIDE or side**2 != len(table) or len(table) == math.prod(size):
         return table

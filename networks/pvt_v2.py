@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from einops import rearrange
-from timm.layers import trunc_normal_
 from timm.models.pvt_v2 import Block, OverlapPatchEmbed
 from torch import Tensor, nn
 
-from networks.options import check_rates, check_stages
-from networks.recompute import run
+from networks.common import check_rates, check_stages, init_weights, run
 
 STRIDE = 32  # pixels a side of one place of the coarsest map
 
@@ -26,13 +24,14 @@ class PVTBlock(Block):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.mlp.dwconv = nn.Sequential(OrderedDict(dwconv=self.mlp.dwconv))
+        dwconv = nn.Sequential(OrderedDict(dwconv=self.mlp.dwconv))
+        self.mlp.dwconv = dwconv  # type: ignore[assignment]  # another module of the same call
 
 
 class NormToMap(nn.LayerNorm):
-    """Normalise tokens (B, H*W, C) and lay them out as a map (B, C, H, W)."""
+    """Normalize tokens (B, H*W, C) and lay them out as a map (B, C, H, W)."""
 
-    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]  # a map needs a size
         return rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=size[0]).contiguous()
 
 
@@ -78,7 +77,7 @@ class PVTv2(nn.Module):
             blocks = [PVTBlock(dim, num_heads[i], drop_path=rate.item(), **options) for rate in path_rates[i]]
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
             self.add_module(f"norm{i + 1}", NormToMap(dim, eps=1e-6))
-        self.apply(_init_weights)
+        self.apply(partial(init_weights, convolutions=True))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -104,13 +103,3 @@ def _check_stages(
                 f"pvt_v2: embed_dims {tuple(embed_dims)} must be even and multiples of num_heads "
                 f"{tuple(num_heads)}: {dim} is not so with {heads}; change one of them"
             )
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        nn.init.zeros_(module.bias)

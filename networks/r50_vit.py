@@ -13,12 +13,9 @@ from einops import rearrange
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
-from networks.layers import Mlp
-from networks.options import check_counts, check_rates, check_stages
+from networks.common import Mlp, check_counts, check_multiple, check_rates, check_stages, pad_to, run
 from networks.positions import fit_embeddings, resize_positions
 from networks.pretrained import ImageNetStart
-from networks.recompute import run
-from networks.sizes import pad_to
 
 STRIDE = 16  # pixels a side of one token
 
@@ -204,8 +201,8 @@ class R50ViT(nn.Module):
         super().__init__()
         check_counts("r50_vit", num_layers=num_layers, mlp_dim=mlp_dim, num_heads=num_heads, norm_groups=norm_groups)
         check_stages("r50_vit", 3, cnn_units=cnn_units)
-        _check_multiple("hidden_size", hidden_size, "num_heads", num_heads)
-        _check_multiple("cnn_width", cnn_width, "norm_groups", norm_groups)
+        check_multiple("r50_vit", "hidden_size", hidden_size, "num_heads", num_heads)
+        check_multiple("r50_vit", "cnn_width", cnn_width, "norm_groups", norm_groups)
         check_rates("r50_vit", dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate)
         resnet = ResNetV2(cnn_width, cnn_units, groups=norm_groups, use_checkpoint=use_checkpoint)
         self.embeddings = Embeddings(resnet, 16 * cnn_width, hidden_size, math.prod(grid), dropout_rate)
@@ -252,13 +249,6 @@ class R50ViT(nn.Module):
         start[prefix + _POSITIONS] = resize_positions(positions, self.to_map.grid)
         resized = () if start[prefix + _POSITIONS] is positions else _JAX_MARKS[-1:]
         return ImageNetStart(start, whole=(prefix,), resized=resized)
-
-
-def _check_multiple(option: str, value: int, of: str, divisor: int) -> None:
-    if value < 2 or value % 2 or value % divisor:
-        raise ValueError(
-            f"r50_vit: {option} is {value}; expected an even multiple of {of} {divisor}: change one of them"
-        )
 
 
 # Names in Google's R50+ViT-B_16.npz, and what stands for them in ours.

@@ -9,15 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import trunc_normal_
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
-from networks.options import check_even
+from networks.common import check_even, check_image, check_stem, checked_size, init_weights, pad_to, round_up, run
 from networks.positions import fit_bias_tables
 from networks.pretrained import ImageNetStart
-from networks.recompute import run
-from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 
@@ -71,17 +68,22 @@ class Block(SwinTransformerBlock):
         self, dim: int, resolution: tuple[int, int], num_heads: int, *, window_size: int, shifted: bool, **options: Any
     ) -> None:
         shift = tuple(window_size // 2 if shifted and side > window_size else 0 for side in resolution)
-        super().__init__(dim, resolution, num_heads, window_size=window_size, shift_size=shift, **options)
+        super().__init__(dim, resolution, num_heads, window_size=window_size, shift_size=shift, **options)  # type: ignore[arg-type]  # a pair
 
     def _attn(self, x: Tensor) -> Tensor:
         # timm would pad after the shift, out of step with its mask, and attend to the padding.
-        (height, width), (rows, columns) = self.input_resolution, self._padding()
+        (height, width), (rows, columns) = self._resolution(), self._padding()
         x = F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
         return super()._attn(x)[:, :height, :width]
 
+    def _resolution(self) -> tuple[int, int]:
+        height, width = self.input_resolution  # type: ignore[misc]  # timm's annotation allows one side, its code two
+        return height, width
+
     def _padding(self) -> tuple[int, int]:
         """Rows and columns that the last windows lack."""
-        return tuple(-side % window for side, window in zip(self.input_resolution, self.window_size, strict=True))
+        height, width = self._resolution()
+        return -height % self.window_size[0], -width % self.window_size[1]
 
     def get_attn_mask(
         self, x: Tensor | None = None, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -89,7 +91,7 @@ class Block(SwinTransformerBlock):
         """-100 between tokens of two windows, or of a window and the padding, (windows, cells, cells); None without."""
         if not any(self.shift_size) and not any(self._padding()):
             return None
-        sides = zip(self.input_resolution, self.window_size, self.shift_size, strict=True)
+        sides = zip(self._resolution(), self.window_size, self.shift_size, strict=True)
         rows, columns = (_window_of_each(*side, device=device) for side in sides)
         numbers = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
         cells = window_partition(numbers[None], self.window_size).flatten(1, 2)
@@ -189,7 +191,7 @@ class SwinTransformerSys(nn.Module):
         self.norm_up = nn.LayerNorm(embed_dim)
         self.up = PatchExpand(embed_dim, scale=patch_size, width=patch_size**2)
         self.output = nn.Conv2d(embed_dim, num_classes, kernel_size=1, bias=False)
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         bottom, skips = self.encode(x)
@@ -214,13 +216,6 @@ class SwinTransformerSys(nn.Module):
     def head(self, x: Tensor) -> Tensor:
         """Tokens (B, H/p, W/p, dim) to logits (B, K, H, W)."""
         return self.output(rearrange(self.up(x), "b h w c -> b c h w"))
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 class SwinUnet(nn.Module):

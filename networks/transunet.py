@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from networks.options import check_counts
+from networks.common import check_counts, check_image, check_stem, checked_size, grid_of, pad_to, round_up, run
 from networks.pretrained import ImageNetStart
 from networks.r50_vit import STRIDE, R50ViT
-from networks.recompute import run
-from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 _SMALLEST = STRIDE + 1  # more than one token a side: norms need more than one value a channel, also in a batch of one
@@ -108,7 +106,7 @@ class TransUNet(nn.Module):
         _check_decoder(head_channels, decoder_channels)
         self.padded_size = round_up(self.img_size, STRIDE)
         self.transformer = R50ViT(
-            grid=tuple(side // STRIDE for side in self.padded_size),
+            grid=grid_of(self.padded_size, STRIDE),
             hidden_size=hidden_size,
             num_heads=num_heads,
             num_layers=num_layers,

@@ -11,11 +11,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.layers import Mlp
-from networks.options import check_counts, check_even, check_rates
+from networks.common import (
+    Mlp,
+    check_counts,
+    check_even,
+    check_image,
+    check_rates,
+    check_stem,
+    checked_size,
+    grid_of,
+    pad_to,
+    round_up,
+    run,
+)
 from networks.positions import fit_embeddings
-from networks.recompute import run
-from networks.sizes import check_image, check_stem, checked_size, pad_to, round_up
 from selfreg import TapSpec
 
 _STRIDE = 16  # of the four poolings, and the patch size on the finest skip map
@@ -127,8 +136,8 @@ class Block(nn.Module):
     def forward(self, *tokens: Tensor) -> list[Tensor]:
         everything = self.attn_norm(torch.cat(tokens, dim=2))
         normed = [norm(x) for norm, x in zip(_scales(self, "attn_norm"), tokens, strict=True)]
-        tokens = [x + y for x, y in zip(tokens, self.channel_attn(normed, everything), strict=True)]
-        parts = zip(tokens, _scales(self, "ffn_norm"), _scales(self, "ffn"), strict=True)
+        attended = [x + y for x, y in zip(tokens, self.channel_attn(normed, everything), strict=True)]
+        parts = zip(attended, _scales(self, "ffn_norm"), _scales(self, "ffn"), strict=True)
         return [x + ffn(norm(x)) for x, norm, ffn in parts]
 
 
@@ -249,7 +258,7 @@ class UCTransNet(nn.Module):
         self.img_size = checked_size("uctransnet", img_size, _SMALLEST, "four poolings with two places a side left")
         self.use_checkpoint = use_checkpoint
         self.padded_size = round_up(self.img_size, _STRIDE)
-        self.grid = tuple(side // _STRIDE for side in self.padded_size)  # of the patches, at all scales
+        self.grid = grid_of(self.padded_size, _STRIDE)  # of the patches, at all scales
         widths = [base_channel * 2**i for i in range(len(_SCALES))]
         self.inc = ConvBatchNorm(3, widths[0])
         self.down1 = DownBlock(widths[0], widths[1])

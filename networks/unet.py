@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.options import check_even
-from networks.recompute import run
-from networks.sizes import checked_size
+from networks.common import check_even, checked_size, run
 from selfreg import TapSpec
 
 _SMALLEST = 32  # four poolings leave 2 x 2: batch norm needs more than one value a channel, also in a batch of one
@@ -51,6 +49,7 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, bilinear: bool) -> None:
         super().__init__()
+        self.up: nn.Module
         if bilinear:
             self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
             self.conv = DoubleConv(in_channels, out_channels, in_channels // 2)
