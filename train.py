@@ -30,7 +30,7 @@ from engine.checkpoint import LAST, PREVIOUS, Saved, read_checkpoint, read_last
 from engine.distributed import Ranks
 from engine.logger import MetricLogger, progress_bar
 from evaluation.cross_validation import cross_validate
-from evaluation.inference import inspect_data, network_of, open_slices, open_volumes
+from evaluation.inference import inspect_data, network_of, open_slices, open_volumes, preprocessing
 from evaluation.predict import validate
 from losses import Criterion, KDloss
 from networks import load_weights
@@ -292,8 +292,14 @@ def begin_run(trainer: Trainer, config: Config, saved: Saved | None, output_dir:
     if saved and saved.instead_of:  # it is damaged, and would replace the undamaged save at the next one
         saved.instead_of.unlink(missing_ok=True)
     if data.folds:
-        where = {"root_path": data.root_path, "list_dir": data.list_dir}
-        keep_folds(data.dataset, num_classes=config.model.num_classes, folds=data.folds, **where)
+        keep_folds(
+            data.dataset,
+            num_classes=config.model.num_classes,
+            folds=data.folds,
+            preprocessing=preprocessing(config),
+            root_path=data.root_path,
+            list_dir=data.list_dir,
+        )
     utils.log_to(output_dir / "log.txt")
     text = config_text(config, utils.environment(trainer.device))
     utils.atomic_write(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))

@@ -346,7 +346,7 @@ class Trainer:
     def _stop(self) -> None:
         """Save and end the process."""
         self._save_last()
-        _log.info("stopped by signal %d after step %d; resume with --resume", self.signals.received, self.at.step)
+        _log.info("stopped by signal %d after step %d; resume with --resume", self.signals.number, self.at.step)
         raise SystemExit(self.signals.exit_code)
 
     def resume(self, state: State, source: Path) -> None:

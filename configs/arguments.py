@@ -186,10 +186,11 @@ def flag_hint(key: str) -> str:
 
 def check_command_line(prog: str, parser: argparse.ArgumentParser) -> None:
     """Answer --help and refuse a wrong flag before a command imports torch; Ctrl-C ends the import at once."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = run_guarded(prog, lambda: _FINE if parser.parse_args() else _FINE)
     if code != _FINE:
         sys.exit(code)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_guarded`
 
 
 def run_guarded(prog: str, command: Callable[[], int]) -> int:
@@ -231,6 +232,8 @@ def _sigterm_as_exit() -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGTERM, leave)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

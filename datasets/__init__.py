@@ -134,7 +134,9 @@ def build_dataset(
     return layout.slices(train, cache) if split == "train" else layout.cases(held, cache)
 
 
-def keep_folds(name: str, *, num_classes: int, folds: int, root_path: str = "", list_dir: str = "") -> None:
+def keep_folds(
+    name: str, *, num_classes: int, folds: int, preprocessing: Reading, root_path: str = "", list_dir: str = ""
+) -> None:
     """Write the folds of a cross-validation for later runs, where they are not written yet: beside the lists, or in the
     data folder if it has none; keywords as of `build_dataset`.
 
@@ -142,7 +144,7 @@ def keep_folds(name: str, *, num_classes: int, folds: int, root_path: str = "", 
         ValueError, OSError: as in `datasets.folds.read_folds` and `write_folds`.
     """
     root, lists = locate(name, root_path, list_dir)
-    layout, path = LAYOUTS[name](root, lists, num_classes, reading()), _folds_file(root, lists, folds)
+    layout, path = LAYOUTS[name](root, lists, num_classes, preprocessing), _folds_file(root, lists, folds)
     if not path.is_file():
         names = _all_names(layout, layout.names("train"), layout.names("val"), folds)
         write_folds(path, read_folds(path, map(layout.case_of, names), folds))

@@ -6,7 +6,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
@@ -18,7 +18,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _EXIT_CODES}
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -29,6 +29,11 @@ class StopSignals:
         self.received = number
 
     @property
+    def number(self) -> int:
+        """The signal to end by: SIGTERM where another process of the run received it."""
+        return self.received or signal.SIGTERM
+
+    @property
     def exit_code(self) -> int:
-        """130 after SIGINT, else 143: a process that received none ends with another one of its run."""
-        return _EXIT_CODES.get(signal.Signals(self.received or signal.SIGTERM), 143)
+        """130 after SIGINT, 143 after SIGTERM."""
+        return 128 + self.number

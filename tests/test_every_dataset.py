@@ -32,9 +32,9 @@ UNET = ["--img_size", "32", "--opts", "MODEL.UNET.WIDTH", "4"]
 
 def small(cfg: Path) -> list[str]:
     """What makes the network of a yaml small enough for a test."""
-    options = dict(SMALL[get_config(cfg).MODEL.TYPE])
+    options = dict(SMALL[get_config(cfg).model.type])
     words = ["--img_size", str(options.pop("img_size")), "--workers", "0", "--max_epochs", "1", "--opts"]
-    section = {"swin_unet": "SWIN", "unet": "UNET"}[get_config(cfg).MODEL.TYPE]
+    section = {"swin_unet": "SWIN", "unet": "UNET"}[get_config(cfg).model.type]
     for key, value in options.items():
         words += [f"MODEL.{section}.{key.upper()}", str(list(value) if isinstance(value, tuple) else value)]
     return words
@@ -62,13 +62,13 @@ def test_every_official_data_set_has_a_yaml_for_both_networks() -> None:
     assert {path.name for path in YAMLS} == {
         f"{name.lower()}_{network}.yaml" for name in OFFICIAL for network in ("unet", "swin_unet")
     }
-    assert {get_config(path).DATA.DATASET for path in YAMLS} == set(OFFICIAL)
+    assert {get_config(path).data.dataset for path in YAMLS} == set(OFFICIAL)
     assert set(list_datasets()) == {*OFFICIAL, "Synapse", "Phantom", "Folder"}
 
 
 @pytest.mark.parametrize("cfg", YAMLS, ids=lambda path: path.stem)
 def test_from_the_official_download_to_a_score(cfg: Path, prepared: dict[str, Path], tmp_path: Path) -> None:
-    name = get_config(cfg).DATA.DATASET
+    name = get_config(cfg).data.dataset
     run, where = tmp_path / "run", ["--cfg", str(cfg), "--root_path", str(prepared[name])]
     assert train_command.main([*where, "--output_dir", str(run), *small(cfg)]) == 0
     assert test_command.main(["--output_dir", str(run)]) == 0
@@ -239,5 +239,5 @@ def test_data_prepared_otherwise_are_predicted_otherwise(tmp_path: Path) -> None
     assert prepare_acdc.main([str(raw), str(root), *how]) == 0
     cfg = ROOT / "configs/acdc_unet.yaml"
     assert train_command.main(["--cfg", str(cfg), "--root_path", str(root), "--output_dir", str(run), *small(cfg)]) == 0
-    data = get_config(run / "config.yaml").DATA
-    assert (data.INTENSITY, data.WINDOW, data.AXIS_ORDER) == ("window", [0.0, 400.0], "zyx")
+    data = get_config(run / "config.yaml").data
+    assert (data.intensity, data.window, data.axis_order) == ("window", (0.0, 400.0), "zyx")

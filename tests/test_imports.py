@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "scripts": (
         OURS - {"scripts", "train", "test"},
         # tests: the naive versions that the benchmark measures against
-        {"numpy", "scipy", "torch", "SimpleITK", "PIL", "tqdm", "safetensors", "matplotlib", "tests"},
+        {"numpy", "scipy", "torch", "SimpleITK", "PIL", "tqdm", "safetensors", "matplotlib", "pandas", "tests"},
     ),
 }
 

@@ -1,222 +1,153 @@
-"""How the benchmark measures: two sides in turn, each in a process of its own where that matters, and peak memory."""
+"""Two works measured in turn, each in a fresh process: seconds and their ratio, memory, and how far results differ."""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
-
-class Timing(NamedTuple):
-    """Seconds of several rounds."""
-
-    median: float
-    low: float
-    high: float
-    rounds: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> Timing:
-        """Sum up the rounds."""
-        return cls(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
+NUM_CLASSES = 9
+Work = Callable[[], object]
+Prepare = Callable[[], Work]  # a function of a module, or a partial of one
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the table: a value with its unit ("x" for a ratio), what it is to reach, and the times behind it.
+class Settings:
+    """A volume of `depth` x `side` x `side`, networks of `img_size`, and `steps` steps a call, of `batch` slices each.
 
-    A value of None was not measured, and `note` says why. `ours` and `other` are in seconds.
+    `folder` holds files for the length of the run; `workers` processes load slices for a GPU.
     """
 
+    folder: Path
+    device: str = "cpu"
+    depth: int = 120
+    side: int = 512
+    img_size: int = 224
+    batch: int = 4
+    steps: int = 1
+    workers: int = 8
+    embed_dim: int = 96  # of Swin-UNet
+    window_size: int = 7
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of a network's input."""
+        return self.img_size, self.img_size
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the table: the time of `b` by that of `a`, or of `a` alone.
+
+    Where both works return tuples of arrays, these are compared; a text that `a` returns is its note. The sides named
+    in `once`, "B" or "AB", take minutes and are called once. `size` is the place on the curve `what`.
+    """
+
+    row: str
     what: str
-    value: float | None
-    unit: str = ""
-    at_least: float | None = None
-    at_most: float | None = None
-    ours: Timing | None = None
-    other: Timing | None = None
-    note: str = ""
-
-    @property
-    def reached(self) -> bool | None:
-        """Whether the value is as it is to be; None where nothing is asked of it or it was not measured."""
-        if self.value is None or (self.at_least is None and self.at_most is None):
-            return None
-        above = self.at_least is None or self.value >= self.at_least
-        return bool(above and (self.at_most is None or self.value <= self.at_most))
+    a: Prepare
+    b: Prepare | None = None
+    target: str = ""
+    once: str = ""
+    size: int | None = None
 
 
-class Pair(NamedTuple):
-    """The times of two sides that ran in turn, and what each returned last.
-
-    `ratio` is the other's time to ours, round by round, and of these the median: what slows the machine for a while
-    slows both sides of a round.
-    """
-
-    ours: Timing
-    other: Timing
-    ratio: float
-    our_result: Any
-    other_result: Any
-
-    def speed_up(self, what: str, *, at_least: float | None = None, note: str = "") -> Figure:
-        """How many times as long as ours the other side took."""
-        return Figure(what, self.ratio, "x", at_least=at_least, ours=self.ours, other=self.other, note=note)
-
-    def overhead(self, what: str, *, at_most: float, note: str = "") -> Figure:
-        """How many times as long as the other side ours took."""
-        return Figure(what, 1 / self.ratio, "x", at_most=at_most, ours=self.ours, other=self.other, note=note)
-
-
-Timed = Callable[[], tuple[float, Any]]  # does its work once: seconds, result
-
-
-def here(work: Callable[[], Any], device: str = "cpu") -> Timed:
-    """Work to be timed in this process; of a GPU it waits until all is done."""
-
-    def run() -> tuple[float, Any]:
-        _synchronise(device)
-        start = time.perf_counter()
-        result = work()
-        _synchronise(device)
-        return time.perf_counter() - start, result
-
-    return run
-
-
-def _synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-
-
-def repeat(work: Timed, rounds: int) -> Timing:
-    """Time one thing alone, after a call to warm up."""
-    work()
-    return Timing.of([work()[0] for _ in range(rounds)])
-
-
-def in_turn(ours: Timed, other: Timed, rounds: int, *, other_rounds: int | None = None, warm_up: bool = True) -> Pair:
-    """Time two sides in turn, so that whatever else the machine does falls on both.
-
-    `other_rounds` is for a side that takes minutes: it is left out of later rounds, and the ratio is that of medians.
-    """
-    if warm_up:
-        ours(), other()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    results: list[Any] = [None, None]
-    for i in range(rounds):
-        for side, work in enumerate((ours, other)):
-            if side == 0 or other_rounds is None or i < other_rounds:
-                taken, results[side] = work()
+def measure(comparison: Comparison, rounds: int) -> dict[str, object]:
+    """A record for the table, with the seconds of every round."""
+    sides = {"A": comparison.a} | ({"B": comparison.b} if comparison.b else {})
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    gigabytes, results = dict.fromkeys(sides, 0.0), dict[str, object]()
+    for i in range(rounds):  # in turn, so that whatever else the machine does falls on both
+        for side, prepare in sides.items():
+            if not (i and side in comparison.once):
+                taken, memory, results[side] = _run_apart(prepare, side in comparison.once)
                 seconds[side].append(taken)
-    times = Timing.of(seconds[0]), Timing.of(seconds[1])
-    in_pairs = [other / ours for ours, other in zip(*seconds, strict=False)]
-    ratio = statistics.median(in_pairs) if other_rounds is None else times[1].median / times[0].median
-    return Pair(*times, ratio, *results)
+                gigabytes[side] = max(gigabytes[side], memory)
+    return {
+        "what": comparison.what,
+        "size": comparison.size,
+        "target": comparison.target,
+        **{f"{side}, s": seconds.get(side) for side in "AB"},
+        "B / A": float(np.median(np.divide(seconds["B"], seconds["A"]))) if comparison.b else None,
+        **{f"{side}, GB": gigabytes.get(side) for side in "AB"},
+        "difference": _largest_difference(results["A"], results.get("B")),
+        "note": results["A"] if isinstance(results["A"], str) else "",
+    }
 
 
-class Peak(NamedTuple):
-    """Bytes that a process held before its work and at most since."""
-
-    before: int
-    most: int
-
-    @property
-    def extra_gb(self) -> float:
-        """What the work itself took, in GB."""
-        return (self.most - self.before) / 1e9
-
-    @property
-    def gb(self) -> float:
-        """All that the process held, in GB."""
-        return self.most / 1e9
+def _largest_difference(a: object, b: object) -> float | None:
+    if not (isinstance(a, tuple) and isinstance(b, tuple)):
+        return None
+    return max(float(np.abs(np.subtract(x, y, dtype=float)).max()) for x, y in zip(a, b, strict=True))
 
 
-# A fresh process comes from a server that has imported these and done nothing else: seconds saved for each.
-_IMPORTED_ONCE = ("torch", "timm.models.swin_transformer", "scipy.ndimage", "scipy.spatial", "medpy.metric", "h5py")
-
-
-class Apart:
-    """Work in a fresh process, which keeps its memory and the settings of its libraries to itself; a `Timed`.
-
-    Args:
-        prepare: called there as `prepare(*args)`, a function of a module; returns the work.
-        device: where the work is done, and whose memory `peak` tells: resident memory on the CPU (from Linux's /proc),
-            that of tensors on a GPU.
-    """
-
-    def __init__(self, prepare: Callable[..., Callable[[], Any]], *args: Any, device: str = "cpu") -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_IMPORTED_ONCE))
-        self._pool = ProcessPoolExecutor(1, mp_context=context)
+def _run_apart(prepare: Prepare, once: bool) -> tuple[float, float, object]:
+    """Measure in a process that keeps its memory and the settings of its libraries to itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.utils.benchmark", "timm", "scipy.ndimage", "medpy.metric", "h5py"])
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
         try:
-            self._before = self._there(_prepare, prepare, args, device, torch.get_num_threads())
-        except BaseException:
-            self._pool.shutdown()
-            raise
-
-    def _there(self, function: Callable[..., Any], *args: Any) -> Any:
-        return self._pool.submit(function, *args).result()
-
-    def __call__(self) -> tuple[float, Any]:
-        return self._there(_run)
-
-    def peak(self) -> Peak:
-        """Memory since the work was prepared."""
-        return Peak(self._before, self._there(_most))
-
-    def __enter__(self) -> Apart:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._there(_forget)
-        finally:
-            self._pool.shutdown()
+            return pool.submit(_run, prepare, once).result()
+        finally:  # a loader's workers ignore signals: they end with the loader
+            pool.submit(gc.collect).result()
 
 
-# In a process that `Apart` started: its one piece of work, and where that is done.
-_work: Timed | None = None
-_device = "cpu"
+def _run(prepare: Prepare, once: bool) -> tuple[float, float, object]:
+    """Seconds of a call, the GB that it took in addition to its inputs, and the text or arrays that it returned."""
+    # Importing it warns where there is nvcc and no GPU.
+    from torch.utils.benchmark import Timer, timer
+
+    work, results = prepare(), list[object]()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before, start = _peak_gb(), timer()
+    if once:
+        results.append(work())
+        seconds = timer() - start
+    else:
+        names = {"work": work, "results": results}
+        timed = Timer("results[:] = [work()]", globals=names, num_threads=torch.get_num_threads())
+        seconds = timed.blocked_autorange(min_run_time=0.1).median
+    return seconds, _peak_gb() - before, results[0] if isinstance(results[0], str | tuple) else None
 
 
-def _prepare(prepare: Callable[..., Callable[[], Any]], args: tuple, device: str, threads: int) -> int:
-    global _work, _device
-    torch.set_num_threads(threads)
-    _work, _device = here(prepare(*args), device), device
-    if device != "cpu":
-        _synchronise(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    # ru_maxrss would begin with the peak of the process that started this one; this peak begins here and now.
-    Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
-
-
-def _run() -> tuple[float, Any]:
-    return _work()
-
-
-def _forget() -> None:
-    """Let go of the work: the workers of a loader, which ignore signals, end with it alone."""
-    global _work
-    _work = None
-    gc.collect()
-
-
-def _most() -> int:
-    return _resident("VmHWM") if _device == "cpu" else torch.cuda.max_memory_allocated(_device)
-
-
-def _resident(field: str) -> int:
-    """Bytes by a field of this process's status."""
+def _peak_gb() -> float:
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e9
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+
+
+def table(records: pd.DataFrame) -> str:
+    """The records as text, the seconds as medians; notes follow."""
+    medians = records.filter(like=", s").map(np.median, na_action="ignore")
+    shown = records.assign(**medians, size=records["size"].astype("Int64")).drop(columns="note")
+    shown = shown.dropna(axis="columns", how="all")
+    notes = [f"{record.what}: {record.note}" for record in records.itertuples() if record.note]
+    return "\n".join([shown.to_string(index=False, na_rep="", float_format="{:.4g}".format), *notes])
+
+
+def draw_curves(records: pd.DataFrame, path: Path | None) -> pd.Series:
+    """The exponents of the power laws through the points of every curve, and an image of them where it has a path."""
+    figure, exponents = Figure(figsize=(9, 3.6), layout="constrained"), {}
+    for axes, column in zip(figure.subplots(1, 2), ("A, s", "A, GB"), strict=True):
+        for what, points in records.dropna(subset="size").groupby("what", sort=False):
+            sizes, values = points["size"] / points["size"].iloc[0], points[column].map(np.median)
+            exponents[what, column] = np.polyfit(np.log(sizes), np.log(values), 1)[0]
+            axes.loglog(sizes, values / values.iloc[0], "o-", label=f"{what} ({exponents[what, column]:.2f})")
+        axes.axline((1, 1), (2, 2), color="k", linestyle=":", label="proportional")
+        axes.set(xlabel="size, relative to the smallest", ylabel=column)
+        axes.legend(fontsize=6)
+    if path:
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+    return pd.Series(exponents, name="exponent")

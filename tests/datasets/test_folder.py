@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from datasets import build_dataset, check_quick, locate, look_through
+from datasets import build_dataset, check_quick, inspect, locate, reading
 from datasets.base import Defects
 from datasets.folder import look_through as look
 from datasets.pairs import find_pairs
@@ -20,20 +20,20 @@ from tests.own_data import picture, volume, write_nifti, write_pictures, write_v
 
 
 def looked_at(root: Path, **options: object) -> dict:
-    return look_through("Folder", root_path=str(root), **options)
+    return inspect("Folder", root_path=str(root), **options)
 
 
 def dataset(root: Path, split: str, **options: object) -> object:
     facts = looked_at(root)
-    reading = {
-        "channels": facts["MODEL.IN_CHANNELS"],
-        "label_values": facts["DATA.LABEL_VALUES"],
-        "intensity": facts["DATA.INTENSITY"],
-        "axis_order": facts["DATA.AXIS_ORDER"],
-        "orientation": facts.get("DATA.ORIENTATION", ""),
-    }
+    how = reading(
+        channels=facts["MODEL.IN_CHANNELS"],
+        label_values=facts["DATA.LABEL_VALUES"],
+        intensity=facts["DATA.INTENSITY"],
+        axis_order=facts["DATA.AXIS_ORDER"],
+        orientation=facts.get("DATA.ORIENTATION", ""),
+    )
     number = facts["MODEL.NUM_CLASSES"]
-    return build_dataset("Folder", split, num_classes=number, root_path=str(root), reading=reading, **options)
+    return build_dataset("Folder", split, num_classes=number, root_path=str(root), preprocessing=how, **options)
 
 
 def defects_of(root: Path, **options: object) -> dict[str, str]:
@@ -135,7 +135,7 @@ def test_an_axis_of_ones_own(tmp_path: Path, axis: str, moved: int) -> None:
     facts = looked_at(root, axis=axis)
     how = {"label_values": (0, 1, 2), "intensity": "percentile", "orientation": "LPS"}
     how["axis_order"] = facts["DATA.AXIS_ORDER"]
-    (tested,) = build_dataset("Folder", "test", num_classes=3, root_path=str(root), reading=how)
+    (tested,) = build_dataset("Folder", "test", num_classes=3, root_path=str(root), preprocessing=reading(**how))
     expected = np.moveaxis(volume(int(tested.name[-1]))[1], moved, 0)
     np.testing.assert_array_equal(tested.label, expected)
 
@@ -356,4 +356,4 @@ def test_a_case_that_went_away_after_the_split(tmp_path: Path) -> None:
     for part in ("images", "labels"):
         (root / part / f"{name}.png").unlink()
     with pytest.raises(FileNotFoundError, match=f"{name}: is named in the list but is not there"):
-        build_dataset("Folder", "test", num_classes=2, root_path=str(root), reading={"intensity": "range"})
+        build_dataset("Folder", "test", num_classes=2, root_path=str(root), preprocessing=reading(intensity="range"))

@@ -9,7 +9,8 @@ import torch
 import yaml
 from torch import nn
 
-from configs.config import SECTIONS, get_config
+from configs.config import get_config
+from configs.defaults import SECTION_OF
 from networks import build_network
 from tests.conftest import ROOT
 
@@ -81,8 +82,8 @@ def settled(network: nn.Module) -> nn.Module:
 
 
 # The shipped yaml of every network; those of another data set have that in their names.
-_OF_SYNAPSE = (file for file in sorted((ROOT / "configs").glob("*.yaml")) if get_config(file).DATA.DATASET == "Synapse")
-CONFIGS = {get_config(file).MODEL.TYPE: file for file in _OF_SYNAPSE}
+_OF_SYNAPSE = (file for file in sorted((ROOT / "configs").glob("*.yaml")) if get_config(file).data.dataset == "Synapse")
+CONFIGS = {get_config(file).model.type: file for file in _OF_SYNAPSE}
 
 
 def small_config(name: str, folder: Path) -> Path:
@@ -91,7 +92,7 @@ def small_config(name: str, folder: Path) -> Path:
     options = {**SMALL[name]}
     content.setdefault("DATA", {}).update(IMG_SIZE=options.pop("img_size"), BATCH_SIZE=4, NUM_WORKERS=0)
     section = {key.upper(): list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-    content["MODEL"][SECTIONS[name]] = section
+    content["MODEL"][SECTION_OF[name]] = section
     content.setdefault("TRAIN", {})["EPOCHS"] = 1
     (folder / CONFIGS[name].name).write_text(yaml.safe_dump(content))
     return folder / CONFIGS[name].name

@@ -71,6 +71,6 @@ def test_a_kill_between_the_two_renames(tmp_path: Path) -> None:
     shutil.copytree(whole, run)
     (run / "last.pth").rename(run / ".partial-last.pth")
     out, _ = runs.finish([*runs.PYTHON, *runs.words(root, run, *common, "--resume", **flags)])
-    assert "is damaged or missing: going on from the save before it" in out
+    assert "is damaged or missing: resuming from the save before it" in out
     runs.assert_same_run(run, whole)
     assert not list(run.glob(".*"))

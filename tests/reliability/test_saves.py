@@ -54,7 +54,7 @@ def test_a_damaged_save_falls_back(
     previous = torch.load(run / "previous.pth", weights_only=True)["step"]
     assert train_command.main(command(root, run, "--resume", "auto")) == 0
     out = capsys.readouterr().out
-    assert f"{run / 'last.pth'}: is" in out and "going on from the save before it" in out
+    assert f"{run / 'last.pth'}: is" in out and "resuming from the save before it" in out
     assert f"step {previous}" in out and previous < runs.last(whole)["step"] + 1
     runs.assert_same_run(run, whole)
 
@@ -145,7 +145,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     save_checkpoint({"step": 1}, path)
     code = (
-        "import os, sys, torch, checkpoint\n"
+        "import os, sys, torch\nfrom engine import checkpoint\n"
         "from pathlib import Path\n"
         "real = torch.save\n"
         "def half(content, file):\n"

@@ -25,7 +25,7 @@ def test_a_signal_saves_first(number: int, code: int, to_all: bool, synapse: Pat
     out, error = runs.end(process, code)
     assert error == "", error
     step = runs.last(run)["step"]
-    assert 5 < step < 45 and f"stopped by signal {number.value} after step {step}; go on with --resume" in out
+    assert 5 < step < 45 and f"stopped by signal {number.value} after step {step}; resume with --resume" in out
     assert runs.steps_of(run) == step, "no step was taken after the save"
     assert not list(run.glob(".*")), "the folder is given back"
     out, _ = runs.finish([*runs.PYTHON, *runs.words(synapse, run, *common, "--resume")])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import logger as record
+from engine import logger
 from engine.logger import MetricLogger, format_duration
 from tests.conftest import make_synapse
 from tests.reliability import runs
@@ -56,7 +56,7 @@ def test_a_long_epoch_in_a_pipe_tells_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(record.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
     watcher = MetricLogger(tmp_path, total_steps=1000)
     watcher.begin(100, 0)
     with caplog.at_level(logging.INFO):
@@ -83,8 +83,8 @@ def test_a_process_that_is_not_to_write_writes_nothing(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     silent = MetricLogger(None, total_steps=3, log_freq=1)
     silent.begin(0, 0)
-    silent.step(1, 0, 0.1, {"loss": 1.0})
-    silent.scores(1, 1, {"dice": 0.5})
-    silent.panels(1, torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, 2))
+    silent.log_step(1, 0, 0.1, {"loss": 1.0})
+    silent.log_scores(1, 1, {"dice": 0.5})
+    silent.log_images(1, torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, 2))
     assert list(silent.watch(range(3), "x")) == [0, 1, 2] and silent.size() == 0
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ import pytest
 import datasets.acdc
 from configs.arguments import test_parser as parser_of_test
 from configs.arguments import train_parser as parser_of_train
-from datasets import locate, look_through, reading
+from datasets import inspect, locate, reading
 from datasets.acdc import AcdcVolumes
 from datasets.inputs import InputVolumes
 from scripts import prepare_acdc, preparing
@@ -217,7 +217,7 @@ def test_a_run_is_told_how_its_data_were_made(tmp_path: Path, options: tuple[str
     assert prepare(raw, out, *options) == 0
     text = told.read_bytes()
     assert json.loads(text) == HOW[options]
-    of_run = look_through("ACDC", root_path=str(out), list_dir=str(out / "lists"))
+    of_run = inspect("ACDC", root_path=str(out), list_dir=str(out / "lists"))
     assert of_run["DATA.INTENSITY"] == HOW[options]["intensity"]
     assert of_run["DATA.AXIS_ORDER"] == HOW[options]["axis_order"]
     assert HOW[options]["window"] in (None, of_run["DATA.WINDOW"])
