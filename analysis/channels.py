@@ -34,37 +34,26 @@ class ChannelSimilarity:
         half, channels = len(self.order) // 2, len(self.order)
         return {"all": slice(channels), "upper": slice(half), "lower": slice(channels - half, channels)}
 
-    def within(self, half: str) -> np.ndarray:
-        """The correlations within a half, without constant channels."""
+    def describe(self, half: str) -> tuple[float | None, float | None, int]:
+        """Mean |r| over pairs of different channels of a half, effective rank, and the channels that are not constant."""
         matrix = self.correlation[self.halves[half], self.halves[half]]
         live = ~np.isnan(matrix.diagonal())
-        return matrix[live][:, live]
-
-    def mean_abs_correlation(self, half: str) -> float | None:
-        """Over pairs of different channels of a half; `between` is over pairs of an upper and a lower one."""
-        if half == "between":
-            return _mean(np.abs(self.correlation[self.halves["upper"], self.halves["lower"]]))
-        matrix = self.within(half)
-        return _mean(np.abs(matrix[~np.eye(len(matrix), dtype=bool)]))
-
-    def describe(self, half: str) -> str:
-        """The correlation and the rank of a half as text."""
-        rank, absolute = effective_rank(self.within(half)), self.mean_abs_correlation(half)
-        shown = "-" if absolute is None else f"{absolute:.2f}"
-        return f"mean |r| {shown}, effective rank {rank:.1f} of {len(self.within(half))}" if rank else "all constant"
+        matrix = matrix[live][:, live]
+        return _mean(np.abs(matrix[~np.eye(len(matrix), dtype=bool)])), effective_rank(matrix), len(matrix)
 
     def numbers(self) -> dict[str, object]:
-        """What the matrices come to, for JSON; pair_* are means over the pairs that IFD pulls together, with signs."""
-        ranks = {half: effective_rank(self.within(half)) for half in self.halves}
+        """What the matrices come to, for JSON; pair_* are means, with signs, over the pairs that IFD pulls together."""
         upper, lower = self.halves["upper"], self.halves["lower"]
+        found = {half: self.describe(half) for half in self.halves}
+        between = _mean(np.abs(self.correlation[upper, lower]))
         return {
             "channels": len(self.order),
-            "constant_channels": len(self.order) - len(self.within("all")),
-            "mean_abs_correlation": {half: self.mean_abs_correlation(half) for half in (*self.halves, "between")},
+            "constant_channels": len(self.order) - found["all"][2],
+            "mean_abs_correlation": {half: absolute for half, (absolute, _, _) in found.items()} | {"between": between},
             "pair_correlation": _mean(self.correlation[upper, lower].diagonal()),
             "pair_cosine": _mean(self.cosine[upper, lower].diagonal()),
-            "effective_rank": ranks,
-            "effective_rank_share": {half: rank and rank / len(self.within(half)) for half, rank in ranks.items()},
+            "effective_rank": {half: rank for half, (_, rank, _) in found.items()},
+            "effective_rank_share": {half: rank and rank / live for half, (_, rank, live) in found.items()},
         }
 
 
@@ -87,19 +76,17 @@ def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
     Memory does not grow with the number of images; their division into batches changes nothing but rounding.
 
     Raises:
-        ValueError: there is no image, or a layer gives no map (see `layer_maps`), or one of a single channel, or not
-            the same number for every image, or numbers that are not finite.
+        ValueError: there is no image, or a layer gives no map, a single channel, another number of channels than for
+            the first image, or numbers that are not finite.
     """
-    sums: list[_Sums] = []
+    sums: dict[Layer, _Sums] = {}
     for batch in batches:
-        _, maps = layer_maps(network, layers, batch)
-        maps = [channels_first(network, *one, batch.shape[2:]).double() for one in zip(layers, maps, strict=True)]
-        sums = sums or [_Sums(*one) for one in zip(layers, maps, strict=True)]
-        for one, feature in zip(sums, maps, strict=True):
-            one.add(feature)
+        for layer, given in zip(layers, layer_maps(network, layers, batch)[1], strict=True):
+            feature = channels_first(network, layer, given, batch.shape[2:]).double()
+            sums.setdefault(layer, _Sums(layer, feature)).add(feature)
     if not sums:
         raise ValueError("there is no image to compare channels on; expected at least one")
-    return [one.similarity() for one in sums]
+    return [sums[layer].similarity() for layer in layers]
 
 
 class _Sums:
@@ -128,7 +115,7 @@ class _Sums:
                 "training diverged (--checkpoint)"
             )
         flat = feature.flatten(2)  # (B, C, HW)
-        self.scores += nn.functional.normalize(flat, dim=2, eps=1e-12).mean(dim=2).sum(dim=0)
+        self.scores += nn.functional.normalize(flat, dim=2).mean(dim=2).sum(dim=0)
         values = (flat - self.shift[:, None]).transpose(0, 1).flatten(1)  # (C, BHW)
         self.first += values.sum(dim=1)
         self.second += values @ values.T
@@ -137,15 +124,13 @@ class _Sums:
 
     def similarity(self) -> ChannelSimilarity:
         """The similarity of the channels over all that was counted."""
+        scores, order = (self.scores / self.images).sort(descending=True, stable=True)
         covariance = self.second - torch.outer(self.first, self.first) / self.positions
         mean = self.first / self.positions + self.shift
-        products = covariance + self.positions * torch.outer(mean, mean)
-        scores, order = (self.scores / self.images).sort(descending=True, stable=True)
         matrices = []
-        for matrix in (covariance, products):
+        for matrix in (covariance, covariance + self.positions * torch.outer(mean, mean)):
             length = matrix.diagonal().clamp(min=0).sqrt().masked_fill(self.second.diagonal() == 0, math.nan)
-            matrix = (matrix / torch.outer(length, length)).clamp(-1, 1)
-            matrices.append(matrix[order][:, order].cpu().numpy())
+            matrices.append((matrix / torch.outer(length, length)).clamp(-1, 1)[order][:, order].cpu().numpy())
         return ChannelSimilarity(order.cpu().numpy(), scores.cpu().numpy(), *matrices)
 
 
@@ -162,13 +147,14 @@ def draw(measured: Mapping[Layer, ChannelSimilarity], title: str) -> Figure:
     axes = figure.subplots(2, len(measured), squeeze=False)
     colors = colormaps["RdBu_r"].with_extremes(bad="0.75")
     for column, (layer, one) in zip(axes.T, measured.items(), strict=True):
+        column[0].set_title(f"{layer.label}\n{layer.name[-22:]}\n{len(one.order)} channels", fontsize=7.5)
         for panel, half in zip(column, ("upper", "lower"), strict=True):
             shown = one.correlation[one.halves[half], one.halves[half]]
             image = panel.imshow(shown, cmap=colors, vmin=-1, vmax=1, interpolation="nearest")
+            absolute, rank, live = one.describe(half)
+            below = f"mean |r| {absolute:.2f}\neffective rank {rank:.1f} of {live}" if absolute and rank else "constant"
             panel.set(xticks=[], yticks=[])
-            panel.set_xlabel(one.describe(half).replace(", ", "\n"), fontsize=7.5)
-        channels = f"{len(one.order)} channels"
-        column[0].set_title("\n".join((layer.label, layer.name[-22:], channels)), fontsize=7.5, parse_math=False)
+            panel.set_xlabel(below, fontsize=7.5)
     for panel, half in zip(axes[:, 0], ("upper", "lower"), strict=True):
         panel.set_ylabel(f"{half} half", fontsize=9)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, pad=0.01, ticks=[-1, -0.5, 0, 0.5, 1])

@@ -6,6 +6,8 @@ Selvaraju et al. 2017; the logits of a class summed over its pixels, as in Seg-G
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +18,88 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from analysis.layers import Layer, channels_first, layer_maps, padded_size
+from analysis.session import Session
+from datasets import class_names
 from datasets.base import Volume
-from evaluation.overlay import display, upright
+from datasets.transforms import resize_label
+from evaluation.overlay import display, richest_slice, upright
+from evaluation.predict import predict_volume
 
-_WIDTH, _MAX_HEIGHT = 2.0, 6.0  # inches of a panel
 _OUTLINES = {"truth": ("cyan", "#00E5FF"), "prediction": ("white", "#FFFFFF")}
+
+
+class Subject(NamedTuple):
+    """A slice of a case and the class that is asked for."""
+
+    volume: Volume
+    index: int
+    image: Tensor  # (1, C, H, W), as the network takes it
+    pixels: np.ndarray  # (H, W) bool, where the network predicts the class for that image
+    class_name: str
+    target: int
+    masks: dict[str, np.ndarray]  # (H, W) bool, of the slice's own size: truth, where there are labels, and prediction
+
+
+def find_subject(session: Session, case: str, number: int | None, named: str | None) -> Subject:
+    """The slice `number`, from 1 on, of a case (default: the first; the slice with most classes), and a class of it.
+
+    The class is that `named` by name or number, by default the one with most pixels in the prediction, or the truth.
+
+    Raises:
+        ValueError: there is no such case, slice or class.
+    """
+    data, size = session.config.data, session.config.data.img_size
+    predict = partial(predict_volume, session.network, img_size=size, device=session.device)
+    volume = session.find_volume(case)
+    if number is not None and not 1 <= number <= len(volume.image):
+        raise ValueError(f"--slice is {number}; expected 1..{len(volume.image)}, {volume.name} has so many")
+    if number is None:
+        richest = volume.label if volume.label is not None and volume.label.any() else predict(volume.image)
+        number = 1 + richest_slice(richest)
+    image = session.network_input(volume, number - 1)
+    labels = predict(image)[0]
+    slices = {"prediction": resize_label(labels, (volume.image.shape[-2], volume.image.shape[-1]))}
+    if volume.label is not None:
+        slices = {"truth": volume.label[number - 1], **slices}
+    names = ["background", *class_names(data.dataset, session.config.model.num_classes)]
+    known = {str(i): i for i in range(len(names))} | {name.lower(): i for i, name in enumerate(names)}
+    if named is not None and named.lower() not in known:
+        raise ValueError(f"--class is {named!r}; expected 0..{len(names) - 1} or one of {', '.join(names)}")
+    found = [array[array > 0] for array in reversed(slices.values()) if array.any()]
+    commonest = int(np.bincount(found[0]).argmax()) if found else 1
+    target = commonest if named is None else known[named.lower()]
+    masks = {name: array == target for name, array in slices.items()}
+    return Subject(volume, number - 1, image, labels == target, names[target], target, masks)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The heat of a layer for a class, (h, w) in the network, padding included, and (H, W) on the slice, 0 to 1."""
+
+    layer: Layer
+    inside: np.ndarray
+    heat: np.ndarray
+
+    def share_in(self, mask: np.ndarray | None) -> float | None:
+        """The fraction of the heat in a mask (H, W); None without a mask, pixels in it, or heat."""
+        known = mask is not None and mask.any() and self.heat.any()
+        return float(self.heat[mask].sum(dtype=np.float64) / self.heat.sum(dtype=np.float64)) if known else None
+
+    def numbers(self, masks: Mapping[str, np.ndarray]) -> dict[str, object]:
+        """What the heat comes to, for JSON; `peak` is (row, column)."""
+        shares = {f"share_in_{name}": self.share_in(masks.get(name)) for name in _OUTLINES}
+        peak = np.argwhere(self.heat == 1)[0].tolist() if self.heat.any() else None
+        place = {"layer": self.layer.label, "module": self.layer.name, "map_size": self.inside.shape}
+        return {**place, **shares, "peak": peak}
 
 
 def grad_cam(
     network: nn.Module, image: Tensor, layers: Sequence[Layer], target: int, pixels: np.ndarray
 ) -> list[np.ndarray]:
-    """Grad-CAM of layers for a class: ReLU of the sum over channels of map times mean gradient.
+    """Grad-CAM of layers for a class: ReLU of the sum over channels of map times mean gradient, each (h, w) float32.
 
     The gradient is that of the logits of class `target`, summed over `pixels` (H, W) bool, for an image (1, C, H, W) on
-    the device of the network, which is in eval mode. Heat is (h, w) float32, at the layer's size, padding included.
+    the device of the network, which is in eval mode.
 
     Raises:
         ValueError: the logits do not depend on a layer.
@@ -37,9 +107,8 @@ def grad_cam(
     logits, maps = layer_maps(network, layers, image.clone().requires_grad_())
     evidence = logits[0, target][torch.from_numpy(pixels).to(logits.device)].sum()
     heats = []
-    for layer, feature, gradient in zip(
-        layers, maps, torch.autograd.grad(evidence, maps, allow_unused=True), strict=True
-    ):
+    gradients = torch.autograd.grad(evidence, maps, allow_unused=True)
+    for layer, feature, gradient in zip(layers, maps, gradients, strict=True):
         if gradient is None:
             raise ValueError(f"layer {layer}: the logits do not depend on it; expected one that they do (--layers)")
         gradient, feature = (channels_first(network, layer, x.detach(), image.shape[2:]) for x in (gradient, feature))
@@ -58,55 +127,29 @@ def onto_image(heat: np.ndarray, network: nn.Module, size: Sequence[int], shape:
     return on_slice / (on_slice.max() or 1)
 
 
-class HeatMap(NamedTuple):
-    """The heat of a layer for a class."""
-
-    layer: Layer
-    inside: np.ndarray  # (h, w), as `grad_cam` gives it
-    heat: np.ndarray  # (H, W) on the slice, as `onto_image` gives it
-
-    def share_in(self, mask: np.ndarray | None) -> float | None:
-        """The fraction of the heat in a mask (H, W); None without a mask, pixels in it, or heat."""
-        known = mask is not None and mask.any() and self.heat.any()
-        return float(self.heat[mask].sum(dtype=np.float64) / self.heat.sum(dtype=np.float64)) if known else None
-
-    def numbers(self, masks: Mapping[str, np.ndarray]) -> dict[str, object]:
-        """What the heat comes to, for JSON; `peak` is (row, column)."""
-        peak = np.argwhere(self.heat == self.heat.max())[0].tolist() if self.heat.any() else None
-        shares = {f"share_in_{name}": self.share_in(masks.get(name)) for name in _OUTLINES}
-        own = {"layer": self.layer.label, "module": self.layer.name, "map_size": self.inside.shape}
-        return {**own, **shares, "peak": peak}
-
-
-def draw(
-    volume: Volume, index: int, class_name: str, masks: Mapping[str, np.ndarray], heat_maps: Sequence[HeatMap]
-) -> Figure:
-    """A slice with the outlines of a class, then each layer's heat over it; `masks` (H, W) of truth and prediction."""
+def draw(subject: Subject, heat_maps: Sequence[HeatMap]) -> Figure:
+    """The slice with the outlines of the class, then each layer's heat over it."""
+    volume, index, masks = subject.volume, subject.index, subject.masks
     image = upright(display(volume.image[index : index + 1][0]), volume.geometry)
     outlines = {name: upright(mask, volume.geometry) for name, mask in masks.items() if mask.any()}
     where = next(iter(outlines), "prediction")  # the heat is compared with the truth where there is any
     legend = [f"{_OUTLINES[name][0]}: {name}" for name in outlines]
     panels = [("image", image, [*legend, f"{where}: {masks[where].mean():.0%} of the pixels"])]
     for one in heat_maps:
-        heat, share = upright(one.heat, volume.geometry)[..., None], one.share_in(masks[where])
-        opacity = 0.15 + 0.7 * heat  # the hotter, the less of the image is seen
-        hot = (1 - opacity) * 0.75 * image.mean(axis=2, keepdims=True) + opacity * colormaps["inferno"](heat[..., 0])[
-            ..., :3
-        ]
-        said = f"{share:.0%} of the heat in the {where}" if share is not None else "" if one.heat.any() else "no heat"
-        size = "{} \N{MULTIPLICATION SIGN} {}".format(*one.inside.shape)
-        panels.append((one.layer.label, hot, [one.layer.name[-22:], size, said]))
-    height = min(_WIDTH * image.shape[0] / image.shape[1], _MAX_HEIGHT)
-    figure = Figure(figsize=(_WIDTH * len(panels), height + 0.96), dpi=150, layout="constrained")
+        heat, share = upright(one.heat, volume.geometry), one.share_in(masks[where])
+        opacity = 0.15 + 0.7 * heat[..., None]  # the hotter, the less of the image is seen
+        shown = (1 - opacity) * 0.75 * image.mean(axis=2, keepdims=True) + opacity * colormaps["inferno"](heat)[..., :3]
+        size, said = "{} x {}".format(*one.inside.shape), f"{share or 0:.0%} of the heat in the {where}"
+        panels.append((one.layer.label, shown, [one.layer.name[-22:], size, said if one.heat.any() else "no heat"]))
+    figure = Figure((2 * len(panels), min(2 * image.shape[0] / image.shape[1], 6) + 0.96), 150, layout="constrained")
     place = volume.name if volume.is_picture else f"{volume.name}, slice {index + 1} of {len(volume.image)}"
-    figure.suptitle(f"Grad-CAM of {class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, pixels, lines) in zip(axes, panels, strict=True):
+    figure.suptitle(f"Grad-CAM of {subject.class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
+    for axis, (title, pixels, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axis.imshow(pixels, interpolation="nearest")
         for name, mask in outlines.items():
             if not mask.all() and min(mask.shape) > 1:  # around everything there is no line
                 axis.contour(mask.astype(float), levels=[0.5], colors=[_OUTLINES[name][1]], linewidths=0.6)
         axis.set_title(title, fontsize=8.5, fontweight="bold", pad=4)
-        axis.set_xlabel("\n".join(lines), fontsize=7.5, parse_math=False)
+        axis.set_xlabel("\n".join(lines), fontsize=7.5)
         axis.set(xticks=[], yticks=[], frame_on=False)
     return figure

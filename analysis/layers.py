@@ -24,28 +24,8 @@ class Layer(NamedTuple):
         return self.label if self.label == self.name else f"{self.label} {self.name}"
 
 
-def regularized_layers(network: nn.Module) -> list[Layer]:
-    """Every map that the network's `tap_spec` names: encoder fine to coarse, decoder coarse to fine, the final one."""
-    return [layer for stage in _stages(network) for layer in stage]
-
-
-def stage_layers(network: nn.Module) -> list[Layer]:
-    """The last block of every encoder and decoder stage, and the final map."""
-    return [stage[-1] for stage in _stages(network)]
-
-
-def named_layers(network: nn.Module, names: Sequence[str]) -> list[Layer]:
-    """Layers by the names of their modules or by their places, each once, in the order given."""
-    if "" in names:
-        raise ValueError("a name is empty; expected those of modules, or places such as encoder[0][0]")
-    *blocks, final = regularized_layers(network)
-    known = {layer.name: layer for layer in blocks} | {layer.label: layer for layer in (*blocks, final)}
-    if FeatureTap(network).spec.final_side == "output":
-        known[final.name] = final
-    return list(dict.fromkeys(known.get(name, Layer(name, name)) for name in names))
-
-
-def _stages(network: nn.Module) -> list[list[Layer]]:
+def regularized_stages(network: nn.Module) -> list[list[Layer]]:
+    """The layers that the network's `tap_spec` names: encoder fine to coarse, decoder coarse to fine, the final one."""
     spec = FeatureTap(network).spec
     stages = [
         [Layer(f"{part}[{k}][{b}]", name) for b, name in enumerate(stage)]
@@ -53,6 +33,17 @@ def _stages(network: nn.Module) -> list[list[Layer]]:
         for k, stage in enumerate(stages)
     ]
     return [*stages, [Layer("final", spec.final, is_final=True)]]
+
+
+def named_layers(network: nn.Module, names: Sequence[str]) -> list[Layer]:
+    """Layers by the names of their modules or by their places, each once, in the order given."""
+    if "" in names:
+        raise ValueError("a name is empty; expected those of modules, or places such as encoder[0][0]")
+    *blocks, final = (layer for stage in regularized_stages(network) for layer in stage)
+    known = {layer.name: layer for layer in blocks} | {layer.label: layer for layer in (*blocks, final)}
+    if FeatureTap(network).spec.final_side == "output":
+        known[final.name] = final
+    return list(dict.fromkeys(known.get(name, Layer(name, name)) for name in names))
 
 
 def layer_maps(network: nn.Module, layers: Sequence[Layer], images: Tensor) -> tuple[Tensor, list[Tensor]]:

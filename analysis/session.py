@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -38,25 +38,21 @@ class Session:
     volumes: Volumes
     output: Path
 
+    def find_volume(self, name: str) -> Volume:
+        """The case by its name, the first without one."""
+        names = []
+        for place in range(len(self.volumes)):
+            volume = self.volumes[place]
+            if name in ("", volume.name):
+                return volume
+            names.append(volume.name)
+        close = ", ".join(difflib.get_close_matches(name, names) or names[:3])
+        raise ValueError(f"--case: there is no case {name!r} among {len(names)}; expected one such as {close}")
+
     def network_input(self, volume: Volume, index: int) -> Tensor:
         """A slice as (1, C, H, W) float32 on the device, resized as `evaluation.predict` does."""
         planes = torch.from_numpy(np.array(volume.image[index : index + 1], dtype=np.float32))
         return resize_image(planes.flatten(0, -3), self.config.data.img_size)[None].to(self.device)
-
-    def spread_slices(self, count: int) -> list[tuple[int, int]]:
-        """`count` slices at most, evenly spread over the labeled ones, or all, as (place of the volume, index)."""
-        slices = []
-        for place in range(len(self.volumes)):
-            volume = self.volumes[place]
-            labeled = [] if volume.label is None else np.flatnonzero(volume.label.any(axis=(1, 2))).tolist()
-            slices += [(place, index) for index in labeled or range(len(volume.image))]
-        return [slices[i] for i in np.linspace(0, len(slices) - 1, min(count, len(slices))).round().astype(int)]
-
-    def network_inputs(self, slices: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-        """`network_input` of each slice, given as by `spread_slices`; every volume is read once."""
-        for place, group in groupby(slices, key=lambda one: one[0]):
-            volume = self.volumes[place]
-            yield from (self.network_input(volume, index) for _, index in group)
 
     def write(self, name: str, figure: Figure, arrays: Mapping[str, np.ndarray], record: Mapping[str, object]) -> None:
         """NAME.png, .npz and .json in the output folder; the last is written last: where it is, all are."""
@@ -94,3 +90,13 @@ def open_session(args: argparse.Namespace) -> Session:
         raise ValueError(f"--layers: {str(error).removeprefix('FeatureTap: ')}") from error
     volumes = find_volumes(config, args.input, Ranks())
     return Session(config, trained.weights, device, network, layers, volumes, Path(args.output))
+
+
+def spread_slices(volumes: Volumes, count: int) -> list[tuple[int, int]]:
+    """`count` slices at most, evenly spread over the labeled ones, or all, as (place of the volume, index)."""
+    slices = []
+    for place in range(len(volumes)):
+        volume = volumes[place]
+        labeled = [] if volume.label is None else np.flatnonzero(volume.label.any(axis=(1, 2))).tolist()
+        slices += [(place, index) for index in labeled or range(len(volume.image))]
+    return [slices[i] for i in np.linspace(0, len(slices) - 1, min(count, len(slices))).round().astype(int)]

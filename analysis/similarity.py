@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-
-_log = logging.getLogger("similarity.py")
-
-_IMAGES = 64
+from functools import lru_cache
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,33 +13,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     from configs.arguments import analysis_parser, run_guarded
 
     parser = analysis_parser("similarity.py", __doc__ or "")
-    text = f"slices at most, evenly spread over the cases (default: {_IMAGES}); those without a label are left out"
-    parser.add_argument("--images", type=int, default=_IMAGES, metavar="N", help=text)
+    text = "slices at most, evenly spread over the cases (default: 64); those without a label are left out"
+    parser.add_argument("--images", type=int, default=64, metavar="N", help=text)
     return run_guarded("similarity.py", lambda: similarity(parser.parse_args(argv)))
 
 
 def similarity(args: argparse.Namespace) -> int:
-    """Measure the channels of the layers over some slices; print a table, write figure, arrays and numbers."""
+    """Compare the channels of every layer over some slices; print a table, write figure, arrays and numbers."""
+    import numpy as np
+
     import utils
     from analysis.channels import draw, measure_channels
-    from analysis.layers import regularized_layers, stage_layers
-    from analysis.session import open_session
+    from analysis.layers import regularized_stages
+    from analysis.session import open_session, spread_slices
 
     if args.images < 1:
         raise ValueError(f"--images is {args.images}; expected at least 1")
     with utils.logging_session("similarity.py"):
         session = open_session(args)
-        layers = session.layers or regularized_layers(session.network)
-        slices = session.spread_slices(args.images)
-        channels = measure_channels(session.network, session.network_inputs(slices), layers)
-        measured = dict(zip(layers, channels, strict=True))
-        for layer, one in measured.items():
-            _log.info("%-16s %s", layer.label, one.describe("all"))
-        drawn = session.layers or stage_layers(session.network)
+        stages = [[layer] for layer in session.layers] or regularized_stages(session.network)
+        layers = [layer for stage in stages for layer in stage]
+        slices = spread_slices(session.volumes, args.images)
+        volume_at = lru_cache(1)(session.volumes.__getitem__)  # slices of a volume follow each other
+        inputs = (session.network_input(volume_at(place), index) for place, index in slices)
+        measured = dict(zip(layers, measure_channels(session.network, inputs, layers), strict=True))
         title = f"{session.config.model.type} on {session.config.data.dataset}, {len(slices)} slices"
-        figure = draw({layer: measured[layer] for layer in drawn}, title)
+        figure = draw({stage[-1]: measured[stage[-1]] for stage in stages}, title)
         arrays = {
-            f"{layer.label}.{name}": array for layer, one in measured.items() for name, array in vars(one).items()
+            f"{layer.label}.{name}": array.astype(np.float32) if array.ndim == 2 else array
+            for layer, one in measured.items()
+            for name, array in vars(one).items()
         }
         rows = [{"layer": layer.label, "module": layer.name, **one.numbers()} for layer, one in measured.items()]
         session.write("similarity", figure, arrays, {"images": len(slices), "layers": rows})
