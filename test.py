@@ -28,12 +28,13 @@ from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
 from engine.logger import format_duration, has_record, read_curves
-from evaluation import report
-from evaluation.html import Provenance
 from evaluation.inference import find_trained, find_volumes, label_values, load_network
 from evaluation.masks import write_image_mask, write_mask
 from evaluation.metrics import ClassScores, compare_at_spacings
+from evaluation.overlay import write_overlay
 from evaluation.predict import predict_volume, prediction_memmap
+from evaluation.report import Provenance, write_html
+from evaluation.summary import CaseResult, format_table, summarize, write_csv, write_json
 
 _log = logging.getLogger("test.py")
 
@@ -85,7 +86,7 @@ def predict(
     config: Config,
     ranks: Ranks,
     autocast: torch.dtype | None,
-) -> Iterator[tuple[int, report.CaseResult]]:
+) -> Iterator[tuple[int, CaseResult]]:
     """Predict and score this process's cases; mask and overlay are written while the next case is predicted."""
     places, begun = ranks.shard(len(volumes)), time.monotonic()
     written: Future[None] | None = None
@@ -108,7 +109,7 @@ def predict(
             if written:
                 written.result()  # one case at a time, and an error of it
             written = writer.submit(write_case, output_dir, volume, mask, config)
-            yield place, report.CaseResult(volume.name, *score(volume, mask, config, ranks.device))
+            yield place, CaseResult(volume.name, *score(volume, mask, config, ranks.device))
         if written:
             written.result()
 
@@ -121,7 +122,7 @@ def write_case(output_dir: Path, volume: Volume, mask: np.ndarray, config: Confi
     else:
         write_mask(folder / f"{volume.name}.nii.gz", mask, volume.geometry, values)
     names = class_names(config.data.dataset, config.model.num_classes)
-    report.write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
+    write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
 
 
 def score(volume: Volume, mask: np.ndarray, config: Config, device: torch.device) -> list[tuple[ClassScores, ...]]:
@@ -163,15 +164,15 @@ def provenance(config: Config, weights: Path, device: torch.device) -> Provenanc
 
 
 def write_report(
-    results: Sequence[report.CaseResult], unit: str, output_dir: Path, config: Config, provenance: Provenance
+    results: Sequence[CaseResult], unit: str, output_dir: Path, config: Config, provenance: Provenance
 ) -> None:
     """Write per_case.csv, report.html and summary.json, and print the table."""
     names = class_names(config.data.dataset, config.model.num_classes)
-    summary = report.summarise(results, names, unit=unit)
-    report.write_csv(output_dir / "per_case.csv", results, names)
-    report.write_html(output_dir / "report.html", summary, output_dir / "overlays", provenance)
-    report.write_summary(output_dir / "summary.json", summary)  # last: where it is, the test is done
-    _log.info("%s\n\nreport: %s", report.format_table(summary), output_dir / "report.html")
+    summary = summarize(results, names, unit=unit)
+    write_csv(output_dir / "per_case.csv", results, names)
+    write_html(output_dir / "report.html", summary, output_dir / "overlays", provenance)
+    write_json(output_dir / "summary.json", summary)  # last: where it is, the test is done
+    _log.info("%s\n\nreport: %s", format_table(summary), output_dir / "report.html")
 
 
 if __name__ == "__main__":

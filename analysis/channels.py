@@ -35,7 +35,7 @@ class ChannelSimilarity:
         return {"all": slice(channels), "upper": slice(half), "lower": slice(channels - half, channels)}
 
     def describe(self, half: str) -> tuple[float | None, float | None, int]:
-        """Mean |r| over pairs of different channels of a half, effective rank, and the channels that are not constant."""
+        """Of a half: mean |r| over pairs of different channels, effective rank, number of channels not constant."""
         matrix = self.correlation[self.halves[half], self.halves[half]]
         live = ~np.isnan(matrix.diagonal())
         matrix = matrix[live][:, live]
@@ -64,9 +64,8 @@ def effective_rank(correlation: np.ndarray) -> float | None:
     """
     if not len(correlation):
         return None
-    eigenvalues = np.linalg.eigvalsh(correlation).clip(min=0) / len(correlation)
-    eigenvalues = eigenvalues[eigenvalues > 0]
-    return float(math.exp(-(eigenvalues * np.log(eigenvalues)).sum()))
+    eigenvalues = torch.linalg.eigvalsh(torch.from_numpy(correlation)).clamp(min=0) / len(correlation)
+    return torch.special.entr(eigenvalues).sum().exp().item()
 
 
 @torch.inference_mode()
@@ -76,8 +75,7 @@ def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
     Memory does not grow with the number of images; their division into batches changes nothing but rounding.
 
     Raises:
-        ValueError: there is no image, or a layer gives no map, a single channel, another number of channels than for
-            the first image, or numbers that are not finite.
+        ValueError: there is no image, or a layer gives no map, a single channel or numbers that are not finite.
     """
     sums: dict[Layer, _Sums] = {}
     for batch in batches:
@@ -103,11 +101,9 @@ class _Sums:
 
     def add(self, feature: Tensor) -> None:
         """Count a batch of maps (B, C, H, W), float64."""
-        channels, first = feature.shape[1], len(self.shift)
-        if channels < 2 or channels != first:
+        if feature.shape[1] < 2:
             raise ValueError(
-                f"layer {self.layer}: gives {channels} channels, and {first} for the first image; expected the same "
-                "number, at least 2: name another layer (--layers)"
+                f"layer {self.layer}: gives a single channel; expected at least 2, name another (--layers)"
             )
         if not feature.isfinite().all():
             raise ValueError(

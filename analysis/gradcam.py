@@ -31,12 +31,12 @@ def gradcam(args: argparse.Namespace) -> int:
 
     with utils.logging_session("gradcam.py"):
         session = open_session(args)
-        volume, index, image, pixels, name, target, masks = subject = find_subject(
+        volume, number, image, pixels, name, target, masks = subject = find_subject(
             session, args.case, args.slice, args.target
         )
         if not pixels.any():
             said = "%s is predicted nowhere in slice %d of %s; its logit is summed over all pixels"
-            _log.warning(said, name, index + 1, volume.name)
+            _log.warning(said, name, number, volume.name)
             pixels |= True
         layers = session.layers or [stage[-1] for stage in regularized_stages(session.network)]
         heat_maps = []
@@ -45,7 +45,7 @@ def gradcam(args: argparse.Namespace) -> int:
             heat_maps.append(HeatMap(layer, inside, heat))
         record = {
             "case": volume.name,
-            "slice": index + 1,
+            "slice": number,
             "class": target,
             "class_name": name,
             "logits_summed_over": "all" if pixels.all() else "prediction",
@@ -55,7 +55,7 @@ def gradcam(args: argparse.Namespace) -> int:
         }
         arrays = {f"{one.layer.label}.map": one.inside for one in heat_maps}
         arrays |= {f"{one.layer.label}.heat": one.heat for one in heat_maps}
-        place = volume.name if volume.is_picture else f"{volume.name}_slice{index + 1}"
+        place = volume.name if volume.is_picture else f"{volume.name}_slice{number}"
         session.write(f"gradcam_{place}_{name.replace(' ', '_')}", draw(subject, heat_maps), arrays, record)
     return 0
 

@@ -32,7 +32,7 @@ class Subject(NamedTuple):
     """A slice of a case and the class that is asked for."""
 
     volume: Volume
-    index: int
+    number: int  # of the slice, from 1 on
     image: Tensor  # (1, C, H, W), as the network takes it
     pixels: np.ndarray  # (H, W) bool, where the network predicts the class for that image
     class_name: str
@@ -48,8 +48,9 @@ def find_subject(session: Session, case: str, number: int | None, named: str | N
     Raises:
         ValueError: there is no such case, slice or class.
     """
-    data, size = session.config.data, session.config.data.img_size
-    predict = partial(predict_volume, session.network, img_size=size, device=session.device)
+    config, device = session.config, session.device
+    batch_size, size = config.test.batch_size, config.data.img_size
+    predict = partial(predict_volume, session.network, img_size=size, batch_size=batch_size, device=device)
     volume = session.find_volume(case)
     if number is not None and not 1 <= number <= len(volume.image):
         raise ValueError(f"--slice is {number}; expected 1..{len(volume.image)}, {volume.name} has so many")
@@ -58,18 +59,17 @@ def find_subject(session: Session, case: str, number: int | None, named: str | N
         number = 1 + richest_slice(richest)
     image = session.network_input(volume, number - 1)
     labels = predict(image)[0]
-    slices = {"prediction": resize_label(labels, (volume.image.shape[-2], volume.image.shape[-1]))}
-    if volume.label is not None:
-        slices = {"truth": volume.label[number - 1], **slices}
-    names = ["background", *class_names(data.dataset, session.config.model.num_classes)]
+    slices = {} if volume.label is None else {"truth": volume.label[number - 1]}
+    slices["prediction"] = resize_label(labels, (volume.image.shape[-2], volume.image.shape[-1]))
+    names = ["background", *class_names(config.data.dataset, config.model.num_classes)]
     known = {str(i): i for i in range(len(names))} | {name.lower(): i for i, name in enumerate(names)}
     if named is not None and named.lower() not in known:
         raise ValueError(f"--class is {named!r}; expected 0..{len(names) - 1} or one of {', '.join(names)}")
-    found = [array[array > 0] for array in reversed(slices.values()) if array.any()]
-    commonest = int(np.bincount(found[0]).argmax()) if found else 1
+    foreground = [array[array > 0] for array in reversed(slices.values()) if array.any()]
+    commonest = int(np.bincount(foreground[0]).argmax()) if foreground else 1
     target = commonest if named is None else known[named.lower()]
     masks = {name: array == target for name, array in slices.items()}
-    return Subject(volume, number - 1, image, labels == target, names[target], target, masks)
+    return Subject(volume, number, image, labels == target, names[target], target, masks)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def onto_image(heat: np.ndarray, network: nn.Module, size: Sequence[int], shape:
 
 def draw(subject: Subject, heat_maps: Sequence[HeatMap]) -> Figure:
     """The slice with the outlines of the class, then each layer's heat over it."""
-    volume, index, masks = subject.volume, subject.index, subject.masks
-    image = upright(display(volume.image[index : index + 1][0]), volume.geometry)
+    volume, number, masks = subject.volume, subject.number, subject.masks
+    image = upright(display(volume.image[number - 1 : number][0]), volume.geometry)
     outlines = {name: upright(mask, volume.geometry) for name, mask in masks.items() if mask.any()}
     where = next(iter(outlines), "prediction")  # the heat is compared with the truth where there is any
     legend = [f"{_OUTLINES[name][0]}: {name}" for name in outlines]
@@ -142,7 +142,7 @@ def draw(subject: Subject, heat_maps: Sequence[HeatMap]) -> Figure:
         size, said = "{} x {}".format(*one.inside.shape), f"{share or 0:.0%} of the heat in the {where}"
         panels.append((one.layer.label, shown, [one.layer.name[-22:], size, said if one.heat.any() else "no heat"]))
     figure = Figure((2 * len(panels), min(2 * image.shape[0] / image.shape[1], 6) + 0.96), 150, layout="constrained")
-    place = volume.name if volume.is_picture else f"{volume.name}, slice {index + 1} of {len(volume.image)}"
+    place = volume.name if volume.is_picture else f"{volume.name}, slice {number} of {len(volume.image)}"
     figure.suptitle(f"Grad-CAM of {subject.class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
     for axis, (title, pixels, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axis.imshow(pixels, interpolation="nearest")

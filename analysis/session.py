@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 from collections.abc import Mapping
@@ -40,14 +39,11 @@ class Session:
 
     def find_volume(self, name: str) -> Volume:
         """The case by its name, the first without one."""
-        names = []
         for place in range(len(self.volumes)):
-            volume = self.volumes[place]
-            if name in ("", volume.name):
+            if name in ("", (volume := self.volumes[place]).name):
                 return volume
-            names.append(volume.name)
-        close = ", ".join(difflib.get_close_matches(name, names) or names[:3])
-        raise ValueError(f"--case: there is no case {name!r} among {len(names)}; expected one such as {close}")
+        known = f"{len(self.volumes)}; expected one such as {self.volumes[0].name}"
+        raise ValueError(f"--case: there is no case {name!r} among {known}")
 
     def network_input(self, volume: Volume, index: int) -> Tensor:
         """A slice as (1, C, H, W) float32 on the device, resized as `evaluation.predict` does."""

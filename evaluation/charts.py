@@ -1,4 +1,4 @@
-"""Charts as SVG that stands inside a page and takes its colours and letters from there, dark or light."""
+"""Charts as inline SVG, in the colors and the font of the page around them, dark or light."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What matplotlib draws in these colours, the page paints in its own.
+# Colors that matplotlib draws with, and those of the page in their place.
 _INK, _SOFT, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"
 _ON_THE_PAGE = {_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)", _ACCENT: "var(--accent)"}
 
 _WIDTH = 340  # pixels; a chart that fills a phone, where its letters then have their size
-_LETTERS = 12  # pixels
+_FONT_SIZE = 12  # pixels
 _POINTS = 400  # more than that no chart of this width can show
-_LARGEST = 1e30  # above, matplotlib's own arithmetic overflows
+_MAX = 1e30  # above, matplotlib's own arithmetic overflows
 _DROPPED = ("metadata", "style", "clipPath")
 
 
 def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: str, label: str) -> str:
     """A box plot of the Dice of each class over the cases, every case a point over the box; an SVG element.
 
-    A single case is a point without a box. `values` has the figures by class, none for a class without any; the axis
+    A single case is a point without a box. `values` has the values by class, none for a class without any; the axis
     runs from `lowest` to 1. `ident` begins the ids of the chart, to be given once in a page, and `label` is what a
-    screen reader says of it.
+    screen reader reads.
     """
     figure, axes = _empty_chart(36 + 26 * len(values))
     places = np.arange(len(values), 0, -1)  # the first class on top
@@ -63,12 +63,12 @@ def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: s
 
 
 def _apart(count: int) -> np.ndarray:
-    """Places in -0.5..0.5 by steps of the golden ratio: equal figures stay apart, a single one in the middle."""
+    """Places in -0.5..0.5 by steps of the golden ratio: equal values stay apart, a single one in the middle."""
     return (0.5 + 0.618034 * np.arange(count)) % 1 - 0.5
 
 
 def lowest_shown(values: Sequence[float]) -> float:
-    """Where the axis of overlaps begins: at the tenth below the least of them, at 0.8 at most."""
+    """Lower end of the axis of overlaps: at the tenth below the least of them, at 0.8 at most."""
     return max(0.0, min(0.8, np.floor(10 * min(values, default=0.0)) / 10))
 
 
@@ -102,15 +102,15 @@ def curve(steps: Sequence[int], values: Sequence[float], *, ident: str, label: s
     figure, axes = _empty_chart(200)
     drawn = np.unique(np.linspace(0, len(values) - 1, min(_POINTS, len(values))).round().astype(int))
     x, y = (_finite(column) for column in (steps, values))
-    alone = {"marker": "o", "markersize": 5} if len(drawn) == 1 else {}
-    axes.plot(x[drawn], y[drawn], color=_ACCENT, linewidth=1.75, solid_joinstyle="round", **alone)
+    marker = "o" if len(drawn) == 1 else None
+    axes.plot(x[drawn], y[drawn], color=_ACCENT, linewidth=1.75, solid_joinstyle="round", marker=marker, markersize=5)
     if mark is not None:
         axes.plot(x[mark], y[mark], "o", color=_INK, markersize=6)
     known = y[np.isfinite(y)]
     if len(known) and known.min() > 0 and known.max() > 100 * known.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # powers of ten have exponents too small to read
-    axes.set_xlabel("step", color=_SOFT, fontsize=_LETTERS)
+    axes.set_xlabel("step", color=_SOFT, fontsize=_FONT_SIZE)
     axes.locator_params(axis="x", nbins=4, integer=True)
     axes.grid(axis="y", color=_LINE, linewidth=1)
     return _svg(figure, ident, label)
@@ -118,7 +118,7 @@ def curve(steps: Sequence[int], values: Sequence[float], *, ident: str, label: s
 
 def _finite(values: Sequence[float]) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
-    return np.where(np.abs(array) < _LARGEST, array, np.nan)
+    return np.where(np.abs(array) < _MAX, array, np.nan)
 
 
 def _empty_chart(height: int) -> tuple[Figure, Axes]:
@@ -129,14 +129,14 @@ def _empty_chart(height: int) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.spines[:].set_visible(False)
     axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelsize=_LETTERS, labelcolor=_SOFT)
+    axes.tick_params(which="both", length=0, labelsize=_FONT_SIZE, labelcolor=_SOFT)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.get_offset_text().set_fontsize(_LETTERS)
+        axis.get_offset_text().set_fontsize(_FONT_SIZE)
     return figure, axes
 
 
 def _svg(figure: Figure, ident: str, label: str) -> str:
-    """The figure as an element of the page: no colour, font, size or id of its own, nothing that points outside."""
+    """The figure as an element of the page: no color, font, size or id of its own, nothing that points outside."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -165,7 +165,7 @@ def _plain(name: str) -> str:
 
 
 def _adapted(value: str, ident: str) -> str:
-    """The value of an attribute, with the page's colours and font, and references to the ids as they are now."""
+    """The value of an attribute, with the page's colors and font, and references to the ids as they are now."""
     for color, name in _ON_THE_PAGE.items():
         value = value.replace(color, name)
     value = re.sub(r"font-family: [^;]*;? ?", "", value)

@@ -1,8 +1,7 @@
-"""Cross-validation: each part of the cases held out once, trained without, tested on, and all of them in one table."""
+"""Cross-validation: one training and test for each fold, and one table of all cases."""
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
@@ -12,30 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.metrics import OVERLAPS
-from evaluation.report import CONVENTIONS, mean_and_spread
-from evaluation.summary import read_summary
-from utils import atomic_write
+from evaluation.summary import CONVENTIONS, Summary, aligned, mean_and_spread, number, read_summary, write_json
 
 _log = logging.getLogger("train.py")
 
 RESULT = "cross_validation.json"
-_HERE = Path(__file__).resolve().parent.parent
+_REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def cross_validate(
     words: Sequence[str], device: Sequence[str], folds: int, output_dir: Path, is_trained: Callable[[int, Path], bool]
 ) -> int:
-    """Train and test once for each fold, each in a folder of its own, and put the results together.
+    """Train and test each fold in a folder of its own, and collect the results.
 
-    A fold that has been tested is not repeated, one that was interrupted goes on: the same command again finishes what
-    is left.
+    A tested fold is not repeated, an interrupted one resumes: the same command again finishes what is left.
 
     Args:
         words: the command line of train.py, with `--folds`.
-        device: what test.py has to be told of the device.
-        folds: how many parts there are.
+        device: the flags of the device for test.py.
+        folds: how many folds there are.
         output_dir: gets `fold_0`, `fold_1`, ..., each a run, and `cross_validation.json`.
-        is_trained: whether a fold's run was trained as is asked for; it raises where that was otherwise.
+        is_trained: whether a fold's run was trained with these settings; it raises where they differ.
 
     Returns:
         0, or the exit code of the command that failed.
@@ -53,22 +49,21 @@ def cross_validate(
                 return code
         _log.info("fold %d of %d: %s", fold + 1, folds, run)
     result = collect([read_summary(run) for run in runs])
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    atomic_write(output_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(output_dir / RESULT, result)
     _log.info("%s\n\nresults: %s", format_result(result), output_dir / RESULT)
     return 0
 
 
 def is_tested(run: Path) -> bool:
-    """Whether the folder of a run holds a test that was made after the training, and after it was last asked for."""
+    """Whether the folder of a run holds a test that is newer than its training and its configuration."""
     tested, *before = (run / name for name in ("summary.json", "last.pth", "config.yaml"))
     if not all(path.is_file() for path in (tested, *before)):
         return False
     return tested.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in before)
 
 
-def collect(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Put the summaries of the folds together, in both conventions.
+def collect(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """The summaries of the folds in one, in both conventions.
 
     `cases` are those of all folds, each with its `fold`; `over_cases` and `over_folds` hold the mean and the sample
     standard deviation of each metric, over all cases and over the means of the folds.
@@ -91,29 +86,23 @@ def collect(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result | {"cases": cases}
 
 
-def format_result(result: dict[str, Any]) -> str:
-    """The result as plain text: a row for each case, then mean and spread."""
-    width = max(len(case["name"]) for case in result["cases"])
-    width = max(width, len("over folds"))
-    lines = [f"{'case':{width}}  fold  {'Dice':>7} {'IoU':>7}  {'Dice':>7} {'IoU':>7}   (published, strict)"]
+def format_result(result: Summary) -> str:
+    """The result as plain text: a row for each case, then mean and standard deviation."""
+    columns = [(kind, name) for kind in CONVENTIONS for name in OVERLAPS]
+    rows = [["case", "fold", *(f"{'IoU' if name == 'jaccard' else 'Dice'} ({kind})" for kind, name in columns)]]
     for case in result["cases"]:
-        cells = "  ".join(" ".join(_cell(case[convention][name]) for name in OVERLAPS) for convention in CONVENTIONS)
-        lines.append(f"{case['name']:{width}}  {case['fold']:4d}  {cells}")
+        cells = [number(case[kind][name], name, "-") for kind, name in columns]
+        rows.append([case["name"], str(case["fold"]), *cells])
     for over in ("over_cases", "over_folds"):
-        for convention in CONVENTIONS:
-            row = result[convention][over]
-            dice, iou = (f"{_cell(row[name]['mean'])} +- {_cell(row[name]['std'])}" for name in OVERLAPS)
-            lines.append(f"{over.replace('_', ' '):{width}}  {convention:9}  Dice {dice}  IoU {iou}")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return "      -" if value is None else f"{value:7.4f}"
+        spread = [result[kind][over][name] for kind, name in columns]
+        cells = [f"{number(one['mean'], 'dice', '-')} +- {number(one['std'], 'dice', '-')}" for one in spread]
+        rows.append([over.replace("_", " "), "", *cells])
+    return "\n".join(aligned(rows))
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run one of the commands, and wait for it even where an interruption comes: it saves before it leaves."""
-    process = subprocess.Popen([sys.executable, str(_HERE / command[0]), *command[1:]])
+    """Run a command of the repository; an interruption waits for it, as it saves before it ends."""
+    process = subprocess.Popen([sys.executable, str(_REPOSITORY / command[0]), *command[1:]])
     try:
         return process.wait()
     except BaseException:

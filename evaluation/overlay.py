@@ -7,12 +7,13 @@ import io
 import math
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from datasets.base import Geometry, Volume
-from utils import release_pages
+from utils import atomic_write, release_pages
 
 # Class 1 has the first. No two of these and of the errors' are nearer than 20 in CIEDE2000, or 12 without red or green.
 _CLASS_COLORS = (
@@ -24,6 +25,12 @@ _PANEL, _CELL, _GAP, _LINE = 384, 400, 8, 28  # pixels: width of a panel, with i
 
 Legend = Sequence[tuple[str, str]]  # name and color of each label from 1 on
 Panel = tuple[str, Image.Image, Legend]  # its title, the image with labels over it, and what their colors mean
+
+
+def write_overlay(path: Path, volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write `draw_overlay` as a PNG file."""
+    content = draw_overlay(volume, prediction, class_names)
+    atomic_write(path, lambda partial: partial.write_bytes(content))
 
 
 def draw_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> bytes:

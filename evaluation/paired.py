@@ -1,4 +1,4 @@
-"""Paired comparison of two ways on the same cases: the mean difference, how sure it is, and a test of its sign."""
+"""The paired difference of two methods on the same cases: mean, 95 % interval, median and Wilcoxon's test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import ttest_1samp, wilcoxon
 
 LEVEL = 0.95
 _RESAMPLES = 10_000
@@ -29,12 +30,12 @@ class Paired:
 
 
 def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
-    """What the differences (S, N) between two ways say: S repetitions, such as seeds, each on the same N cases.
+    """The statistics of differences (S, N): S repetitions, such as seeds, each on the same N cases.
 
-    The interval (95 %) is of the percentile bootstrap. Repetitions and cases are drawn anew independently of each
-    other, so that it allows for another training as well as for other cases; as the bootstrap of few repetitions is too
-    narrow, it reaches at least as far as Student's over their means. With one repetition it is the ordinary
-    bootstrap over cases. Median and Wilcoxon's signed-rank test are over the cases' means over the repetitions.
+    The interval (95 %) is of the percentile bootstrap. Repetitions and cases are resampled independently, so that it
+    covers another training as well as other cases; as the bootstrap of few repetitions is too narrow, it reaches at
+    least as far as Student's over their means. With one repetition it is the ordinary bootstrap over cases. Median
+    and Wilcoxon's signed-rank test are over the cases' means over the repetitions.
 
     Raises:
         ValueError: no differences, another shape than (S, N), or one that is not finite.
@@ -44,7 +45,7 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
         raise ValueError(f"paired: the differences have shape {table.shape}; expected (repetitions, cases), none of 0")
     if not np.isfinite(table).all():
         raise ValueError(
-            "paired: a difference is not finite; expected cases that have a figure in both, leave out others"
+            "paired: a difference is not finite; expected cases that are defined in both, leave out others"
         )
     ends = [_interval(table)] + ([_student(table.mean(axis=1))] if len(table) > 1 else [])
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
@@ -53,7 +54,7 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
 
 
 def paired_few(differences: Sequence[float]) -> Paired:
-    """What a few differences say, such as those of seeds: as `paired`, but with Student's interval (95 %).
+    """The statistics of a few differences, such as those of seeds: as `paired`, but with Student's interval (95 %).
 
     The bootstrap of so few is too narrow, and leaves out 0 wherever all have one sign.
 
@@ -67,8 +68,6 @@ def paired_few(differences: Sequence[float]) -> Paired:
 
 def _student(values: np.ndarray) -> tuple[float, float]:
     """Student's interval of the mean of some values; where they are all the same, that one."""
-    from scipy.stats import ttest_1samp
-
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     interval = ttest_1samp(values, 0).confidence_interval(LEVEL)
@@ -81,7 +80,7 @@ def _interval(table: np.ndarray) -> tuple[float, float]:
     if cases == 1:
         return float("nan"), float("nan")
     generator = np.random.default_rng(_SEED)
-    # How often each is drawn, as a share: the mean of what was drawn is one product.
+    # How often each is drawn, as a fraction: the mean of what was drawn is one product.
     rows = generator.multinomial(repetitions, np.full(repetitions, 1 / repetitions), _RESAMPLES) / repetitions
     columns = generator.multinomial(cases, np.full(cases, 1 / cases), _RESAMPLES) / cases
     means = np.einsum("bs,sn,bn->b", rows, table, columns, optimize=True)
@@ -90,8 +89,6 @@ def _interval(table: np.ndarray) -> tuple[float, float]:
 
 
 def _wilcoxon(differences: np.ndarray) -> float:
-    from scipy.stats import wilcoxon
-
     if len(differences) < 2 or not differences.any():
         return float("nan")
     return float(wilcoxon(differences).pvalue)

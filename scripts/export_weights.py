@@ -1,4 +1,4 @@
-"""Write a run's or a file's weights for other programs: under all published names, or as safetensors."""
+"""Export the weights of a run or a file: under all published names, or as safetensors."""
 
 from __future__ import annotations
 
@@ -14,24 +14,11 @@ if TYPE_CHECKING:
 
 def published_state(network: nn.Module) -> dict[str, Tensor]:
     """The `state_dict` of the published network: ours, with the buffers that it saves and timm's blocks rebuild."""
-    import copy
-
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        # torch keeps the names of unsaved buffers here; with none, they are saved in their published places.
-        module._non_persistent_buffers_set.clear()
-    return network.state_dict()
-
-
-def largest_difference(one: nn.Module, other: nn.Module, size: tuple[int, int], channels: int = 1) -> float:
-    """The largest difference between the outputs of two networks on one random batch, in eval mode."""
-    import torch
-
-    from utils import sum_heads
-
-    image = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        return (sum_heads(one.eval()(image)) - sum_heads(other.eval()(image))).abs().max().item()
+    state: dict[str, Tensor] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        state |= {f"{name}.{key}" if name else key: tensor.detach() for key, tensor in own}
+    return state
 
 
 def export(args: argparse.Namespace) -> int:
@@ -39,18 +26,19 @@ def export(args: argparse.Namespace) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from configs.config import get_config, network_keywords, size_of
+    from configs.config import get_config
     from configs.saved import config_beside
-    from networks import build_network, load_weights
+    from evaluation.inference import network_of
+    from networks import load_weights
     from networks.pretrained import find_weights
-    from utils import atomic_write, check_writable
+    from utils import atomic_write, check_writable, sum_heads
 
     if args.out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"OUT is {args.out}; expected a name that ends in .pth or .safetensors")
     check_writable(args.out.parent, "OUT")
-    cfg = get_config(config_beside(args.weights), args.cfg, opts=args.opts)
-    weights = find_weights(args.weights, cfg.TRAIN.EPOCHS) if args.weights.is_dir() else args.weights
-    network, again = (build_network(cfg.MODEL.TYPE, **network_keywords(cfg)) for _ in range(2))
+    config = get_config(config_beside(args.weights), args.cfg, opts=args.opts)
+    weights = find_weights(args.weights, config.train.epochs) if args.weights.is_dir() else args.weights
+    network, again = network_of(config).eval(), network_of(config).eval()
     load_weights(network, weights, complete=True)
     state = published_state(network) if args.layout == "published" else network.state_dict()
     # Copies: safetensors takes no tensor twice, and a network may have one under two names.
@@ -58,27 +46,29 @@ def export(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(args.out, lambda path: (save_file if args.out.suffix == ".safetensors" else torch.save)(state, path))
     load_weights(again, args.out)
-    difference = largest_difference(network, again, size_of(cfg))
+    size = (2, config.model.in_channels, *config.data.img_size)
+    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        difference = (sum_heads(network(image)) - sum_heads(again(image))).abs().max().item()
     print(f"{args.out}: {len(state)} tensors of {weights}; largest output difference after reloading: {difference:g}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export; returns 0, or 2 after one line on standard error that says what is wrong."""
-    root = str(Path(__file__).resolve().parent.parent)
-    if root not in sys.path:  # the project is run from a clone, not installed
-        sys.path.insert(0, root)
+    """Export; returns 0, or 2 after one line on standard error."""
     from configs.arguments import OneLineParser, run_guarded
 
     parser = OneLineParser(prog="export_weights.py", description=__doc__)
     add = parser.add_argument
-    add("weights", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a checkpoint")
+    add("weights", type=Path, metavar="RUN_OR_FILE", help="the folder of a run, or a checkpoint")
     add("out", type=Path, metavar="OUT", help="the file to write, .pth or .safetensors")
     add("--layout", choices=("own", "published"), default="own", help="published: with the buffers, for strict loading")
-    add("--cfg", default="", metavar="FILE", help="experiment file, where the run holds no config.yaml")
-    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change any key of the configuration")
+    add("--cfg", default="", metavar="FILE", help="experiment file, where the run has no config.yaml")
+    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="set any key of the configuration")
     return run_guarded("export_weights.py", lambda: export(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":
+    import _path  # noqa: F401  puts the repository on sys.path
+
     sys.exit(main())

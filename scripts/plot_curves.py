@@ -1,4 +1,4 @@
-"""Draw the curves of runs over each other, from their metrics.jsonl: loss terms, gradients of the terms, validation."""
+"""Plot the curves of runs from their metrics.jsonl: loss terms, gradient norms of the terms, validation."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from engine.logger import Curve
-
-_DEFAULT = ("ce", "dice", "scr", "ifd", "grad_segmentation", "grad_scr", "grad_ifd", "val_dice")
+_DEFAULT = ("ce", "dice_loss", "scr", "ifd", "grad_segmentation", "grad_scr", "grad_ifd", "val_dice")
 _COLUMNS = 4
 
 
-def draw(runs: Mapping[str, Mapping[str, Curve]], keys: Sequence[str], path: Path) -> None:
+def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], keys: Sequence[str], path: Path) -> None:
     """One panel a key, one line a run; keys that no run has are left out."""
     from matplotlib.figure import Figure
 
@@ -39,7 +35,7 @@ def draw(runs: Mapping[str, Mapping[str, Curve]], keys: Sequence[str], path: Pat
 
 
 def plot(args: argparse.Namespace) -> int:
-    """Read, draw, say where."""
+    """Read and draw."""
     from engine.logger import read_curves
     from utils import atomic_write, check_writable
 
@@ -49,6 +45,9 @@ def plot(args: argparse.Namespace) -> int:
     if len(set(names)) < len(names):
         raise ValueError(f"the runs are named {', '.join(names)}; expected folders of different names")
     runs = dict(zip(names, map(read_curves, args.runs), strict=True))
+    for curves in runs.values():
+        if "dice" in curves:  # the name of the term in runs before it was called dice_loss
+            curves.setdefault("dice_loss", curves["dice"])
     known = sorted({key for curves in runs.values() for key in curves})
     if not set(args.keys) & set(known):
         raise ValueError(f"--keys: no run has {', '.join(args.keys)}; expected some of {', '.join(known)}")
@@ -60,21 +59,18 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw; returns 0, or 2 after one line on standard error that says what is wrong."""
-    root = str(Path(__file__).resolve().parent.parent)
-    if root not in sys.path:  # the project is run from a clone, not installed
-        sys.path.insert(0, root)
+    """Plot; returns 0, or 2 after one line on standard error."""
     from configs.arguments import OneLineParser, run_guarded
 
     parser = OneLineParser(prog="plot_curves.py", description=__doc__)
-    add = parser.add_argument
+    add, default = parser.add_argument, " ".join(_DEFAULT)
     add("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     add("--output", type=Path, default=Path("curves.png"), metavar="FILE", help="default: curves.png")
-    add(
-        "--keys", nargs="+", default=list(_DEFAULT), metavar="KEY", help=f"what to draw (default: {' '.join(_DEFAULT)})"
-    )
+    add("--keys", nargs="+", default=list(_DEFAULT), metavar="KEY", help=f"what to plot (default: {default})")
     return run_guarded("plot_curves.py", lambda: plot(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":
+    import _path  # noqa: F401  puts the repository on sys.path
+
     sys.exit(main())

@@ -92,11 +92,11 @@ def test_the_flag_trains(
     assert all(not key.startswith("_orig_mod") for key in torch.load(tmp_path / "run/best.pth", weights_only=True))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     words = ["--dataset", "Synapse", "--root_path", synapse, "--output_dir", tmp_path / "other", "--compile", *SMALL]
-    assert "--compile: no compiler was found (looked for" in refused(train_command.main, words)
+    assert "--compile: no compiler was found (searched for" in refused(train_command.main, words)
     assert not (tmp_path / "other").exists()
 
 
-def test_the_compiler_that_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_that_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="looked for no-such-compiler"):
+    with pytest.raises(ValueError, match="searched for no-such-compiler"):
         check_compiler(torch.device("cpu"))

@@ -28,11 +28,11 @@ MAY_IMPORT = {
     "evaluation/inference": ({"configs", "datasets", "networks", "engine"}, {"torch"}),
     "evaluation": (
         {"datasets", "utils", "engine"},
-        {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL"},
+        {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL", "jinja2"},
     ),
     "analysis": (
         {"selfreg", "configs", "datasets", "networks", "evaluation", "engine", "utils"},
-        {"numpy", "torch", "matplotlib", "pytorch_grad_cam"},
+        {"numpy", "torch", "matplotlib"},
     ),
     "utils": (set(), {"numpy", "torch", "filelock"}),
     "trainer": ({"selfreg", "engine", "utils"}, {"torch"}),

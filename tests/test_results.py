@@ -13,7 +13,7 @@ import pytest
 from configs.config import get_config, network_keywords
 from networks import build_network
 from scripts.studies.plan import Cell, Study, read_study
-from scripts.studies.results import CellResult, redundancy_of, summarise
+from scripts.studies.results import CellResult, redundancy_of, summarize
 from scripts.studies.table import format_results
 from tests.conftest import ROOT
 
@@ -27,12 +27,12 @@ NONE, IFD, SCR, BOTH = (Cell("unet_width_24", *weights) for weights in ((0, 0), 
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return summarise(RESULTS)[0]
+    return summarize(RESULTS)[0]
 
 
 @pytest.fixture(scope="module")
 def cells() -> dict[Cell, CellResult]:
-    return {found.cell: found for found in summarise(RESULTS)[1] if isinstance(found, CellResult)}
+    return {found.cell: found for found in summarize(RESULTS)[1] if isinstance(found, CellResult)}
 
 
 def test_the_tables_are_made_from_the_results() -> None:
@@ -46,7 +46,7 @@ def test_both_scorings_are_of_the_same_networks_and_agree() -> None:
     assert AT_224["study"]["opts"] == RESULTS["study"]["opts"] | {"TEST.SCORE_AT": "network"}
     for ours, theirs in zip(RESULTS["runs"], AT_224["runs"], strict=True):
         assert ours["validation"] == theirs["validation"] and ours["layers"] == theirs["layers"]
-    found, at_224 = summarise(RESULTS)[1], summarise(AT_224)[1]
+    found, at_224 = summarize(RESULTS)[1], summarize(AT_224)[1]
     assert [one.verdict for one in found] == [one.verdict for one in at_224]
     assert all(one.gain is None or one.gain.high < one.published_gain for one in at_224)
     assert abs(at_224[0].published - at_224[0].dice[0]) < 1 and at_224[0].cell == NONE

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from analysis import gradcam, similarity
-from analysis.slices import Place, candidate_slices, spread
+from analysis.session import spread_slices
 from datasets.base import Volume
 from networks import build_network
 from tests.test_commands import write_ct
@@ -166,10 +166,10 @@ def test_slices_are_spread_over_those_with_a_label() -> None:
         Volume("b", np.zeros((3, 4, 4), np.float32), None),
         Volume("c", np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4), np.uint8)),
     ]
-    places = candidate_slices(volumes)
-    assert places == [Place(*at) for at in [(0, 1), (0, 4), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]]
-    assert spread(places, 3) == [places[0], places[3], places[6]]
-    assert spread(places, 100) == places and len(spread(places, 1)) == 1
+    slices = spread_slices(volumes, 100)
+    assert slices == [(0, 1), (0, 4), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+    assert spread_slices(volumes, 3) == [slices[0], slices[3], slices[6]]
+    assert len(spread_slices(volumes, 1)) == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from evaluation.comparison import compare_summaries, format_comparison, worst_first
-from evaluation.report import CaseResult, summarise
+from evaluation.summary import CaseResult, summarize
 from tests.evaluation.test_report import INVENTED, MISSED, ORGANS, measured
 
 
@@ -22,7 +22,7 @@ def summaries() -> tuple[dict[str, Any], dict[str, Any]]:
         CaseResult("a", (measured(0.9, 3, 0.7, 1), measured(0.5, 9, 0.3, 5))),
         CaseResult("b", (MISSED, measured(0.2, 9, 0.1, 8))),
     ]
-    return summarise(first, ORGANS), summarise(second, ORGANS)
+    return summarize(first, ORGANS), summarize(second, ORGANS)
 
 
 def test_differences_by_pencil() -> None:
@@ -52,15 +52,15 @@ def test_what_is_undefined_in_one_is_left_out_of_both() -> None:
 
 
 def test_an_organ_that_one_alone_has_found_makes_its_distance_no_worse() -> None:
-    first = summarise([CaseResult("a", (measured(0.8, 2, 0.6, 1), MISSED))], ORGANS)
-    second = summarise([CaseResult("a", (measured(0.8, 2, 0.6, 1), measured(0.5, 10, 0.3, 5)))], ORGANS)
+    first = summarize([CaseResult("a", (measured(0.8, 2, 0.6, 1), MISSED))], ORGANS)
+    second = summarize([CaseResult("a", (measured(0.8, 2, 0.6, 1), measured(0.5, 10, 0.3, 5)))], ORGANS)
     found = compare_summaries(first, second)
     assert found["strict"]["overall"]["hd95"]["mean"] == found["cases"][0]["strict"]["hd95"] == 0
     assert found["strict"]["overall"]["dice"]["mean"] == pytest.approx(0.25)
 
 
 def test_one_case_has_a_difference_and_no_interval() -> None:
-    one = summarise([CaseResult("a", (measured(0.8, 4, 0.6, 2), measured(0.6, 8, 0.4, 4)))], ORGANS)
+    one = summarize([CaseResult("a", (measured(0.8, 4, 0.6, 2), measured(0.6, 8, 0.4, 4)))], ORGANS)
     dice = compare_summaries(one, one)["strict"]["overall"]["dice"]
     assert dice == {
         "first": dice["second"],
@@ -91,7 +91,7 @@ def test_refusals() -> None:
         ValueError, match="different cases: only the first has b, only the second none; expected the same"
     ):
         compare_summaries(first, fewer)
-    others = summarise([CaseResult("a", (measured(0.8, 4, 0.6, 2),) * 2)], ("liver", "aorta"))
+    others = summarize([CaseResult("a", (measured(0.8, 4, 0.6, 2),) * 2)], ("liver", "aorta"))
     alone = {**first, "cases": first["cases"][:1]}
     with pytest.raises(ValueError, match="different classes: only the first has spleen, only the second aorta"):
         compare_summaries(alone, others)

