@@ -94,7 +94,7 @@ def test_the_order_is_that_of_the_loss() -> None:
 
     images = torch.randn(3, 8, 5, 5, dtype=torch.float64) + torch.randn(8, 1, 1)
     found = measure(images)
-    upper, lower = (images[:, found.order[half].copy()] for half in (found.upper, found.lower))
+    upper, lower = (images[:, found.order[half].copy()] for half in (found.halves["upper"], found.halves["lower"]))
     assert float(((upper - lower) ** 2).mean()) == pytest.approx(float(intra_fd(images)), rel=1e-12)
 
 
