@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -77,57 +78,43 @@ def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
     Raises:
         ValueError: there is no image, or a layer gives no map, a single channel or numbers that are not finite.
     """
-    sums: dict[Layer, _Sums] = {}
+    images = 0
+    shifts: dict[Layer, Tensor] = {}
+    products: dict[Layer, Tensor] = {}
+    scores: dict[Layer, Tensor] = {}
     for batch in batches:
+        images += len(batch)
         for layer, given in zip(layers, layer_maps(network, layers, batch)[1], strict=True):
-            feature = channels_first(network, layer, given, batch.shape[2:]).double()
-            sums.setdefault(layer, _Sums(layer, feature)).add(feature)
-    if not sums:
+            flat = channels_first(network, layer, given, batch.shape[2:]).flatten(2).double()  # (B, C, HW)
+            if flat.shape[1] < 2:
+                raise ValueError(f"layer {layer}: gives a single channel; expected at least 2, name another (--layers)")
+            if not flat.isfinite().all():
+                raise ValueError(
+                    f"layer {layer}: gives NaN or infinite numbers; expected finite ones, so give weights from before "
+                    "training diverged (--checkpoint)"
+                )
+            # Minus each channel's first value, sums are exact for what is far from 0, and 0 for what is constant.
+            shift = shifts.setdefault(layer, flat[0, :, :1].clone())
+            values = (
+                F.pad(flat - shift, (0, 0, 0, 1), value=1).transpose(0, 1).flatten(1)
+            )  # (C + 1, BHW): the last is 1
+            products[layer] = products.get(layer, 0) + values @ values.T
+            scores[layer] = scores.get(layer, 0) + F.normalize(flat, dim=2).mean(dim=2).sum(dim=0)
+    if not images:
         raise ValueError("there is no image to compare channels on; expected at least one")
-    return [sums[layer].similarity() for layer in layers]
+    return [_similarity(products[layer], shifts[layer][:, 0], scores[layer] / images) for layer in layers]
 
 
-class _Sums:
-    """Sums over the images and positions of a map, of values minus each channel's first.
-
-    That shift keeps the sums exact for what is far from 0, and 0 for what is constant.
-    """
-
-    def __init__(self, layer: Layer, feature: Tensor) -> None:
-        self.layer, self.images, self.positions = layer, 0, 0
-        self.shift = feature[0, :, 0, 0].clone()  # (C,)
-        self.scores, self.first = torch.zeros_like(self.shift), torch.zeros_like(self.shift)  # (C,)
-        self.second = torch.zeros_like(torch.outer(self.shift, self.shift))  # (C, C)
-
-    def add(self, feature: Tensor) -> None:
-        """Count a batch of maps (B, C, H, W), float64."""
-        if feature.shape[1] < 2:
-            raise ValueError(
-                f"layer {self.layer}: gives a single channel; expected at least 2, name another (--layers)"
-            )
-        if not feature.isfinite().all():
-            raise ValueError(
-                f"layer {self.layer}: gives NaN or infinite numbers; expected finite ones, so give weights from before "
-                "training diverged (--checkpoint)"
-            )
-        flat = feature.flatten(2)  # (B, C, HW)
-        self.scores += nn.functional.normalize(flat, dim=2).mean(dim=2).sum(dim=0)
-        values = (flat - self.shift[:, None]).transpose(0, 1).flatten(1)  # (C, BHW)
-        self.first += values.sum(dim=1)
-        self.second += values @ values.T
-        self.images += len(feature)
-        self.positions += values.shape[1]
-
-    def similarity(self) -> ChannelSimilarity:
-        """The similarity of the channels over all that was counted."""
-        scores, order = (self.scores / self.images).sort(descending=True, stable=True)
-        covariance = self.second - torch.outer(self.first, self.first) / self.positions
-        mean = self.first / self.positions + self.shift
-        matrices = []
-        for matrix in (covariance, covariance + self.positions * torch.outer(mean, mean)):
-            length = matrix.diagonal().clamp(min=0).sqrt().masked_fill(self.second.diagonal() == 0, math.nan)
-            matrices.append((matrix / torch.outer(length, length)).clamp(-1, 1)[order][:, order].cpu().numpy())
-        return ChannelSimilarity(order.cpu().numpy(), scores.cpu().numpy(), *matrices)
+def _similarity(products: Tensor, shift: Tensor, scores: Tensor) -> ChannelSimilarity:
+    """The similarity of C channels by the products (C + 1, C + 1) of their values less `shift` and of 1, all summed."""
+    scores, order = scores.sort(descending=True, stable=True)
+    second, first, count = products[:-1, :-1], products[:-1, -1], products[-1, -1]
+    covariance, mean = second - torch.outer(first, first) / count, first / count + shift
+    matrices = []
+    for matrix in (covariance, covariance + count * torch.outer(mean, mean)):
+        length = matrix.diagonal().clamp(min=0).sqrt().masked_fill(second.diagonal() == 0, math.nan)
+        matrices.append((matrix / torch.outer(length, length)).clamp(-1, 1)[order][:, order].cpu().numpy())
+    return ChannelSimilarity(order.cpu().numpy(), scores.cpu().numpy(), *matrices)
 
 
 def _mean(values: np.ndarray) -> float | None:

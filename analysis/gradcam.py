@@ -24,25 +24,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def gradcam(args: argparse.Namespace) -> int:
     """Find slice and class, compute the heat of every layer, write figure, arrays and numbers."""
+    import numpy as np
+
     import utils
-    from analysis.heat import HeatMap, draw, find_subject, grad_cam, onto_image
+    from analysis.heat import draw, find_subject, grad_cam, onto_image, share_in
     from analysis.layers import regularized_stages
     from analysis.session import open_session
 
     with utils.logging_session("gradcam.py"):
         session = open_session(args)
-        volume, number, image, pixels, name, target, masks = subject = find_subject(
-            session, args.case, args.slice, args.target
-        )
+        network, size = session.network, session.config.data.img_size
+        subject = find_subject(session, args.case, args.slice, args.target)
+        volume, number, image, pixels, name, target, masks = subject
         if not pixels.any():
             said = "%s is predicted nowhere in slice %d of %s; its logit is summed over all pixels"
             _log.warning(said, name, number, volume.name)
             pixels |= True
-        layers = session.layers or [stage[-1] for stage in regularized_stages(session.network)]
-        heat_maps = []
-        for layer, inside in zip(layers, grad_cam(session.network, image, layers, target, pixels), strict=True):
-            heat = onto_image(inside, session.network, session.config.data.img_size, masks["prediction"].shape)
-            heat_maps.append(HeatMap(layer, inside, heat))
+        layers = session.layers or [stage[-1] for stage in regularized_stages(network)]
+        maps = dict(zip(layers, grad_cam(network, image, layers, target, pixels), strict=True))
+        heats = {layer: onto_image(heat, network, size, masks["prediction"].shape) for layer, heat in maps.items()}
+        rows = [
+            {
+                "layer": layer.label,
+                "module": layer.name,
+                "map_size": maps[layer].shape,
+                "share_in_truth": share_in(masks.get("truth"), heat),
+                "share_in_prediction": share_in(masks["prediction"], heat),
+                "peak": np.argwhere(heat == 1)[0].tolist() if heat.any() else None,  # row, column
+            }
+            for layer, heat in heats.items()
+        ]
         record = {
             "case": volume.name,
             "slice": number,
@@ -51,12 +62,12 @@ def gradcam(args: argparse.Namespace) -> int:
             "logits_summed_over": "all" if pixels.all() else "prediction",
             "truth_share_of_pixels": float(masks["truth"].mean()) if "truth" in masks else None,
             "prediction_share_of_pixels": float(masks["prediction"].mean()),
-            "layers": [one.numbers(masks) for one in heat_maps],
+            "layers": rows,
         }
-        arrays = {f"{one.layer.label}.map": one.inside for one in heat_maps}
-        arrays |= {f"{one.layer.label}.heat": one.heat for one in heat_maps}
+        arrays = {f"{layer.label}.map": heat for layer, heat in maps.items()}
+        arrays |= {f"{layer.label}.heat": heat for layer, heat in heats.items()}
         place = volume.name if volume.is_picture else f"{volume.name}_slice{number}"
-        session.write(f"gradcam_{place}_{name.replace(' ', '_')}", draw(subject, heat_maps), arrays, record)
+        session.write(f"gradcam_{place}_{name.replace(' ', '_')}", draw(subject, maps, heats), arrays, record)
     return 0
 
 

@@ -6,7 +6,6 @@ Selvaraju et al. 2017; the logits of a class summed over its pixels, as in Seg-G
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -62,7 +61,7 @@ def find_subject(session: Session, case: str, number: int | None, named: str | N
     slices = {} if volume.label is None else {"truth": volume.label[number - 1]}
     slices["prediction"] = resize_label(labels, (volume.image.shape[-2], volume.image.shape[-1]))
     names = ["background", *class_names(config.data.dataset, config.model.num_classes)]
-    known = {str(i): i for i in range(len(names))} | {name.lower(): i for i, name in enumerate(names)}
+    known = {word: number for number, name in enumerate(names) for word in (str(number), name.lower())}
     if named is not None and named.lower() not in known:
         raise ValueError(f"--class is {named!r}; expected 0..{len(names) - 1} or one of {', '.join(names)}")
     foreground = [array[array > 0] for array in reversed(slices.values()) if array.any()]
@@ -70,27 +69,6 @@ def find_subject(session: Session, case: str, number: int | None, named: str | N
     target = commonest if named is None else known[named.lower()]
     masks = {name: array == target for name, array in slices.items()}
     return Subject(volume, number, image, labels == target, names[target], target, masks)
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """The heat of a layer for a class, (h, w) in the network, padding included, and (H, W) on the slice, 0 to 1."""
-
-    layer: Layer
-    inside: np.ndarray
-    heat: np.ndarray
-
-    def share_in(self, mask: np.ndarray | None) -> float | None:
-        """The fraction of the heat in a mask (H, W); None without a mask, pixels in it, or heat."""
-        known = mask is not None and mask.any() and self.heat.any()
-        return float(self.heat[mask].sum(dtype=np.float64) / self.heat.sum(dtype=np.float64)) if known else None
-
-    def numbers(self, masks: Mapping[str, np.ndarray]) -> dict[str, object]:
-        """What the heat comes to, for JSON; `peak` is (row, column)."""
-        shares = {f"share_in_{name}": self.share_in(masks.get(name)) for name in _OUTLINES}
-        peak = np.argwhere(self.heat == 1)[0].tolist() if self.heat.any() else None
-        place = {"layer": self.layer.label, "module": self.layer.name, "map_size": self.inside.shape}
-        return {**place, **shares, "peak": peak}
 
 
 def grad_cam(
@@ -127,20 +105,26 @@ def onto_image(heat: np.ndarray, network: nn.Module, size: Sequence[int], shape:
     return on_slice / (on_slice.max() or 1)
 
 
-def draw(subject: Subject, heat_maps: Sequence[HeatMap]) -> Figure:
-    """The slice with the outlines of the class, then each layer's heat over it."""
+def share_in(mask: np.ndarray | None, heat: np.ndarray) -> float | None:
+    """The fraction of the heat (H, W) in a mask (H, W); None without a mask, pixels in it, or heat."""
+    known = mask is not None and mask.any() and heat.any()
+    return float(heat[mask].sum(dtype=np.float64) / heat.sum(dtype=np.float64)) if known else None
+
+
+def draw(subject: Subject, maps: Mapping[Layer, np.ndarray], heats: Mapping[Layer, np.ndarray]) -> Figure:
+    """The slice with the outlines of the class, then each layer's heat (H, W), whose own map is (h, w), over it."""
     volume, number, masks = subject.volume, subject.number, subject.masks
     image = upright(display(volume.image[number - 1 : number][0]), volume.geometry)
     outlines = {name: upright(mask, volume.geometry) for name, mask in masks.items() if mask.any()}
     where = next(iter(outlines), "prediction")  # the heat is compared with the truth where there is any
     legend = [f"{_OUTLINES[name][0]}: {name}" for name in outlines]
     panels = [("image", image, [*legend, f"{where}: {masks[where].mean():.0%} of the pixels"])]
-    for one in heat_maps:
-        heat, share = upright(one.heat, volume.geometry), one.share_in(masks[where])
+    for layer, heat in heats.items():
+        share = f"{share_in(masks[where], heat) or 0:.0%} of the heat in the {where}" if heat.any() else "no heat"
+        heat = upright(heat, volume.geometry)
         opacity = 0.15 + 0.7 * heat[..., None]  # the hotter, the less of the image is seen
         shown = (1 - opacity) * 0.75 * image.mean(axis=2, keepdims=True) + opacity * colormaps["inferno"](heat)[..., :3]
-        size, said = "{} x {}".format(*one.inside.shape), f"{share or 0:.0%} of the heat in the {where}"
-        panels.append((one.layer.label, shown, [one.layer.name[-22:], size, said if one.heat.any() else "no heat"]))
+        panels.append((layer.label, shown, [layer.name[-22:], "{} x {}".format(*maps[layer].shape), share]))
     figure = Figure((2 * len(panels), min(2 * image.shape[0] / image.shape[1], 6) + 0.96), 150, layout="constrained")
     place = volume.name if volume.is_picture else f"{volume.name}, slice {number} of {len(volume.image)}"
     figure.suptitle(f"Grad-CAM of {subject.class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
