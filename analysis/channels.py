@@ -95,9 +95,7 @@ def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
                 )
             # Minus each channel's first value, sums are exact for what is far from 0, and 0 for what is constant.
             shift = shifts.setdefault(layer, flat[0, :, :1].clone())
-            values = (
-                F.pad(flat - shift, (0, 0, 0, 1), value=1).transpose(0, 1).flatten(1)
-            )  # (C + 1, BHW): the last is 1
+            values = F.pad(flat - shift, (0, 0, 0, 1), value=1).transpose(0, 1).flatten(1)  # (C + 1, BHW)
             products[layer] = products.get(layer, 0) + values @ values.T
             scores[layer] = scores.get(layer, 0) + F.normalize(flat, dim=2).mean(dim=2).sum(dim=0)
     if not images:
@@ -130,7 +128,7 @@ def draw(measured: Mapping[Layer, ChannelSimilarity], title: str) -> Figure:
     axes = figure.subplots(2, len(measured), squeeze=False)
     colors = colormaps["RdBu_r"].with_extremes(bad="0.75")
     for column, (layer, one) in zip(axes.T, measured.items(), strict=True):
-        column[0].set_title(f"{layer.label}\n{layer.name[-22:]}\n{len(one.order)} channels", fontsize=7.5)
+        column[0].set_title(f"{layer.label}\n{layer.short_name}\n{len(one.order)} channels", fontsize=7.5)
         for panel, half in zip(column, ("upper", "lower"), strict=True):
             shown = one.correlation[one.halves[half], one.halves[half]]
             image = panel.imshow(shown, cmap=colors, vmin=-1, vmax=1, interpolation="nearest")

@@ -1,4 +1,4 @@
-"""Show what in an image speaks for a class, by Grad-CAM of every stage of a trained network."""
+"""Heat maps of the evidence for a class in an image, by Grad-CAM of every stage of a trained network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gradcam(args: argparse.Namespace) -> int:
     import numpy as np
 
     import utils
-    from analysis.heat import draw, find_subject, grad_cam, onto_image, share_in
+    from analysis.heat import draw, find_subject, fraction_in, grad_cam, onto_image
     from analysis.layers import regularized_stages
     from analysis.session import open_session
 
@@ -48,8 +48,8 @@ def gradcam(args: argparse.Namespace) -> int:
                 "layer": layer.label,
                 "module": layer.name,
                 "map_size": maps[layer].shape,
-                "share_in_truth": share_in(masks.get("truth"), heat),
-                "share_in_prediction": share_in(masks["prediction"], heat),
+                "share_in_truth": fraction_in(masks.get("truth"), heat),
+                "share_in_prediction": fraction_in(masks["prediction"], heat),
                 "peak": np.argwhere(heat == 1)[0].tolist() if heat.any() else None,  # row, column
             }
             for layer, heat in heats.items()

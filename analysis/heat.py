@@ -40,16 +40,16 @@ class Subject(NamedTuple):
 
 
 def find_subject(session: Session, case: str, number: int | None, named: str | None) -> Subject:
-    """The slice `number`, from 1 on, of a case (default: the first; the slice with most classes), and a class of it.
+    """A slice and a class of it, by the case's name, the slice's number from 1 on, and the class's name or number.
 
-    The class is that `named` by name or number, by default the one with most pixels in the prediction, or the truth.
+    By default the first case, its slice with most classes, and the class with most pixels in prediction, else truth.
 
     Raises:
         ValueError: there is no such case, slice or class.
     """
-    config, device = session.config, session.device
-    batch_size, size = config.test.batch_size, config.data.img_size
-    predict = partial(predict_volume, session.network, img_size=size, batch_size=batch_size, device=device)
+    config, network = session.config, session.network
+    size, batch_size = config.data.img_size, config.test.batch_size
+    predict = partial(predict_volume, network, img_size=size, batch_size=batch_size, device=session.device)
     volume = session.find_volume(case)
     if number is not None and not 1 <= number <= len(volume.image):
         raise ValueError(f"--slice is {number}; expected 1..{len(volume.image)}, {volume.name} has so many")
@@ -84,8 +84,7 @@ def grad_cam(
     """
     logits, maps = layer_maps(network, layers, image.clone().requires_grad_())
     evidence = logits[0, target][torch.from_numpy(pixels).to(logits.device)].sum()
-    heats = []
-    gradients = torch.autograd.grad(evidence, maps, allow_unused=True)
+    gradients, heats = torch.autograd.grad(evidence, maps, allow_unused=True), []
     for layer, feature, gradient in zip(layers, maps, gradients, strict=True):
         if gradient is None:
             raise ValueError(f"layer {layer}: the logits do not depend on it; expected one that they do (--layers)")
@@ -105,7 +104,7 @@ def onto_image(heat: np.ndarray, network: nn.Module, size: Sequence[int], shape:
     return on_slice / (on_slice.max() or 1)
 
 
-def share_in(mask: np.ndarray | None, heat: np.ndarray) -> float | None:
+def fraction_in(mask: np.ndarray | None, heat: np.ndarray) -> float | None:
     """The fraction of the heat (H, W) in a mask (H, W); None without a mask, pixels in it, or heat."""
     known = mask is not None and mask.any() and heat.any()
     return float(heat[mask].sum(dtype=np.float64) / heat.sum(dtype=np.float64)) if known else None
@@ -120,11 +119,11 @@ def draw(subject: Subject, maps: Mapping[Layer, np.ndarray], heats: Mapping[Laye
     legend = [f"{_OUTLINES[name][0]}: {name}" for name in outlines]
     panels = [("image", image, [*legend, f"{where}: {masks[where].mean():.0%} of the pixels"])]
     for layer, heat in heats.items():
-        share = f"{share_in(masks[where], heat) or 0:.0%} of the heat in the {where}" if heat.any() else "no heat"
+        share = f"{fraction_in(masks[where], heat) or 0:.0%} of the heat in the {where}" if heat.any() else "no heat"
         heat = upright(heat, volume.geometry)
         opacity = 0.15 + 0.7 * heat[..., None]  # the hotter, the less of the image is seen
         shown = (1 - opacity) * 0.75 * image.mean(axis=2, keepdims=True) + opacity * colormaps["inferno"](heat)[..., :3]
-        panels.append((layer.label, shown, [layer.name[-22:], "{} x {}".format(*maps[layer].shape), share]))
+        panels.append((layer.label, shown, [layer.short_name, "{} x {}".format(*maps[layer].shape), share]))
     figure = Figure((2 * len(panels), min(2 * image.shape[0] / image.shape[1], 6) + 0.96), 150, layout="constrained")
     place = volume.name if volume.is_picture else f"{volume.name}, slice {number} of {len(volume.image)}"
     figure.suptitle(f"Grad-CAM of {subject.class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
@@ -132,7 +131,9 @@ def draw(subject: Subject, maps: Mapping[Layer, np.ndarray], heats: Mapping[Laye
         axis.imshow(pixels, interpolation="nearest")
         for name, mask in outlines.items():
             if not mask.all() and min(mask.shape) > 1:  # around everything there is no line
-                axis.contour(mask.astype(float), levels=[0.5], colors=[_OUTLINES[name][1]], linewidths=0.6)
+                edges = np.count_nonzero(np.diff(mask, axis=0))  # those of hundreds of nuclei are drawn thinner
+                width = 0.6 * min(1, sum(mask.shape) / (1 + edges))
+                axis.contour(mask.astype(float), levels=[0.5], colors=[_OUTLINES[name][1]], linewidths=width)
         axis.set_title(title, fontsize=8.5, fontweight="bold", pad=4)
         axis.set_xlabel("\n".join(lines), fontsize=7.5)
         axis.set(xticks=[], yticks=[], frame_on=False)

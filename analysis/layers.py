@@ -20,6 +20,12 @@ class Layer(NamedTuple):
     name: str
     is_final: bool = False  # the map that the output convolution reads, of which `name` may be the reader
 
+    @property
+    def short_name(self) -> str:
+        """The end of the module's name, for a narrow place."""
+        end = self.name[-22:]
+        return end if end == self.name else f"...{end.partition('.')[2] or end}"
+
     def __str__(self) -> str:
         return self.label if self.label == self.name else f"{self.label} {self.name}"
 

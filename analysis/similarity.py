@@ -1,4 +1,4 @@
-"""Measure how similar the channels of a trained network are, in the halves that IFD pulls together."""
+"""Similarity of the channels of a trained network, in the halves that IFD pulls together."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from analysis.channels import ChannelSimilarity, effective_rank, measure_channels
 from analysis.layers import Layer, named_layers, regularized_stages
-from selfreg import TapSpec
+from selfreg import KDloss, TapSpec
 from tests.networks.small import SMALL, build_small, settled
 
 
@@ -74,28 +74,23 @@ def naive(maps: np.ndarray) -> dict:
     }
 
 
-def assert_same_numbers(found: dict, expected: dict) -> None:
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key] == pytest.approx(value, rel=1e-8, abs=1e-10), key
-
-
 @pytest.mark.parametrize("channels", [6, 7])
 def test_numbers_are_those_of_plain_loops(channels: int) -> None:
     """An odd number too: the median channel is in neither half, but among all."""
     images = torch.randn(5, channels, 6, 4) @ torch.randn(4, 4) + 3 * torch.randn(channels, 1, 1)
     images[:, 1] += images[:, 0]
-    assert_same_numbers(measure(images).numbers(), naive(images.double().numpy()))
+    found, expected = measure(images).numbers(), naive(images.double().numpy())
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-8, abs=1e-10), key
 
 
 def test_the_order_is_that_of_the_loss() -> None:
     """IFD's own pairs: the distance of the sorted halves is what `intra_fd` computes."""
-    from selfreg import intra_fd
-
     images = torch.randn(3, 8, 5, 5, dtype=torch.float64) + torch.randn(8, 1, 1)
     found = measure(images)
     upper, lower = (images[:, found.order[half].copy()] for half in (found.halves["upper"], found.halves["lower"]))
-    assert float(((upper - lower) ** 2).mean()) == pytest.approx(float(intra_fd(images)), rel=1e-12)
+    assert float(((upper - lower) ** 2).mean()) == pytest.approx(float(KDloss().intra_fd(images)), rel=1e-12)
 
 
 def test_the_division_into_batches_changes_nothing() -> None:
