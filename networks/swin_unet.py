@@ -311,7 +311,7 @@ class SwinUnet(nn.Module):
     def from_imagenet(state: Mapping[str, Tensor]) -> ImageNetStart | None:
         """Our names for the tensors of a Swin classifier, or None where `state` is no such file.
 
-        The encoder is taken as it is, and `layers.i` is copied to the decoder's `layers_up.(3-i)` (SPEC section 3).
+        The encoder is taken as it is, and `layers.i` is copied to the decoder's `layers_up.(3-i)`.
         """
         stages = {int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.blocks\.", key)}
         if not stages or "patch_embed.proj.weight" not in state or any(key.startswith("layers_up.") for key in state):

@@ -121,7 +121,7 @@ class UNet(nn.Module):
 
     @property
     def tap_spec(self) -> TapSpec:
-        """The outputs of down1 to down4 and of up1 to up3; up4's is the final map (SPEC section 3)."""
+        """The outputs of down1 to down4 and of up1 to up3; up4's is the final map."""
         return TapSpec(encoder=("down1", "down2", "down3", "down4"), decoder=("up1", "up2", "up3"), final="up4")
 
     def forward(self, x: Tensor) -> Tensor:
