@@ -35,6 +35,7 @@ from evaluation.predict import validate
 from losses import Criterion, KDloss
 from networks import load_weights
 from selfreg import Features
+from selfreg.kdloss import Distance
 from trainer import Diverged, Logits, Monitor, Options, Schedule, Trainer, Validation
 
 _log = logging.getLogger("train.py")
@@ -235,9 +236,8 @@ def build_validation(config: Config, ranks: Ranks, autocast: torch.dtype | None)
 
 def build_criterion(loss: LossConfig, num_classes: int) -> Criterion:
     """Cross-entropy, Dice and the regularizer."""
-    kd = KDloss(
-        lambda_1=loss.lambda_1, lambda_2=loss.lambda_2, distance=loss.distance, warmup_epochs=loss.warmup_epochs
-    )
+    distance = cast(Distance, loss.distance)
+    kd = KDloss(lambda_1=loss.lambda_1, lambda_2=loss.lambda_2, distance=distance, warmup_epochs=loss.warmup_epochs)
     return Criterion(num_classes, ce_weight=loss.ce_weight, dice_weight=loss.dice_weight, kd=kd)
 
 

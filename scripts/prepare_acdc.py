@@ -1,4 +1,4 @@
-"""Turn the official ACDC download into npz slices, npz volumes and lists, split 70/10/20 (SPEC section 6).
+"""Turn the official ACDC download into npz slices, npz volumes and lists, split 70/10/20.
 
 python scripts/prepare_acdc.py RAW OUT [--jobs 4] [--scale percentile]
 

@@ -1,4 +1,4 @@
-"""Turn raw CT volumes with organ labels into the Synapse layout: npz slices, h5 volumes and lists (SPEC section 6).
+"""Turn raw CT volumes with organ labels into the Synapse layout: npz slices, h5 volumes and lists.
 
 python scripts/prepare_synapse.py RAW OUT [--labels synapse8] [--test_cases 0001 0002 ...] [--jobs 4]
 """

@@ -15,7 +15,7 @@ from losses import Criterion, KDloss
 from networks import build_network
 from selfreg import Features, FeatureTap
 from tests.conftest import make_case
-from tests.reference import evaluation, regulariser, swin
+from tests.reference import evaluation, regularizer, swin
 
 # Sides of 16, 8, 4 and 2: shifted windows at the first stage, one window at the second, smaller ones below.
 SMALL = {"img_size": 64, "embed_dim": 8, "num_heads": (1, 2, 2, 4), "window_size": 8}
@@ -87,7 +87,7 @@ def test_training_step(dtype: torch.dtype, options: dict) -> None:
     drawn = random.random()
     random.seed(3)
     logits, *others = reference.train()(image)
-    expected = regulariser.total_loss(logits, label, *others, lambda_x=2.0)
+    expected = regularizer.total_loss(logits, label, *others, lambda_x=2.0)
     assert random.random() == drawn
     assert_close(loss, expected, "loss")
     loss.backward()
@@ -117,7 +117,7 @@ def test_regulariser(blocks: int) -> None:
     random.seed(0)
     found = KDloss(lambda_1=1.0, lambda_2=1.0).terms(*ours)
     random.seed(0)
-    scr, ifd = regulariser.terms(*theirs)
+    scr, ifd = regularizer.terms(*theirs)
     assert_close(found.scr, scr, "SCR")
     assert_close(found.ifd, ifd, "IFD")
     found.loss.backward()

@@ -10,7 +10,7 @@ from trainer import Schedule
 def test_rate_as_published() -> None:
     schedule = Schedule(epochs=4, steps_per_epoch=5, base_lr=0.05)
     rates = [schedule.lr_after(-1)] + [schedule.lr_after(n) for n in range(4)]
-    # SPEC section 4, and the recorded rates of the published code.
+    # The schedule, and the recorded rates of the published code.
     assert rates == pytest.approx(
         [0.05, 0.05, 0.047744269081074986, 0.045476628804148114, 0.05 * (1 - 3 / 20) ** 0.9], rel=1e-15
     )

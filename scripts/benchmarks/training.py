@@ -24,7 +24,7 @@ from losses import Criterion, KDloss
 from networks import build_network, list_networks
 from scripts.benchmarks.measure import NUM_CLASSES, Comparison, Settings, Work
 from selfreg import FeatureTap
-from tests.reference import regulariser
+from tests.reference import regularizer
 from tests.reference.swin import SwinUnet
 from tests.reference.transforms import training_transform
 
@@ -111,7 +111,7 @@ def make_step(
     def loss_of(image: Tensor, label: Tensor) -> Tensor:
         if not ours:
             logits, encoder, decoder, final = network(image)
-            return regulariser.total_loss(logits, label, encoder, decoder, final)
+            return regularizer.total_loss(logits, label, encoder, decoder, final)
         with torch.autocast(s.device, dtype=autocast, enabled=autocast is not None):
             logits, features = tap(image) if tap else (network(image), None)
         return criterion(logits, label, features)["loss"]

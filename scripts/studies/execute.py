@@ -109,11 +109,11 @@ def execute(
                 return code
             time.sleep(_POLL_SECONDS)
     finally:
-        busy = [worker for worker in workers if worker.process is not None]
-        for worker in busy:
-            worker.process.terminate()
-        for worker in busy:
-            worker.process.wait()
+        busy = [(worker, worker.process) for worker in workers if worker.process is not None]
+        for _, process in busy:
+            process.terminate()
+        for worker, process in busy:
+            process.wait()
             _end_step(worker, output_dir)
 
 
@@ -151,6 +151,7 @@ def _look_after(worker: _Device, output_dir: Path, threads: int | None) -> int:
 def _end_step(worker: _Device, output_dir: Path) -> Step:
     """Close the step whose process has ended, however it did, and note its time."""
     step, worker.process = worker.steps.pop(0), None
+    assert worker.output is not None and worker.run is not None
     worker.output.close()
     _note_time(output_dir / worker.run.folder / TIMES, step.name, time.monotonic() - worker.begun)
     return step

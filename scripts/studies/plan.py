@@ -14,8 +14,10 @@ from configs.plain_yaml import read_yaml
 from configs.schema import Config
 from evaluation.summary import is_number
 
+Plain = Mapping[str, Any]  # the content of a yaml or a JSON file
+
 _NAME = re.compile(r"\w[\w.-]*")
-_KEYS = {
+_KEYS: dict[str, Any] = {
     "title": "",
     "networks": {},
     "lambda_1": [],
@@ -30,7 +32,7 @@ _GRID = {
     **{"SEED": "seeds", "LOSS.LAMBDA_1": "lambda_1", "LOSS.LAMBDA_2": "lambda_2"},
     **{"DATA.FOLDS": "folds", "DATA.FOLD": "folds"},
 }
-_NETWORK_KEYS = {"cfg": "", "opts": {}, "published": []}
+_NETWORK_KEYS: dict[str, Any] = {"cfg": "", "opts": {}, "published": []}
 _KINDS = {str: "text", dict: "section of keys", list: "list", int: "whole number"}
 _MOST_RUNS = 10_000  # checking them all takes a minute
 
@@ -77,12 +79,12 @@ class Study:
     """
 
     title: str
-    networks: Mapping[str, Mapping[str, Any]]
+    networks: Mapping[str, Plain]
     weights: tuple[tuple[float, float], ...]
     seeds: tuple[int, ...]
     folds: int
     min_seeds: int
-    opts: Mapping[str, Any]
+    opts: Plain
 
     def cells(self) -> list[Cell]:
         """All cells, those of a network together."""
@@ -126,7 +128,7 @@ def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, dict[str, A
         FileNotFoundError: the yaml, or one that it names, is not there.
         ValueError: an unknown key, a value that cannot be used, or a grid without runs; the key is named.
     """
-    content = read_yaml(path)
+    content: dict[str, Any] = read_yaml(path)
     if opts:
         _checked(content, _KEYS, str(path))
         values = to_dict(get_config(opts=opts))
@@ -140,7 +142,7 @@ def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, dict[str, A
     return as_study(content, str(path)), content
 
 
-def as_study(content: object, source: str) -> Study:
+def as_study(content: Plain, source: str) -> Study:
     """The study of a yaml's content; messages begin with `source`.
 
     Raises:
@@ -164,7 +166,7 @@ def as_study(content: object, source: str) -> Study:
     return study
 
 
-def _checked(content: object, keys: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _checked(content: object, keys: Plain, source: str) -> dict[str, Any]:
     """A mapping with the keys that there are, each of the type of its default; those left out have that."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{source}: holds {content!r}; expected the keys {', '.join(keys)}")
@@ -178,7 +180,7 @@ def _checked(content: object, keys: Mapping[str, Any], source: str) -> dict[str,
     return {**keys, **content}
 
 
-def _weights(given: Mapping[str, Any], source: str) -> tuple[tuple[float, float], ...]:
+def _weights(given: Plain, source: str) -> tuple[tuple[float, float], ...]:
     """Every lambda_1 with every lambda_2, and each lambda_x as both."""
     for key in ("lambda_1", "lambda_2", "lambda_x"):
         if not all(map(is_number, given[key])):
@@ -190,7 +192,7 @@ def _weights(given: Mapping[str, Any], source: str) -> tuple[tuple[float, float]
     return tuple(dict.fromkeys((float(first), float(second)) for first, second in pairs))
 
 
-def _check_opts(opts: Mapping[str, Any], source: str) -> None:
+def _check_opts(opts: Plain, source: str) -> None:
     for key, value in opts.items():
         if key in _GRID:
             raise ValueError(f"{source}: opts: {key} is what the grid sets; expected it in {_GRID[key]}")
@@ -215,7 +217,7 @@ def _check(study: Study, source: str) -> None:
     _check_runs(study, source)
 
 
-def _check_network(name: object, network: Mapping[str, Any], source: str) -> None:
+def _check_network(name: object, network: Plain, source: str) -> None:
     _check_opts(network["opts"], source)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{source}: its name is that of a folder; expected letters, digits, _, - and . as text")

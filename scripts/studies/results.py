@@ -15,13 +15,13 @@ from evaluation.metrics import METRICS, OVERLAPS
 from evaluation.paired import Paired, paired, paired_few
 from evaluation.summary import CONVENTIONS, is_number, read_json, read_summary
 from scripts.studies.execute import SIMILARITY, TIMES, read_times
-from scripts.studies.plan import Cell, Run, Study, as_study
+from scripts.studies.plan import Cell, Plain, Run, Study, as_study
 
 REDUNDANCY = ("effective_rank_share", "mean_abs_correlation", "pair_correlation", "pair_cosine")
 _DIGITS = 6
 
 
-def collect(study: Study, content: Mapping[str, Any], done: Sequence[Run], output_dir: Path) -> dict[str, Any]:
+def collect(study: Study, content: Plain, done: Sequence[Run], output_dir: Path) -> dict[str, Any]:
     """The results of the runs that are done: the study's own yaml, and of each run what it was, took and scored."""
     runs = [_of_run(run, output_dir / run.folder) for run in done]
     environments = [read_yaml(output_dir / run.folder / "config.yaml").get("ENVIRONMENT", {}) for run in done]
@@ -111,7 +111,7 @@ class TooFew:
     seeds: list[int]
 
 
-def summarize(results: Mapping[str, Any]) -> tuple[Study, list[CellResult | TooFew]]:
+def summarize(results: Plain) -> tuple[Study, list[CellResult | TooFew]]:
     """Every cell of the grid, from what `collect` gathered.
 
     A seed counts where all of its folds are there.
@@ -129,7 +129,7 @@ def summarize(results: Mapping[str, Any]) -> tuple[Study, list[CellResult | TooF
     return study, [_cell_result(study, cell, seeds) for cell in study.cells()]
 
 
-def _check_runs(runs: Sequence[Mapping[str, Any]], study: Study) -> None:
+def _check_runs(runs: Sequence[Plain], study: Study) -> None:
     """Every run is of the grid, once, and has a Dice, an IoU and layers that are those of its network's other runs."""
     left = set(study.runs())
     layers: dict[str, list[tuple[Any, ...]]] = {}
@@ -149,7 +149,7 @@ def _check_runs(runs: Sequence[Mapping[str, Any]], study: Study) -> None:
         raise ValueError(f"runs, number {place}: {fault}")
 
 
-def cell_of(run: Mapping[str, Any]) -> Cell:
+def cell_of(run: Plain) -> Cell:
     """The cell of the grid that a run, as `collect` gathered it, belongs to."""
     return Cell(run["network"], run["lambda_1"], run["lambda_2"])
 
@@ -163,7 +163,7 @@ class _Seeds:
     validation: dict[int, float]  # Dice that chose the weights, the mean over the folds; nan where nothing is held out
 
 
-def _seeds(runs: Sequence[Mapping[str, Any]], study: Study, cell: Cell) -> _Seeds:
+def _seeds(runs: Sequence[Plain], study: Study, cell: Cell) -> _Seeds:
     found = _Seeds({}, {}, {})
     mine = [run for run in runs if cell_of(run) == cell]
     for seed in study.seeds:
@@ -177,13 +177,13 @@ def _seeds(runs: Sequence[Mapping[str, Any]], study: Study, cell: Cell) -> _Seed
     return found
 
 
-def redundancy_of(layer: Mapping[str, Any]) -> dict[str, float]:
+def redundancy_of(layer: Plain) -> dict[str, float]:
     """The reported numbers of a layer, over all its channels, nan where one is not defined."""
     values = {name: layer[name]["all"] if isinstance(layer[name], Mapping) else layer[name] for name in REDUNDANCY}
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def _redundancy(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _redundancy(layers: Sequence[Plain]) -> dict[str, float]:
     """The mean over the layers that IFD acts on: the teacher is not one."""
     rows = [redundancy_of(layer) for layer in layers if layer["layer"] != "final"]
     return {name: mean_defined([row[name] for row in rows]) for name in REDUNDANCY}
@@ -208,11 +208,11 @@ def _check_cases(every_cell: Mapping[Cell, _Seeds]) -> None:
 
 
 def _cell_result(study: Study, cell: Cell, every_cell: Mapping[Cell, _Seeds]) -> CellResult | TooFew:
-    own, base = every_cell[cell], every_cell.get(cell.baseline)
+    own, base = every_cell[cell], every_cell.get(cell.baseline, _Seeds({}, {}, {}))
     seeds = list(own.cases)
     if len(seeds) < study.min_seeds:
         return TooFew(cell, seeds)
-    shared = [seed for seed in seeds if base and cell != cell.baseline and seed in base.cases]
+    shared = [seed for seed in seeds if cell != cell.baseline and seed in base.cases]
     enough = len(shared) >= study.min_seeds
     published, plain = study.published(cell), study.published(cell.baseline)
     dice, iou = ([_mean_of(own.cases[seed], metric) for seed in seeds] for metric in OVERLAPS)

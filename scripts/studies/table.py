@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
 from evaluation.paired import LEVEL, Paired
-from scripts.studies.plan import Study
+from scripts.studies.plan import Plain, Study
 from scripts.studies.results import REDUNDANCY, CellResult, TooFew, cell_of, mean_defined, redundancy_of, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"  # colors
 _TITLES = {
@@ -21,7 +24,7 @@ _TITLES = {
 }
 
 
-def format_results(results: Mapping[str, Any]) -> str:
+def format_results(results: Plain) -> str:
     """All tables, in Markdown: accuracy, similarity of channels, the latter layer by layer, and time.
 
     Raises:
@@ -77,7 +80,7 @@ def _redundancy(cells: Sequence[CellResult | TooFew]) -> str:
     return _table(heads, rows) if rows else ""
 
 
-def _by_layer(results: Mapping[str, Any], cells: Sequence[CellResult | TooFew]) -> Iterator[str]:
+def _by_layer(results: Plain, cells: Sequence[CellResult | TooFew]) -> Iterator[str]:
     """For each network: of every layer its channels, and effective rank and absolute correlation of each cell."""
     reported = [found for found in cells if isinstance(found, CellResult)]
     for network in dict.fromkeys(found.cell.network for found in reported):
@@ -96,7 +99,7 @@ def _by_layer(results: Mapping[str, Any], cells: Sequence[CellResult | TooFew]) 
         yield _table(heads, rows)
 
 
-def _layers(results: Mapping[str, Any], found: CellResult) -> Iterator[dict[str, Any]]:
+def _layers(results: Plain, found: CellResult) -> Iterator[Plain]:
     """The layers of a cell, their numbers averaged over its runs."""
     mine = [run for run in results["runs"] if cell_of(run) == found.cell and run["seed"] in found.seeds]
     runs = [run["layers"] for run in mine]
@@ -106,7 +109,7 @@ def _layers(results: Mapping[str, Any], found: CellResult) -> Iterator[dict[str,
         yield {key: place[0][key] for key in ("layer", "module", "channels")} | means
 
 
-def _time(results: Mapping[str, Any]) -> str:
+def _time(results: Plain) -> str:
     runs = results["runs"]
     steps = list(dict.fromkeys(step for run in runs for step in run["seconds"]))
     rows = []
@@ -135,7 +138,7 @@ def _difference(gain: Paired, digits: int) -> str:
     return f"{gain.mean:+.{digits}f}{interval}"
 
 
-def draw(results: Mapping[str, Any], path: Path) -> None:
+def draw(results: Plain, path: Path) -> None:
     """The reported cells: Dice of every seed with the published one, gain and effective rank.
 
     Raises:
@@ -191,13 +194,13 @@ def _name(found: CellResult, several: bool) -> str:
     return f"{cell.network}: {words}" if several else words
 
 
-def _draw_dice(panel: Any, row: int, found: CellResult) -> None:
+def _draw_dice(panel: Axes, row: int, found: CellResult) -> None:
     panel.plot(found.dice_by_seed, [row] * len(found.seeds), "o", color=_MEASURED, alpha=0.55, markersize=5, mew=0)
     panel.plot([found.dice[0]] * 2, [row - 0.28, row + 0.28], color=_MEASURED, linewidth=2)
     if found.published is not None:
         panel.plot(found.published, row, "D", color=_PUBLISHED, markersize=5, fillstyle="none")
 
 
-def _draw_interval(panel: Any, row: int, gain: Paired) -> None:
+def _draw_interval(panel: Axes, row: int, gain: Paired) -> None:
     panel.plot([gain.low, gain.high], [row, row], color=_MEASURED, linewidth=2)
     panel.plot(gain.mean, row, "o", color=_MEASURED, markersize=5)

@@ -196,7 +196,7 @@ def test_tables_made_for_prediction_serve_training() -> None:
 
 
 def test_draws_are_the_published_ones() -> None:
-    """The same calls on the same generators, in the same order, as SPEC section 4 says."""
+    """The same calls on the same generators, in the same order, as published."""
     generator = RandomGenerator((8, 8))
     for seed in range(200):
         random.seed(seed)

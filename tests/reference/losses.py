@@ -1,4 +1,4 @@
-"""The loss terms in plain loops, written from SPEC section 2; slow and obvious."""
+"""The loss terms in plain loops, from their formulas (arXiv 2406.14896, section 2); slow and obvious."""
 
 from __future__ import annotations
 

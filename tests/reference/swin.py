@@ -1,4 +1,4 @@
-"""Swin-UNet as SPEC section 3 words it: tokens (B, L, C), every window copied, every attention matrix written out."""
+"""A reference implementation of Swin-UNet: tokens (B, L, C), every window copied, every attention matrix explicit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transforms of SPEC section 4, one slice at a time, as NumPy and SciPy do them."""
+"""The published transforms, one slice at a time, as NumPy and SciPy do them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ sitk = pytest.importorskip("SimpleITK")
 
 SIZE_ZYX = (3, 6, 5)
 SPACING = (1.5625, 1.25, 10.0)
-# SPEC section 6.
+# The split of the papers.
 VALID = "019 021 029 033 041 050 061 071 076 080".split()
 TEST = "002 003 008 009 012 014 017 024 042 048 049 053 055 064 067 079 081 088 092 095".split()
 

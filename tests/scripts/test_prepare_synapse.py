@@ -25,7 +25,7 @@ sitk = pytest.importorskip("SimpleITK")
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT.parent / "shared" / "data" / "ct_examples"
 SIZE_ZYX = (3, 5, 4)
-# SPEC section 6, raw value: organ.
+# Raw value: organ.
 BTCV = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
 
 

@@ -30,13 +30,13 @@ class Foreign(nn.Module):
         return self.head(x)
 
 
-SPEC = TapSpec(encoder=["down.0", ["down.1"]], decoder=["up"], final="head", final_side="input")
+TAPS = TapSpec(encoder=["down.0", ["down.1"]], decoder=["up"], final="head", final_side="input")
 
 
 def test_reads_what_the_spec_names() -> None:
     network = Foreign()
     x = torch.randn(2, 1, 8, 8)
-    logits, features = FeatureTap(network, SPEC)(x)
+    logits, features = FeatureTap(network, TAPS)(x)
     assert torch.equal(logits, network(x))
     assert [[tuple(f.shape) for f in stage] for stage in features.encoder] == [[(2, 4, 8, 8)], [(2, 8, 4, 4)]]
     assert torch.equal(features.encoder[1][0], network.down(x))
@@ -45,7 +45,7 @@ def test_reads_what_the_spec_names() -> None:
 
 def test_leaves_no_hook_behind() -> None:
     network = Foreign()
-    tap = FeatureTap(network, SPEC)
+    tap = FeatureTap(network, TAPS)
     tap(torch.randn(1, 1, 8, 8))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
     with pytest.raises(RuntimeError):
@@ -74,7 +74,7 @@ def test_channels_last_blocks_come_channels_first() -> None:
 
 def test_gradient_flows_through_tapped_features() -> None:
     network = Foreign()
-    _, features = FeatureTap(network, SPEC)(torch.randn(1, 1, 8, 8))
+    _, features = FeatureTap(network, TAPS)(torch.randn(1, 1, 8, 8))
     features.encoder[0][0].sum().backward()
     assert network.down[0].weight.grad is not None
 
@@ -166,7 +166,7 @@ def test_a_head_that_is_called_by_keyword() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(input=self.up(self.down(x)))
 
-    _, features = FeatureTap(Keyword(), SPEC)(torch.randn(1, 1, 8, 8))
+    _, features = FeatureTap(Keyword(), TAPS)(torch.randn(1, 1, 8, 8))
     assert torch.equal(features.final, features.decoder[0][0])
 
 
@@ -182,7 +182,7 @@ def test_a_module_that_runs_more_than_once() -> None:
             return super().forward(x) + super().forward(-x)
 
     with pytest.raises(ValueError, match=r"'down\.0' ran 2 times.*around it"):
-        FeatureTap(Shared(), SPEC)(torch.randn(1, 1, 8, 8))
+        FeatureTap(Shared(), TAPS)(torch.randn(1, 1, 8, 8))
 
 
 class Checkpointed(Foreign):
@@ -237,7 +237,7 @@ def test_a_frozen_encoder_is_accepted(no_grad: bool) -> None:
 
     network = Frozen()
     network.down.requires_grad_(False)
-    _, features = FeatureTap(network, SPEC)(torch.randn(1, 1, 8, 8))
+    _, features = FeatureTap(network, TAPS)(torch.randn(1, 1, 8, 8))
     assert not features.encoder[0][0].requires_grad and features.decoder[0][0].requires_grad
 
 
@@ -256,7 +256,7 @@ def test_impossible_stages(part: str, stages: object) -> None:
 
 
 def test_a_spec_prints_as_the_table_of_its_stages() -> None:
-    lines = str(SPEC).splitlines()
+    lines = str(TAPS).splitlines()
     assert [line.split() for line in lines] == [
         ["encoder[0][0]", "down.0"],
         ["encoder[1][0]", "down.1"],

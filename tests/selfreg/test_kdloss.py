@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfreg import KDloss, inter_fd, intra_fd
-from tests.reference import regulariser
+from tests.reference import regularizer
 from tests.reference.losses import naive_inter, naive_intra, naive_kdloss
 
 
@@ -114,7 +114,7 @@ def test_gradients_are_those_of_autograd_to_the_bit(layout: torch.memory_format,
     encoder, decoder = ([[leaves[id(x)] for x in stage] for stage in stages] for stages in (encoder, decoder))
     final = final.detach().float().contiguous(memory_format=layout)
     gradients = []
-    for loss in (KDloss(0.015), regulariser.kdloss):
+    for loss in (KDloss(0.015), regularizer.kdloss):
         random.seed(6)
         value = loss(encoder, decoder, final)
         gradients.append(torch.autograd.grad(value, [x for stage in encoder + decoder for x in stage]))

@@ -1,4 +1,4 @@
-"""The training loss as SPEC section 2 words it, in plain differentiable torch; nothing is kept, shared or skipped."""
+"""The training loss by its formulas (arXiv 2406.14896), in plain differentiable torch; nothing is kept or shared."""
 
 from __future__ import annotations
 
