@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from networks.sizes import round_up
+from networks.base import round_up
 from selfreg import FeatureTap, TapSpec
 
 _NARROW = 22  # letters
@@ -93,8 +93,6 @@ class LayerMaps:
 
 def padded_size(network: nn.Module, size: Sequence[int]) -> tuple[int, int]:
     """(H, W) that an image of `size` has inside a network, which pads below and to the right."""
-    if hasattr(network, "padded_size"):
-        return network.padded_size
     return round_up(tuple(size), getattr(network, "stride", 1))
 
 
