@@ -37,7 +37,7 @@ install: $(INSTALLED)
 	@echo "== the environment is in $(VENV): source $(VENV)/bin/activate"
 
 lint: $(INSTALLED)
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy . && $(VENV)/bin/mypy --strict selfreg
 
 clean:
 	rm -rf $(VENV) $(DEMO) data/Phantom

@@ -1,1 +1,1 @@
-"""What a trained network has learnt, in figures: where it looks, and how alike its channels are."""
+"""The paper's two analyses of a trained network: Grad-CAM of its stages, similarity of its channels."""

@@ -1,4 +1,4 @@
-"""The layers that are looked at: those that the regulariser reads, or others by name, and their maps."""
+"""Layers of a network, the regularized ones or others by name, and their feature maps."""
 
 from __future__ import annotations
 
@@ -10,107 +10,83 @@ from torch import Tensor, nn
 
 from networks.base import round_up
 from selfreg import FeatureTap, TapSpec
-
-_NARROW = 22  # letters
+from utils import sum_heads
 
 
 class Layer(NamedTuple):
-    """A feature map of a network: `label` says its place, as `encoder[1][0]`, `name` the module that carries it."""
+    """A feature map of a network: `label` is its place, as `encoder[1][0]`, `name` the module that carries it."""
 
     label: str
     name: str
     is_final: bool = False  # the map that the output convolution reads, of which `name` may be the reader
 
+    @property
+    def short_name(self) -> str:
+        """The end of the module's name, for a narrow place."""
+        end = self.name[-22:]
+        return end if end == self.name else f"...{end.partition('.')[2] or end}"
+
     def __str__(self) -> str:
         return self.label if self.label == self.name else f"{self.label} {self.name}"
 
 
-def short_name(layer: Layer) -> str:
-    """The name of a layer's module for a narrow place: its last parts, as many as fit."""
-    parts = layer.name.split(".")
-    while len(parts) > 1 and len(".".join(parts)) > _NARROW:
-        parts.pop(0)
-    short = ".".join(parts)[-_NARROW:]
-    return short if short == layer.name else f"\N{HORIZONTAL ELLIPSIS}{short}"
-
-
-def regularised_layers(network: nn.Module) -> list[Layer]:
-    """Every map that the network's `tap_spec` names: encoder fine to coarse, decoder coarse to fine, the final one."""
-    return [layer for stage in _stages(network.tap_spec) for layer in stage]
-
-
-def stage_layers(network: nn.Module) -> list[Layer]:
-    """The last block of every encoder and decoder stage, and the final map."""
-    return [stage[-1] for stage in _stages(network.tap_spec)]
-
-
-def named_layers(network: nn.Module, names: Sequence[str]) -> list[Layer]:
-    """Layers by their modules' names or by their places, each once, in the order given."""
-    known = regularised_layers(network)
-    by_name = {layer.name: layer for layer in known if not layer.is_final} | {layer.label: layer for layer in known}
-    if network.tap_spec.final_side == "output":
-        by_name[known[-1].name] = known[-1]
-    return [by_name.get(name, Layer(name, name)) for name in dict.fromkeys(names)]
-
-
-def _stages(spec: TapSpec) -> list[list[Layer]]:
-    parts = (("encoder", spec.encoder), ("decoder", spec.decoder))
+def regularized_stages(network: nn.Module) -> list[list[Layer]]:
+    """The layers that the network's `tap_spec` names: encoder fine to coarse, decoder coarse to fine, the final one."""
+    spec = FeatureTap(network).spec
     stages = [
         [Layer(f"{part}[{k}][{b}]", name) for b, name in enumerate(stage)]
-        for part, stages in parts
+        for part, stages in (("encoder", spec.encoder), ("decoder", spec.decoder))
         for k, stage in enumerate(stages)
     ]
     return [*stages, [Layer("final", spec.final, is_final=True)]]
 
 
-class LayerMaps:
-    """Call a network and get the maps of layers beside its logits: `LayerMaps(network, layers)(x) -> (logits, maps)`.
+def named_layers(network: nn.Module, names: Sequence[str]) -> list[Layer]:
+    """Layers by the names of their modules or by their places, each once, in the order given."""
+    if "" in names:
+        raise ValueError("a name is empty; expected those of modules, or places such as encoder[0][0]")
+    *blocks, final = (layer for stage in regularized_stages(network) for layer in stage)
+    known = {layer.name: layer for layer in blocks} | {layer.label: layer for layer in (*blocks, final)}
+    if FeatureTap(network).spec.final_side == "output":
+        known[final.name] = final
+    return list(dict.fromkeys(known.get(name, Layer(name, name)) for name in names))
 
-    The maps are (B, C, H, W), in the order of the layers, at the sizes that the network has inside, padding included.
+
+def layer_maps(network: nn.Module, layers: Sequence[Layer], images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The logits for images (B, C, H, W), of several heads the sum, and what each layer gave for them.
 
     Raises:
-        ValueError: a layer that the network does not have (close names are given); or, when called, one that did not
-            run, ran more than once, or gave no map.
+        ValueError: the network has no such layer (close names are given), or it did not give one map for each image.
     """
-
-    def __init__(self, network: nn.Module, layers: Sequence[Layer]) -> None:
-        self.network, self.layers = network, layers
-        own = network.tap_spec
-        # All in one stage, channels as they come: in a network whose blocks have them last, not every layer has.
-        self._names = [layer.name for layer in layers if not layer.is_final] or [own.students()[0]]
-        stage = [self._names]
-        self._tap = FeatureTap(network, TapSpec(stage, stage, own.final, own.final_side))
-
-    def __call__(self, x: Tensor) -> tuple[Tensor | Sequence[Tensor], list[Tensor]]:
-        """Run the network once; returns what it returns, and the maps of this pass."""
-        logits, features = self._tap(x)
-        maps = dict(zip(self._names, features.encoder[0], strict=True))
-        return logits, [
-            features.final if layer.is_final else channels_first(self.network, layer, maps[layer.name], x.shape[-2:])
-            for layer in self.layers
-        ]
+    for module in network.modules():
+        if "inplace" in vars(module):
+            vars(module)["inplace"] = False  # the next layer would overwrite what a layer gave
+    spec = FeatureTap(network).spec
+    names = [layer.name for layer in layers if not layer.is_final]
+    # All in one stage, channels as they come: where blocks have them last, other modules may not.
+    stage = [names or spec.encoder[0]]
+    logits, features = FeatureTap(network, TapSpec(stage, stage, spec.final, spec.final_side))(images)
+    blocks = iter(features.encoder[0])
+    maps = [features.final if layer.is_final else next(blocks) for layer in layers]
+    for layer, feature in zip(layers, maps, strict=True):
+        if len(feature) != len(images):  # windows, or heads, in the place of the batch
+            raise ValueError(f"{layer} gave {len(feature)} maps for one image; expected one, name another")
+    return sum_heads(logits), maps
 
 
 def padded_size(network: nn.Module, size: Sequence[int]) -> tuple[int, int]:
     """(H, W) that an image of `size` has inside a network, which pads below and to the right."""
-    return round_up(tuple(size), getattr(network, "stride", 1))
+    return getattr(network, "padded_size", None) or round_up((size[0], size[1]), getattr(network, "stride", 1))
 
 
 def channels_first(network: nn.Module, layer: Layer, feature: Tensor, size: Sequence[int]) -> Tensor:
-    """What a layer gave for an image of `size` as (B, C, H, W).
+    """What a layer gave for an image of `size`, as (B, C, h, w).
 
-    In a network whose blocks have their channels last, so have other modules whose sides then fit the image's.
+    Where a network's blocks have their channels last, so have other modules whose sides then fit the image's better.
     """
-    spec = network.tap_spec
-    if layer.is_final or not spec.channels_last:
+    if layer.is_final or not FeatureTap(network).spec.channels_last:
         return feature
-    if layer.name in spec.students():
-        return feature.movedim(-1, 1)
-    whole = padded_size(network, size)
-    first, last = (_misfit(space, whole) for space in (feature.shape[2:], feature.shape[1:3]))
-    return feature if first < last else feature.movedim(-1, 1)
-
-
-def _misfit(space: Sequence[int], image: Sequence[int]) -> float:
-    """How far the sides of a map are from the proportions of the image; 0 where they are the same."""
-    return abs(math.log(space[0] * image[1] / (space[1] * image[0])))
+    height, width = padded_size(network, size)
+    first, last = (abs(math.log(h * width / (w * height))) for h, w in (feature.shape[2:], feature.shape[1:3]))
+    is_block = layer.label != layer.name
+    return feature if first < last and not is_block else feature.movedim(-1, 1)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from analysis import gradcam, similarity
-from analysis.slices import Place, candidate_slices, spread
+from analysis.session import spread_slices
 from datasets.base import Volume
 from networks import build_network
 from tests.test_commands import write_ct
@@ -28,7 +28,7 @@ def words(run: Path, out: Path, *more: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def analysed(trained: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What both commands write of a run, by itself."""
+    """What both commands write of a run."""
     out = tmp_path_factory.mktemp("analysed")
     for command in COMMANDS.values():
         assert command(words(trained[1], out)) == 0
@@ -81,10 +81,10 @@ def test_gradcam_writes_a_strip_numbers_and_maps(analysed: Path) -> None:
     assert picture.shape[1] > 4 * picture.shape[0] and picture[..., :3].std() > 0.1
 
 
-def test_the_shares_are_those_of_the_heat(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_fractions_are_those_of_the_heat(trained: tuple[Path, Path], tmp_path: Path) -> None:
     from datasets.synapse import read_volume, volume_path
 
-    more = ("--case", "case0101", "--slice", 2, "--class", "3", "--layers", "final", "swin_unet.norm_up")
+    more = ("--case", "case0101", "--slice", 2, "--class", "Left Kidney", "--layers", "final", "swin_unet.norm_up")
     assert gradcam.main(words(trained[1], tmp_path, *more)) == 0
     found = json.loads((tmp_path / "gradcam_case0101_slice2_left_kidney.json").read_text())
     assert (found["slice"], found["class"], found["class_name"]) == (2, 3, "left kidney")
@@ -96,9 +96,6 @@ def test_the_shares_are_those_of_the_heat(trained: tuple[Path, Path], tmp_path: 
             heat = arrays[f"{row['layer']}.heat"]
             expected = heat[truth].sum() / heat.sum() if heat.any() else None
             assert row["share_in_truth"] == pytest.approx(expected, rel=1e-5)
-    named = words(trained[1], tmp_path / "named", "--case", "case0101", "--class", "Left Kidney", "--layers", "final")
-    assert gradcam.main(named) == 0
-    assert json.loads(only(tmp_path, "named/gradcam_case0101_*.json").read_text())["class"] == 3
 
 
 def test_layers_and_images_that_are_asked_for(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -122,7 +119,7 @@ def test_a_ct_without_labels(trained: tuple[Path, Path], tmp_path: Path) -> None
     assert json.loads((tmp_path / "out/similarity.json").read_text())["images"] == 5
 
 
-def test_a_colour_picture_that_is_not_square(tmp_path: Path) -> None:
+def test_a_color_image_that_is_not_square(tmp_path: Path) -> None:
     """Weights from elsewhere, three channels, nothing predicted that is known: the file alone."""
     torch.save(build_network("unet", num_classes=2, in_channels=3, width=4).state_dict(), tmp_path / "unet.pth")
     pixels = np.random.default_rng(0).integers(0, 255, (37, 61, 3), dtype=np.uint8)
@@ -150,7 +147,7 @@ def test_a_class_that_is_predicted_nowhere_is_said(
     assert found["layers"][0]["share_in_prediction"] is None
 
 
-def test_windows_that_slide_are_not_looked_at(
+def test_sliding_windows_are_not_used(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     more = ("--layers", "final", "--images", 1, "--opts", "TEST.INFERENCE", "slide")
@@ -166,18 +163,18 @@ def test_slices_are_spread_over_those_with_a_label() -> None:
         Volume("b", np.zeros((3, 4, 4), np.float32), None),
         Volume("c", np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4), np.uint8)),
     ]
-    places = candidate_slices(volumes)
-    assert places == [Place(*at) for at in [(0, 1), (0, 4), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]]
-    assert spread(places, 3) == [places[0], places[3], places[6]]
-    assert spread(places, 100) == places and len(spread(places, 1)) == 1
+    slices = spread_slices(volumes, 100)
+    assert slices == [(0, 1), (0, 4), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+    assert spread_slices(volumes, 3) == [slices[0], slices[3], slices[6]]
+    assert len(spread_slices(volumes, 1)) == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_refusals_of_both(name: str, trained: tuple[Path, Path], tmp_path: Path, refused: Callable) -> None:
     run, out = trained[1], tmp_path / "out"
 
-    def message(*more: object, of: Path = run, to: Path = out) -> str:
-        return refused(COMMANDS[name], words(of, to, *more))
+    def message(*more: object, of: Path = run) -> str:
+        return refused(COMMANDS[name], words(of, out, *more))
 
     for layer, said in {
         "swin_unet.layer.1": "--layers: SwinUnet has no module 'swin_unet.layer.1'; close names: swin_unet.layers.1",
@@ -188,10 +185,7 @@ def test_refusals_of_both(name: str, trained: tuple[Path, Path], tmp_path: Path,
         assert said in message("--layers", "final", layer)
     assert "--layers: a name is empty" in message("--layers", "")
     assert "holds no weights" in message(of=tmp_path)
-    (tmp_path / "file").write_text("")
-    assert "--output: " in message(to=tmp_path / "file") and "is a file" in message(to=tmp_path / "file")
     assert "absent.nii.gz: is not there" in message("--input", "absent.nii.gz")
-    assert "--checkpoint" in refused(COMMANDS[name], ["--output", out])
     assert not out.exists(), "nothing half-written"
 
 
@@ -203,14 +197,10 @@ def test_refusals_of_gradcam(trained: tuple[Path, Path], tmp_path: Path, refused
 
     assert "there is no case 'case0110' among 2; expected one such as case010" in message("--case", "case0110")
     assert "--slice is 4; expected 1..3, case0100 has so many" in message("--slice", 4)
-    assert "--slice is 0; expected 1..3" in message("--slice", 0)
     assert "--class is 'heart'; expected 0..8 or one of background, aorta" in message("--class", "heart")
-    for number in ("9", "-1", "7" * 5000):
-        assert f"--class is '{number[:9]}" in message("--class", number)
+    assert "--class is '9'" in message("--class", "9")
     assert not out.exists()
 
 
-def test_refusals_of_similarity(trained: tuple[Path, Path], tmp_path: Path, refused: Callable) -> None:
-    assert "--images is 0; expected at least 1" in refused(
-        similarity.main, words(trained[1], tmp_path / "out", "--images", 0)
-    )
+def test_no_images(trained: tuple[Path, Path], tmp_path: Path, refused: Callable) -> None:
+    assert "--images is 0; expected at least 1" in refused(similarity.main, words(trained[1], tmp_path, "--images", 0))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from analysis.channels import ChannelSimilarity, effective_rank, measure_channels
-from analysis.layers import Layer, named_layers, regularised_layers
-from selfreg import TapSpec
+from analysis.layers import Layer, named_layers, regularized_stages
+from selfreg import KDloss, TapSpec
 from tests.networks.small import SMALL, build_small, settled
 
 
@@ -27,6 +27,10 @@ class Passing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.body(x))
+
+
+def regularized(network: nn.Module) -> list[Layer]:
+    return [layer for stage in regularized_stages(network) for layer in stage]
 
 
 def measure(images: Tensor, batch: int = 100) -> ChannelSimilarity:
@@ -70,28 +74,23 @@ def naive(maps: np.ndarray) -> dict:
     }
 
 
-def assert_same_numbers(found: dict, expected: dict) -> None:
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key] == pytest.approx(value, rel=1e-8, abs=1e-10), key
-
-
 @pytest.mark.parametrize("channels", [6, 7])
 def test_numbers_are_those_of_plain_loops(channels: int) -> None:
     """An odd number too: the median channel is in neither half, but among all."""
     images = torch.randn(5, channels, 6, 4) @ torch.randn(4, 4) + 3 * torch.randn(channels, 1, 1)
     images[:, 1] += images[:, 0]
-    assert_same_numbers(measure(images).numbers(), naive(images.double().numpy()))
+    found, expected = measure(images).numbers(), naive(images.double().numpy())
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-8, abs=1e-10), key
 
 
 def test_the_order_is_that_of_the_loss() -> None:
     """IFD's own pairs: the distance of the sorted halves is what `intra_fd` computes."""
-    from selfreg import intra_fd
-
     images = torch.randn(3, 8, 5, 5, dtype=torch.float64) + torch.randn(8, 1, 1)
     found = measure(images)
-    upper, lower = (images[:, found.order[half].copy()] for half in (found.upper, found.lower))
-    assert float(((upper - lower) ** 2).mean()) == pytest.approx(float(intra_fd(images)), rel=1e-12)
+    upper, lower = (images[:, found.order[half].copy()] for half in (found.halves["upper"], found.halves["lower"]))
+    assert float(((upper - lower) ** 2).mean()) == pytest.approx(float(KDloss().intra_fd(images)), rel=1e-12)
 
 
 def test_the_division_into_batches_changes_nothing() -> None:
@@ -150,7 +149,7 @@ def test_maps_are_read_off_any_network(name: str, size: tuple[int, int]) -> None
     network.img_size = size  # U-Net has none of its own
     settled(network)
     images = torch.randn(2, 3, *size)
-    layers = regularised_layers(network)
+    layers = regularized(network)
     seen = {}
     hooks = [
         network.get_submodule(layer.name).register_forward_hook(
@@ -186,28 +185,15 @@ def test_a_layer_s_channels_are_found_where_the_network_has_them() -> None:
 
 def test_places_are_names_too() -> None:
     network = build_small("unet")
-    known = regularised_layers(network)
-    assert named_layers(network, ["final", "up4", "encoder[1][0]", "down2", "inc"]) == [
-        known[-1],
-        known[-1],
-        known[1],
-        known[1],
-        Layer("inc", "inc"),
-    ]
-
-
-def test_the_mode_of_the_network_is_as_before() -> None:
-    network = build_small("unet").train()
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    measure_channels(network, [torch.randn(2, 3, 32, 32)[:, :1]], regularised_layers(network))
-    assert network.training
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    known = regularized(network)
+    found = named_layers(network, ["final", "up4", "encoder[1][0]", "down2", "inc"])
+    assert found == [known[-1], known[1], Layer("inc", "inc")]
 
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="no image"):
         measure_channels(Passing(), [], [Layer("body", "body")])
-    with pytest.raises(ValueError, match="layer body: gives 1 channels"):
+    with pytest.raises(ValueError, match="layer body: gives a single channel"):
         measure(torch.randn(2, 1, 4, 4))
     with pytest.raises(ValueError, match="layer body: gives NaN"):
         measure(torch.full((2, 4, 3, 3), math.nan))

@@ -1,16 +1,14 @@
-"""Grad-CAM of every network, against the formula and the package's own pictures."""
+"""Grad-CAM of every network, against the formula in plain loops."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
 from torch import Tensor, nn
 
 from analysis.heat import grad_cam, onto_image
-from analysis.layers import Layer, named_layers, padded_size, regularised_layers, stage_layers
+from analysis.layers import Layer, padded_size, regularized_stages
 from networks import list_networks
 from tests.networks.small import build_small, settled
 from utils import sum_heads
@@ -47,16 +45,15 @@ def naive(network: nn.Module, image: Tensor, layer: Layer, target: int, pixels: 
 def test_every_network_by_the_formula(name: str) -> None:
     network, image = network_of(name), torch.randn(1, 3, *SIZE)
     pixels = np.random.default_rng(0).random(SIZE) < 0.3
-    layers = stage_layers(network)
+    layers = [stage[-1] for stage in regularized_stages(network)]
     assert [layer.label.split("[")[0] for layer in layers] == ["encoder"] * 4 + ["decoder"] * 3 + ["final"]
-    for layer in layers:
+    for layer, found in zip(layers, grad_cam(network, image, layers, 2, pixels), strict=True):
         expected = naive(network, image, layer, 2, pixels)
-        found = grad_cam(network, image, layer, 2, pixels)
         assert found.shape == expected.shape and found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * max(expected.max(), 1e-6))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * max(expected.max(), 1e-6))
         on_slice = onto_image(found, network, SIZE, (50, 40))
         assert on_slice.shape == (50, 40) and on_slice.max() in (0, 1) and on_slice.min() >= 0
-    assert not network.training and all(p.grad is None for p in network.parameters())
+    assert all(p.grad is None for p in network.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
 
@@ -64,27 +61,14 @@ def test_a_later_layer_that_works_in_place_changes_nothing() -> None:
     """The batch norm before a ReLU in place: its own output counts, not what the ReLU makes of it."""
     network, image = network_of("unet"), torch.randn(1, 3, *SIZE)
     pixels = np.ones(SIZE, bool)
-    _, norm, relu, *_ = network.inc.double_conv
-    assert isinstance(norm, nn.BatchNorm2d) and isinstance(relu, nn.ReLU) and relu.inplace
+    assert network.inc.double_conv[2].inplace
     layer = Layer("inc.double_conv.1", "inc.double_conv.1")
-    found = grad_cam(network, image, layer, 1, pixels)
-    relu.inplace = False
-    np.testing.assert_allclose(found, naive(network, image, layer, 1, pixels), rtol=1e-3, atol=1e-6)
+    (found,) = grad_cam(network, image, [layer], 1, pixels)
+    network.inc.double_conv[2].inplace = False
+    np.testing.assert_allclose(found, naive(network, image, layer, 1, pixels), rtol=1e-5, atol=1e-6)
 
 
-def test_without_padding_it_is_the_package_s_picture() -> None:
-    network, image, size = network_of("unet", (64, 48)), torch.randn(1, 3, 64, 48), (64, 48)
-    pixels = np.random.default_rng(0).random(size) < 0.5
-    (layer,) = named_layers(network, ["up1"])
-    target = SemanticSegmentationTarget(3, pixels.astype(np.float32))
-    expected = GradCAM(network, [network.up1])(image, [target])[0]
-    found = onto_image(grad_cam(network, image, layer, 3, pixels), network, size, size)
-    found = (found - found.min()) / (found.max() - found.min())  # as the package does
-    assert expected.std() > 0.1
-    np.testing.assert_allclose(found, expected, atol=0.02)  # the package stretches before and after scaling
-
-
-def test_what_is_padded_is_cut_off() -> None:
+def test_the_padding_is_cut_off() -> None:
     """A ramp over the padded image is the same ramp over the image, pixel by pixel."""
     network = network_of("swin_unet")
     assert padded_size(network, SIZE) == (96, 96)
@@ -93,25 +77,7 @@ def test_what_is_padded_is_cut_off() -> None:
     found = onto_image(ramp, network, SIZE, SIZE)
     assert found.shape == SIZE and found.max() == 1
     np.testing.assert_allclose(found[30, 4:], (expected / expected.max())[4:], atol=1e-5)
-    corner = np.zeros((3, 3), np.float32)
-    corner[2, 2] = 1
-    # The last cell of 3 x 3 lies wholly in what is padded to 96, but for the rows and columns that fade into it.
-    cut = onto_image(corner, network, SIZE, SIZE)
-    assert cut[-1, -1] == cut.max() == 1 and not cut[:40].any() and not cut[:, :40].any()
     assert not onto_image(np.zeros((3, 3), np.float32), network, SIZE, (8, 9)).any()
-
-
-@pytest.mark.parametrize("name", ["pvt_cascade", "trans_cascade", "transunet", "unet"])
-def test_the_padded_size_is_that_of_the_maps(name: str) -> None:
-    """The finest map is the padded image divided by a whole number."""
-    from analysis.layers import LayerMaps
-
-    network = network_of(name)
-    with torch.no_grad():
-        _, maps = LayerMaps(network, regularised_layers(network))(torch.randn(1, 3, *SIZE))
-    height, width = padded_size(network, SIZE)
-    finest = max(maps, key=lambda m: m.shape[2]).shape[2:]
-    assert (height % finest[0], width % finest[1]) == (0, 0) and height // finest[0] == width // finest[1]
 
 
 def test_a_layer_that_the_logits_do_not_depend_on() -> None:
@@ -119,4 +85,4 @@ def test_a_layer_that_the_logits_do_not_depend_on() -> None:
     network.aside = nn.Conv2d(3, 2, 1)
     network.register_forward_pre_hook(lambda module, inputs: (module.aside(inputs[0]), None)[1])
     with pytest.raises(ValueError, match="layer aside: the logits do not depend on it"):
-        grad_cam(network, torch.randn(1, 3, *SIZE), Layer("aside", "aside"), 1, np.ones(SIZE, bool))
+        grad_cam(network, torch.randn(1, 3, *SIZE), [Layer("aside", "aside")], 1, np.ones(SIZE, bool))

@@ -14,8 +14,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from networks import list_networks, load_weights
+from networks.common import as_size, checked_size, pad_to, round_up
 from networks.positions import resize_bias_table, resize_positions
-from networks.sizes import as_size, checked_size, pad_to, round_up
 from networks.swin_unet import Block, SwinUnet
 from selfreg import FeatureTap
 from tests.networks.small import build_small, settled
