@@ -1,8 +1,7 @@
-"""The whole training loss, its terms by name: cross-entropy, Dice and the regulariser (SPEC section 2)."""
+"""The whole training loss, its terms by name: cross-entropy, Dice and the regularizer (arXiv 2406.14896, section 2)."""
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Sequence
 
@@ -25,7 +24,7 @@ class Criterion(nn.Module):
     Args:
         num_classes: K, background included.
         ce_weight, dice_weight: 0.4 and 0.6 for Synapse, 0.3 and 0.7 for ACDC.
-        kd: the regulariser; None, or one whose weights are 0, is the plain baseline and needs no features.
+        kd: the regularizer; None, or one whose weights are 0, is the plain baseline and needs no features.
     """
 
     def __init__(
@@ -54,19 +53,19 @@ class Criterion(nn.Module):
             logits: (B, K, H, W), or as much of every head.
             label: (B, H, W), whole numbers 0..K-1.
             features: of the same pass, where `needs_features`.
-            epoch: epochs trained so far, for a regulariser that warms up.
+            epoch: epochs trained so far, for a regularizer that warms up.
 
         Raises:
-            ValueError: the regulariser is on and the features are missing, or it warms up and the epoch is.
+            ValueError: the regularizer is on and the features are missing, or it warms up and the epoch is.
         """
         terms = self._segmentation(logits, label)
         if self.kd is not None:
             if features is None:
                 raise ValueError(
-                    "Criterion: the regulariser is on but no features were given; call the network by FeatureTap"
+                    "Criterion: the regularizer is on but no features were given; call the network by FeatureTap"
                 )
-            regulariser, terms["scr"], terms["ifd"] = self.kd.terms(*features, epoch)
-            terms["loss"] = terms["loss"] + regulariser
+            regularizer, terms["scr"], terms["ifd"] = self.kd.terms(*features, epoch)
+            terms["loss"] = terms["loss"] + regularizer
         return terms
 
     def _segmentation(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> dict[str, Tensor]:
@@ -75,7 +74,7 @@ class Criterion(nn.Module):
         heads = [head.float() if head.dtype in _HALVES else head for head in heads]
         ce = sum(F.cross_entropy(head, label.long()) for head in heads)
         dice = sum(self.dice(head, label, softmax=True) for head in heads)
-        return {"loss": self.ce_weight * ce + self.dice_weight * dice, "ce": ce, "dice": dice}
+        return {"loss": self.ce_weight * ce + self.dice_weight * dice, "ce": ce, "dice_loss": dice}
 
     def gradient_norms(
         self,
@@ -91,11 +90,10 @@ class Criterion(nn.Module):
         """
         draws = random.getstate()
         losses = {"segmentation": self._segmentation(logits, label)["loss"]}
-        for name, other in (("scr", "lambda_2"), ("ifd", "lambda_1")):
-            alone = copy.copy(self.kd)
-            setattr(alone, other, 0.0)
-            weight = max(alone.lambda_1, alone.lambda_2) * alone.warmth(epoch)
-            losses[name] = alone.terms(*features, epoch).loss if weight else torch.zeros(())
+        kd = self.kd or KDloss(0)
+        for name, (lambda_1, lambda_2) in {"scr": (kd.lambda_1, 0.0), "ifd": (0.0, kd.lambda_2)}.items():
+            alone = KDloss(lambda_1=lambda_1, lambda_2=lambda_2, distance=kd.distance, warmup_epochs=kd.warmup_epochs)
+            losses[name] = alone(*features, epoch)
         random.setstate(draws)
         return {name: _gradient_norm(loss, parameters) for name, loss in losses.items()}
 

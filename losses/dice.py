@@ -1,4 +1,4 @@
-"""Soft Dice loss over all classes, background included (SPEC section 2)."""
+"""Soft Dice loss over all classes, background included (arXiv 2406.14896)."""
 
 from __future__ import annotations
 

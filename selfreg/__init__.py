@@ -1,4 +1,4 @@
-"""SelfReg: self-regularisation for U-shaped networks (MICCAI 2024, arXiv 2406.14896), on torch alone."""
+"""SelfReg: self-regularization for U-shaped networks (MICCAI 2024, arXiv 2406.14896), on torch alone."""
 
 from selfreg.features import Features, FeatureTap, TapSpec
 from selfreg.kdloss import KDloss, KDTerms, inter_fd, intra_fd

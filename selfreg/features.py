@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from selfreg.onepass import RANKS
+RANKS = (4, 5)  # of a feature map: (B, C, H, W) or (B, C, D, H, W)
 
 
 class Features(NamedTuple):

@@ -4,68 +4,53 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfreg.distances import by_name
-from selfreg.onepass import RANKS, Pull, measure
+from selfreg.features import RANKS
 
+Distance = Literal["mse", "cosine", "normalized_mse"]
 Stages = Sequence[Tensor | Sequence[Tensor]]
 
 
-class KDTerms(NamedTuple):
-    """What one pass gives: `loss`, the weighted sum, carries the gradient; `scr` (semantic consistency) and `ifd`
-    (distillation) stand before their weights and carry none."""
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over batch and channels of 1 - cos(a_c, b_c), from 0 to 2, of a and b (B, n, *space).
 
-    loss: Tensor
-    scr: Tensor
-    ifd: Tensor
+    A dead channel has cosine 0 and no gradient.
+    """
 
+    def unit(f: Tensor) -> Tensor:
+        norm = f.norm(dim=2, keepdim=True)
+        return f / torch.where(norm > 0, norm, torch.inf)
 
-def _check_rank(feature: Tensor, name: str) -> None:
-    if not isinstance(feature, Tensor):
-        raise ValueError(
-            f"KDloss: {name} is a {type(feature).__name__}; expected a tensor (B, C, H, W) or (B, C, D, H, W), "
-            "as FeatureTap hands it out"
-        )
-    if feature.ndim not in RANKS or not feature.numel():
-        raise ValueError(
-            f"KDloss: {name} has shape {tuple(feature.shape)}; expected (B, C, H, W) or (B, C, D, H, W), none of them 0"
-        )
-    if not feature.is_floating_point():
-        raise ValueError(f"KDloss: {name} is of {feature.dtype}; expected floating-point numbers")
+    return 1 - (unit(a.flatten(2)) * unit(b.flatten(2))).sum(2).mean()
 
 
-def _check_halves(feature: Tensor, name: str) -> None:
-    _check_rank(feature, name)
-    if feature.shape[1] % 2:
-        raise ValueError(
-            f"KDloss: {name} has C = {feature.shape[1]} channels; internal feature distillation needs an even number, "
-            "so tap another layer or set lambda_2 to 0"
-        )
+def normalized_mse(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distance over the energy of both, `sum((a - b)^2) / (sum(a^2) + sum(b^2))`, from 0 to 2.
+
+    Scaling both by one number changes nothing, so it cannot be lowered by making all features small.
+    """
+    energy = a.square().sum() + b.square().sum()
+    return (a - b).square().sum() / energy.clamp_min(torch.finfo(energy.dtype).tiny)
 
 
-def _draw(student: Tensor, teacher: Tensor, name: str) -> tuple[list[int], list[int]]:
-    """The channels that semantic consistency compares, by Python's `random`: the student's, then the teacher's."""
-    _check_rank(student, name)
-    _check_rank(teacher, "the teacher (final)")
-    if student.ndim != teacher.ndim or student.shape[0] != teacher.shape[0]:
-        raise ValueError(
-            f"KDloss: {name} has shape {tuple(student.shape)} but the teacher {tuple(teacher.shape)}; "
-            "expected the same batch size and number of dimensions"
-        )
-    n = min(student.shape[1], teacher.shape[1])
-    return random.sample(range(student.shape[1]), n), random.sample(range(teacher.shape[1]), n)
+DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "cosine": cosine,
+    "normalized_mse": normalized_mse,
+}
 
 
-def intra_fd(f: Tensor, name: str = "the feature map", *, distance: str = "mse") -> Tensor:
-    """Internal feature distillation: distance of the weaker half of the channels to the stronger.
+def intra_fd(f: Tensor, name: str = "the feature map", *, distance: Distance = "mse") -> Tensor:
+    """Internal feature distillation: distance between the stronger half of the channels and the weaker.
 
-    A channel's score is the mean of its L2-normalised map over batch and space; the channels are sorted by it,
-    descending, and the first half is compared with the second in that order. Both halves receive gradient, the
-    sort does not.
+    A channel's score is the mean over batch and space of its L2-normalized map. Both halves receive gradient, the sort
+    does not.
 
     Args:
         f: (B, C, H, W) or (B, C, D, H, W), C even.
@@ -75,15 +60,24 @@ def intra_fd(f: Tensor, name: str = "the feature map", *, distance: str = "mse")
     Raises:
         ValueError: an odd number of channels (undefined in the paper), or another rank.
     """
-    _check_halves(f, name)
-    return measure([Pull(f, ifd=1)], distance=by_name(distance))[0]
+    _check_map(f, name)
+    if f.shape[1] % 2:
+        raise ValueError(
+            f"KDloss: {name} has C = {f.shape[1]} channels; internal feature distillation needs an even number, "
+            "so tap another layer or set lambda_2 to 0"
+        )
+    f = _full_precision(f)
+    score = F.normalize(f.detach().flatten(2), dim=2).mean(dim=(0, 2))
+    # The paper's code does not sort stably: dead channels, whose scores tie, are paired as torch happens to sort them.
+    strong, weak = f.index_select(1, score.argsort(descending=True)).chunk(2, dim=1)
+    return DISTANCES[distance](strong, weak)
 
 
-def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distance: str = "mse") -> Tensor:
+def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distance: Distance = "mse") -> Tensor:
     """Semantic consistency: distance between random channels of a student map and of the teacher.
 
-    The spatially larger map is average-pooled to the smaller one's size; n = min(C_s, C_t) channels are drawn of
-    each by Python's `random.sample`, the student's first. The teacher `f_t` is detached.
+    The spatially larger map is average-pooled to the smaller one's size; min(C_s, C_t) channels are drawn of each by
+    Python's `random.sample`, the student's first. The teacher `f_t` is detached.
 
     Args:
         f_s, f_t: (B, C_s, *space) and (B, C_t, *space), space of two or three dimensions, not necessarily square.
@@ -93,35 +87,71 @@ def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distanc
     Raises:
         ValueError: other ranks, or a rank or batch size that differs between the two.
     """
-    pull = Pull(f_s, scr=1, channels=_draw(f_s, f_t, name))
-    return measure([pull], f_t, distance=by_name(distance))[0]
+    (value,) = _inter_fd([(f_s, name)], f_t, distance)
+    return value
 
 
-def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:
-    if not isinstance(stages, Sequence) or not all(isinstance(stage, Tensor | Sequence) for stage in stages):
-        raise ValueError(f"KDloss: {part} is {type(stages).__name__}; expected a list of stages, each a map or several")
-    maps = [[stage] if isinstance(stage, Tensor) else list(stage) for stage in stages]
-    if not maps or not all(maps):
-        raise ValueError(
-            f"KDloss: {part} has {[len(s) for s in maps]} feature maps by stage; expected at least one each"
-        )
-    return maps
+def _inter_fd(students: Sequence[tuple[Tensor, str]], teacher: Tensor, distance: Distance) -> list[Tensor]:
+    """`inter_fd` of every student, given with its name; the teacher is pooled once per size."""
+    _check_map(teacher, "the teacher (final)")
+    for f, name in students:
+        _check_map(f, name)
+        if f.ndim != teacher.ndim or f.shape[0] != teacher.shape[0]:
+            raise ValueError(
+                f"KDloss: {name} has shape {tuple(f.shape)} but the teacher {tuple(teacher.shape)}; "
+                "expected the same batch size and number of dimensions"
+            )
+    channels: list[list[int]] = []
+    for f, _ in students:
+        n = min(f.shape[1], teacher.shape[1])
+        channels += random.sample(range(f.shape[1]), n), random.sample(range(teacher.shape[1]), n)
+    # All indices in one copy: a GPU need not wait for each.
+    indices = torch.tensor([c for drawn in channels for c in drawn]).to(teacher.device, non_blocking=True)
+    drawn = torch.split(indices, [len(drawn) for drawn in channels])
+    sizes = [tuple(map(min, f.shape[2:], teacher.shape[2:])) for f, _ in students]
+    teacher = _full_precision(teacher.detach())
+    pooled = {size: _pool(teacher, size) for size in set(sizes)}
+    return [
+        DISTANCES[distance](_pool(_full_precision(f).index_select(1, i), size), pooled[size].index_select(1, j))
+        for (f, _), size, i, j in zip(students, sizes, drawn[::2], drawn[1::2], strict=True)
+    ]
+
+
+class KDTerms(NamedTuple):
+    """`loss`, the weighted sum, carries the gradient; `scr` and `ifd` are before their weights and carry none."""
+
+    loss: Tensor
+    scr: Tensor
+    ifd: Tensor
 
 
 class KDloss(nn.Module):
-    """The regulariser: `lambda_1 * L_SCR + lambda_2 * L_IFD`; `lambda_x` sets both.
+    """The regularizer `lambda_1 * L_SCR + lambda_2 * L_IFD` of one forward pass.
 
-    The mean squared error of the publication grows with the square of the features' size, which some networks do not
-    bound (sums of skip connections, no norm before the tap): there it can drown the segmentation loss. The other
-    distances do not grow with the features, though their weight still matters; a warm-up lets features settle first.
+    With F the final feature map, and e_k^first, e_k^last, d_k^first, d_k^last the first and last block of encoder and
+    decoder stage k:
+
+        L_SCR = mean over d_k^last and e_k^last of inter(., F) + mean over d_k^first and e_k^first of inter(., F)
+        L_IFD = mean_k intra(e_k^last) + mean_k intra(e_k^first) + mean_k intra(d_k^last) + mean_k intra(d_k^first)
+
+        inter(s, t) = distance(pool(s)[i], pool(t)[j])      i, j: min(C_s, C_t) random channels of each
+        intra(f) = distance(f[strong], f[weak])             the halves of the channels, sorted by their score
+
+    where a stage is one map everywhere, it is the first block, and the terms of the last are left out. See `inter_fd`
+    and `intra_fd`. The random draws are in the order of the terms: last blocks, then first, the decoder's as listed
+    before the encoder's.
+
+    The published mean squared error grows with the square of the features, which some networks do not bound (sums of
+    skip connections, no norm before the tap): there it can exceed the segmentation loss. The other distances do not
+    depend on the features' scale; a warm-up lets features settle first (docs/stability.md).
 
     Args:
         lambda_x: weight of both terms (the paper's text says 0.015, its command 0.010).
         lambda_1: weight of semantic consistency (SCR) alone, `lambda_x` where it is None.
         lambda_2: weight of internal feature distillation (IFD) alone, `lambda_x` where it is None.
-        distance: between channels, `mse` as published, `cosine` or `normalized_mse` (see `selfreg.distances`).
-        warmup_epochs: both weights rise linearly from 0 at the start of training to their value after so many epochs,
-            and every call must then say the epoch; 0, as published, for full weights from the start.
+        distance: between channels, `mse` as published, `cosine` or `normalized_mse`.
+        warmup_epochs: both weights rise linearly from 0 over so many epochs, and every call must then give the epoch;
+            0, as published, for full weights from the start.
 
     Raises:
         ValueError: a weight or warm-up that is negative or not finite, or an unknown distance.
@@ -133,19 +163,19 @@ class KDloss(nn.Module):
         lambda_1: float | None = None,
         lambda_2: float | None = None,
         *,
-        distance: str = "mse",
+        distance: Distance = "mse",
         warmup_epochs: float = 0,
     ) -> None:
         super().__init__()
-        numbers = {"lambda_x": lambda_x, "lambda_1": lambda_1, "lambda_2": lambda_2, "warmup_epochs": warmup_epochs}
-        for name, value in numbers.items():
-            optional = value is None and name in ("lambda_1", "lambda_2")
-            if not optional and not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise ValueError(f"KDloss: {name} is {value!r}; expected a finite number of at least 0")
-        by_name(distance)
-        self.lambda_1 = float(lambda_x if lambda_1 is None else lambda_1)
-        self.lambda_2 = float(lambda_x if lambda_2 is None else lambda_2)
+        self.lambda_1 = lambda_x if lambda_1 is None else lambda_1
+        self.lambda_2 = lambda_x if lambda_2 is None else lambda_2
         self.distance, self.warmup_epochs = distance, warmup_epochs
+        numbers = {"lambda_x": lambda_x, "lambda_1": self.lambda_1, "lambda_2": self.lambda_2}
+        for name, value in (numbers | {"warmup_epochs": warmup_epochs}).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"KDloss: {name} is {value!r}; expected a finite number of at least 0")
+        if distance not in DISTANCES:
+            raise ValueError(f"KDloss: distance is {distance!r}; expected one of {', '.join(DISTANCES)}")
 
     def extra_repr(self) -> str:
         return (
@@ -153,8 +183,8 @@ class KDloss(nn.Module):
             f"warmup_epochs={self.warmup_epochs}"
         )
 
-    def warmth(self, epoch: float | None) -> float:
-        """The share of their weights that the terms have at `epoch`, from 0 to 1.
+    def warmup_factor(self, epoch: float | None) -> float:
+        """The factor of both weights at `epoch`, from 0 to 1.
 
         Raises:
             ValueError: there is a warm-up and no epoch.
@@ -166,9 +196,7 @@ class KDloss(nn.Module):
                 f"KDloss: warmup_epochs is {self.warmup_epochs} but no epoch was given; "
                 "call it with the epochs trained so far, kd(encoder, decoder, final, epoch)"
             )
-        if not float(epoch) >= 0:
-            raise ValueError(f"KDloss: epoch is {epoch}; expected the epochs trained so far, at least 0")
-        return min(1.0, float(epoch) / self.warmup_epochs)
+        return min(1.0, epoch / self.warmup_epochs)
 
     def intra_fd(self, f: Tensor) -> Tensor:
         """See `selfreg.intra_fd`."""
@@ -190,34 +218,50 @@ class KDloss(nn.Module):
         Raises:
             ValueError: an empty stage, a map of another rank, or an odd number of channels.
         """
-        warmth = self.warmth(epoch)
-        encoder, decoder = _as_stages(encoder, "encoder"), _as_stages(decoder, "decoder")
-        one_map_a_stage = all(len(stage) == 1 for stage in encoder + decoder)
-        # With one block a stage its first map is its last, and the published loss counts it once.
-        blocks = (0,) if one_map_a_stage else (-1, 0)
-        pulls = [pull for block in blocks for pull in self._pulls(encoder, decoder, final, block)]
-        weights = {"lambda_1": warmth * self.lambda_1, "lambda_2": warmth * self.lambda_2}
-        return KDTerms(*measure(pulls, final, **weights, distance=by_name(self.distance)))
-
-    def _pulls(
-        self, encoder: list[list[Tensor]], decoder: list[list[Tensor]], final: Tensor, block: int
-    ) -> Iterator[Pull]:
-        """What is asked of one block of every stage, in the order of the random draws, which is part of the definition:
-        decoder coarse to fine, then encoder as it is listed."""
-        stages = len(decoder) + len(encoder)
-        for part, name in ((decoder, "decoder"), (encoder, "encoder")):
-            for k, stage in enumerate(part):
-                feature, where = stage[block], f"{name}[{k}][{block}]"
-                _check_rank(feature, where)
-                if self.lambda_2:
-                    _check_halves(feature, where)
-                yield Pull(
-                    feature,
-                    scr=stages if self.lambda_1 else 0,
-                    ifd=len(part) if self.lambda_2 else 0,
-                    channels=_draw(feature, final, where) if self.lambda_1 else ((), ()),
-                )
+        warmup = self.warmup_factor(epoch)
+        parts = {"decoder": _as_stages(decoder, "decoder"), "encoder": _as_stages(encoder, "encoder")}
+        count = {part: len(stages) for part, stages in parts.items()}
+        single = all(len(stage) == 1 for stages in parts.values() for stage in stages)
+        students = [
+            (_full_precision(stage[block]), f"{part}[{k}][{block}]", part)
+            for block in ((0,) if single else (-1, 0))
+            for part, stages in parts.items()
+            for k, stage in enumerate(stages)
+        ]
+        scr = ifd = students[0][0].new_zeros(())
+        if self.lambda_1:
+            inter = _inter_fd([(f, name) for f, name, _ in students], final, self.distance)
+            scr = torch.stack(inter).sum() / sum(count.values())
+        if self.lambda_2:
+            intra = [intra_fd(f, name, distance=self.distance) / count[part] for f, name, part in students]
+            ifd = torch.stack(intra).sum()
+        loss = warmup * self.lambda_1 * scr + warmup * self.lambda_2 * ifd
+        return KDTerms(loss, scr.detach(), ifd.detach())
 
     def forward(self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None) -> Tensor:
         """The weighted sum of both terms, a scalar; see `terms`."""
         return self.terms(encoder, decoder, final, epoch).loss
+
+
+def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:
+    maps = [[stage] if isinstance(stage, Tensor) else list(stage) for stage in stages]
+    if not maps or not all(maps):
+        found = [len(stage) for stage in maps]
+        raise ValueError(f"KDloss: {part} has {found} feature maps by stage; expected at least one each")
+    return maps
+
+
+def _check_map(feature: Tensor, name: str) -> None:
+    if not isinstance(feature, Tensor) or feature.ndim not in RANKS:
+        found = f"has shape {tuple(feature.shape)}" if isinstance(feature, Tensor) else f"is {feature!r:.40}"
+        raise ValueError(f"KDloss: {name} {found}; expected a tensor (B, C, H, W) or (B, C, D, H, W)")
+
+
+def _full_precision(feature: Tensor) -> Tensor:
+    """Half-precision features are compared in float32, since sums over whole maps would lose their digits."""
+    return feature.float() if feature.dtype in (torch.float16, torch.bfloat16) else feature
+
+
+def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Average-pooled (adaptive) to a size of two or three dimensions."""
+    return feature if tuple(feature.shape[2:]) == size else F.interpolate(feature, list(size), mode="area")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from losses import Criterion, DiceLoss, KDloss
-from selfreg import inter_fd, intra_fd, onepass
+from selfreg import inter_fd, intra_fd, kdloss
 from tests.reference import golden
 
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
@@ -49,17 +49,17 @@ def tolerance(dtype: str, value: float, exact: float) -> float:
     return 1e-9 * abs(exact) if dtype == "f64" else max(1e-5 * abs(exact), 10 * abs(value - exact))
 
 
-def spied(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
-    """Keep the value of every call of a term, in call order."""
+def record_terms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Keep the value of every term of semantic consistency, in the order of the random draws."""
     values: list[float] = []
-    function: Callable[..., Tensor] = getattr(onepass, name)
+    function = kdloss._inter_fd
 
-    def spy(*args: object) -> Tensor:
+    def spy(*args: object) -> list[Tensor]:
         result = function(*args)
-        values.append(result.item())
+        values.extend(term.item() for term in result)
         return result
 
-    monkeypatch.setattr(onepass, name, spy)
+    monkeypatch.setattr(kdloss, "_inter_fd", spy)
     return values
 
 
@@ -70,7 +70,7 @@ KD_CASES = list(golden.figures("losses/kdloss")["cases"]) if golden.available("l
 def test_kdloss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = golden.figures("losses/kdloss")["cases"][name]
     exact = {run["random_seed"]: run for run in case["runs"] if run["dtype"] == "f64"}
-    inter = spied(monkeypatch, "_inter")
+    inter = record_terms(monkeypatch)
     for run in case["runs"]:
         found = features(case, DTYPES[run["dtype"]])
         reference = exact.get(run["random_seed"], run)

@@ -54,10 +54,13 @@ def test_dice_refuses_what_does_not_belong_together() -> None:
 def test_criterion_is_the_weighted_sum(ce: float, dice: float) -> None:
     x, y = batch(9, 2)
     terms = Criterion(9, ce_weight=ce, dice_weight=dice)(x, y.to(torch.uint8))
-    expected = {"ce": naive_cross_entropy(x.numpy(), y.numpy()), "dice": naive_dice(x.softmax(1).numpy(), y.numpy())}
+    expected = {
+        "ce": naive_cross_entropy(x.numpy(), y.numpy()),
+        "dice_loss": naive_dice(x.softmax(1).numpy(), y.numpy()),
+    }
     assert {name: terms[name].item() for name in expected} == pytest.approx(expected, rel=1e-12)
-    assert terms["loss"].item() == pytest.approx(ce * expected["ce"] + dice * expected["dice"], rel=1e-12)
-    assert set(terms) == {"loss", "ce", "dice"}
+    assert terms["loss"].item() == pytest.approx(ce * expected["ce"] + dice * expected["dice_loss"], rel=1e-12)
+    assert set(terms) == {"loss", "ce", "dice_loss"}
 
 
 def test_criterion_adds_the_regulariser() -> None:
@@ -105,7 +108,7 @@ def test_several_heads_are_summed() -> None:
     x, y = batch(3, 2)
     criterion = Criterion(3, ce_weight=0.3, dice_weight=0.7)
     apart, together = [criterion(head, y) for head in (x, -x, 2 * x)], criterion((x, -x, 2 * x), y)
-    for name in ("loss", "ce", "dice"):
+    for name in ("loss", "ce", "dice_loss"):
         assert together[name].item() == pytest.approx(sum(terms[name].item() for terms in apart), rel=1e-12)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import pytest
 import torch
 
 from configs import arguments
 from selfreg import KDloss, inter_fd, intra_fd
-from selfreg.distances import by_name
+from selfreg.kdloss import DISTANCES
 from tests.reference.losses import naive_cosine, naive_inter, naive_intra, naive_mse, naive_normalized_mse
 
 NAIVE = {"mse": naive_mse, "cosine": naive_cosine, "normalized_mse": naive_normalized_mse}
@@ -21,7 +20,7 @@ SCALE_FREE = ["cosine", "normalized_mse"]
 def test_equals_plain_loops(distance: str) -> None:
     a, b = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
     a[0, 1] = 0  # a dead channel
-    assert by_name(distance)(a, b).item() == pytest.approx(NAIVE[distance](a.numpy(), b.numpy()), rel=1e-12)
+    assert DISTANCES[distance](a, b).item() == pytest.approx(NAIVE[distance](a.numpy(), b.numpy()), rel=1e-12)
 
 
 @pytest.mark.parametrize("distance", NAIVE)
@@ -108,42 +107,9 @@ def test_a_warm_up_needs_the_epoch() -> None:
         KDloss(warmup_epochs=-1)
 
 
-@pytest.mark.parametrize("epoch", [-1, float("nan")])
-def test_impossible_epochs_are_refused(epoch: float) -> None:
-    with pytest.raises(ValueError, match=f"epoch is {epoch}"):
-        KDloss(warmup_epochs=2)(*stages(), epoch)
-
-
-@pytest.mark.parametrize("options", [{"warmup_epochs": None}, {"lambda_x": "a"}, {"lambda_x": None}, {"lambda_1": "a"}])
-def test_what_is_no_number_is_refused(options: dict) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))} is .*; expected a finite number"):
-        KDloss(**options)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda f: f[:, :0], r"encoder\[1\]\[0\] has shape \(2, 0, 4, 4\)"),
-        (lambda f: f[:, :, :0], r"encoder\[1\]\[0\] has shape \(2, 8, 0, 4\)"),
-        (lambda f: f.long(), r"encoder\[1\]\[0\] is of torch.int64"),
-        (lambda f: torch.complex(f, f), r"encoder\[1\]\[0\] is of torch.complex64"),
-        (lambda f: None, "encoder is list"),
-    ],
-)
-def test_maps_that_are_none_name_the_layer(change: Callable, message: str) -> None:
-    encoder, decoder, final = stages()
-    with pytest.raises(ValueError, match=message):
-        KDloss()([encoder[0], change(encoder[1].detach())], decoder, final)
-    with pytest.raises(ValueError, match="encoder is NoneType"):
-        KDloss()(None, decoder, final)
-
-
-def test_unknown_distances_are_refused() -> None:
-    with pytest.raises(ValueError, match="distance is \\['mse'\\]"):
-        KDloss(distance=["mse"])
-    for make in (lambda: KDloss(distance="l1"), lambda: intra_fd(stages()[0][0], distance="l1")):
-        with pytest.raises(ValueError, match="distance is 'l1'; expected one of mse, cosine, normalized_mse"):
-            make()
+def test_an_unknown_distance_is_refused() -> None:
+    with pytest.raises(ValueError, match="distance is 'l1'; expected one of mse, cosine, normalized_mse"):
+        KDloss(distance="l1")
 
 
 def test_the_command_line_offers_the_distances_there_are() -> None:
@@ -154,7 +120,7 @@ def test_the_command_line_offers_the_distances_there_are() -> None:
 
 def test_a_missing_teacher_is_refused() -> None:
     encoder, decoder, _ = stages()
-    with pytest.raises(ValueError, match=r"the teacher \(final\) is a NoneType"):
+    with pytest.raises(ValueError, match=r"the teacher \(final\) is None"):
         KDloss()(encoder, decoder, None)
 
 

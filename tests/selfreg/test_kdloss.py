@@ -178,7 +178,7 @@ def test_odd_channels_name_the_layer() -> None:
 
 def test_impossible_features_are_refused() -> None:
     encoder, decoder, final = maps(2)
-    with pytest.raises(ValueError, match="expected \\(B, C, H, W\\)"):
+    with pytest.raises(ValueError, match="expected a tensor \\(B, C, H, W\\)"):
         intra_fd(torch.randn(2, 4))
     with pytest.raises(ValueError, match="decoder"):
         KDloss()(encoder, [], final)
