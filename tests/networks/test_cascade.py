@@ -71,7 +71,7 @@ def test_attention_gate_is_its_formula() -> None:
     gate, skip = torch.randn(2, 6, 3, 3), torch.randn(2, 6, 3, 3)
 
     def linear(layers: nn.Sequential, x: Tensor) -> Tensor:
-        """1x1 convolution and fresh batch norm at one place."""
+        """1x1 convolution and fresh batch norm at one pixel."""
         return (x @ layers[0].weight.flatten(1).T + layers[0].bias) / (1 + layers[1].eps) ** 0.5
 
     for i, j in ((0, 0), (1, 2)):

@@ -65,8 +65,8 @@ def attention(query: Tensor, tokens: Tensor, heads: int, weights: list[tuple[Ten
 
 
 def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    centred = x - x.mean(dim=1, keepdim=True)
-    return centred / (x.var(dim=1, correction=0, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+    centered = x - x.mean(dim=1, keepdim=True)
+    return centered / (x.var(dim=1, correction=0, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
 
 
 def transformer(x: Tensor, block: nn.Module, heads: int) -> Tensor:

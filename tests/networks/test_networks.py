@@ -95,7 +95,7 @@ class TestEveryNetwork:
         assert features.final.grad is None
 
     def test_the_logits_depend_on_every_tapped_map(self, name: str, options: dict) -> None:
-        """One that no logit depends on would be regularised for nothing."""
+        """One that no logit depends on would be regularized for nothing."""
         network, x = build(name, options).eval(), images(options)
         torch.manual_seed(1)
         expected = network(x)

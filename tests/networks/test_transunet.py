@@ -20,7 +20,7 @@ MLP_DIM = SMALL["transunet"]["mlp_dim"]
 
 
 def build(seed: int = 0, **options: object) -> TransUNet:
-    """With a stage of two units, and with positions that tell places apart: fresh ones are zeros."""
+    """With a stage of two units, and with position embeddings that differ: fresh ones are zeros."""
     network = build_small("transunet", seed, **{"cnn_units": (1, 2, 1), **options})
     nn.init.normal_(network.transformer.embeddings.position_embeddings)
     return network.eval()
@@ -54,7 +54,7 @@ def test_the_transformers_map_has_its_tokens_row_by_row() -> None:
     assert all(torch.equal(map_[0, :, i, j], tokens[0, 3 * i + j]) for i in range(2) for j in range(3))
 
 
-def test_attention_and_weight_standardisation_by_their_formulas() -> None:
+def test_attention_and_weight_standardization_by_their_formulas() -> None:
     network = build().transformer.double()
     attention, x = network.encoder.layer[0].attn, torch.randn(2, 5, 16, dtype=torch.float64)
     query, key, value = attention.query(x), attention.key(x), attention.value(x)

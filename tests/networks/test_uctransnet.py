@@ -63,7 +63,7 @@ def test_fresh_weights() -> None:
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_rows_and_columns_keep_their_places(scale: int) -> None:
+def test_rows_and_columns_keep_their_order(scale: int) -> None:
     """Embedding by the mean and reconstructing by the identity gives the mean of every patch, on any grid."""
     network, patch = build_small("uctransnet", img_size=(32, 128), base_channel=2).eval(), 2 ** (5 - scale)
     embed, reconstruct = (getattr(network.mtc, f"{part}_{scale}") for part in ("embeddings", "reconstruct"))
