@@ -44,9 +44,7 @@ def check_all(dataset: Slices | Volumes, progress: Progress = iter, threads: int
     return set().union(*seen)
 
 
-def check_quick(
-    dataset: Slices | Volumes, progress: Progress = iter, threads: int = 8, *, learn: bool = False
-) -> None:
+def check_quick(dataset: Slices | Volumes, progress: Progress = iter, threads: int = 8, *, learn: bool = False) -> None:
     """See in seconds whether a data set can be trained on.
 
     Of the Synapse layout, the header of every file, and `SAMPLE` files whole: they lie evenly in the list, the first

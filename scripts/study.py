@@ -1,4 +1,4 @@
-"""Train a grid of networks, weights of the regulariser, seeds and folds, and report what it shows."""
+"""Train a grid of networks, weights of the regularizer, seeds and folds, and report the results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = "results.json"
 
 
 def study(args: argparse.Namespace) -> int:
-    """Report the results in a JSON file, or do what is left of the study in a yaml and report that."""
+    """Report the results in a JSON file, or run what is left of the study in a yaml and report that."""
     import utils
 
     if args.figure is not None:
@@ -66,7 +66,7 @@ def _execute(args: argparse.Namespace) -> int:
     _log.info("results: %s", path)
     if code == 2:
         raise ValueError(
-            f"{args.output_dir}: a run could not be done, as said above and in the output.txt of its folder; mend it "
+            f"{args.output_dir}: a run failed, see above and the output.txt of its folder; correct it "
             "and give the same command again"
         )
     return code
@@ -97,7 +97,7 @@ def _show(tables: str, results: dict[str, Any], figure: Path | None) -> None:
 
 
 def _read_results(path: Path) -> dict[str, Any]:
-    from evaluation.plain_json import read_json
+    from evaluation.summary import read_json
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such results; give the {RESULTS} of a study, or its yaml")
@@ -106,9 +106,6 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and report; returns 0, 2 after one line that says what is wrong, or the code of a command that failed."""
-    root = str(Path(__file__).resolve().parent.parent)
-    if root not in sys.path:  # the project is run from a clone, not installed
-        sys.path.insert(0, root)
     from configs.arguments import OneLineParser, run_guarded
 
     parser = OneLineParser(prog="study.py", description=__doc__)
@@ -123,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output_dir",
         type=Path,
         metavar="DIR",
-        help="folder of the runs and of results.json; called again, it goes on",
+        help="folder of the runs and of results.json; called again, it resumes",
     )
     add("--root_path", default="", metavar="DIR", help="data folder (default: the yaml's, else data/<dataset>)")
     add(
@@ -139,4 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    import _path  # noqa: F401  puts the repository on sys.path
+
     sys.exit(main())

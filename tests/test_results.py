@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from configs.config import get_config, network_keywords
+from configs.config import get_config
 from networks import build_network
 from scripts.studies.plan import Cell, Study, read_study
 from scripts.studies.results import CellResult, redundancy_of, summarize
@@ -174,19 +174,22 @@ def constants(study: Study) -> set[str]:
     cfg = study.config(next(study.runs()))
     full = get_config(ROOT / "configs/monuseg_unet.yaml")
     sizes = [
-        sum(
-            p.numel()
-            for p in build_network("unet", **network_keywords(one) | {"num_classes": 2, "in_channels": 3}).parameters()
-        )
+        sum(p.numel() for p in build_network("unet", num_classes=2, in_channels=3, **one.model.options).parameters())
         for one in (cfg, full)
     ]
     tests = len(RESULTS["runs"][0]["cases"])
     listed = (ROOT / "datasets/splits/monuseg/train.txt").read_text(encoding="utf-8").split()
-    validation, batch = cfg.DATA.VAL_CASES, cfg.DATA.BATCH_SIZE
+    validation, batch = cfg.data.val_cases, cfg.data.batch_size
     training = len(listed) - validation
     numbers = [
-        *(cfg.MODEL.UNET.WIDTH, full.MODEL.UNET.WIDTH, cfg.DATA.IMG_SIZE, cfg.TRAIN.EPOCHS, cfg.TRAIN.VAL_FREQ),
-        *(batch, training // batch, len(listed), validation, training, tests, *study.seeds, cfg.LOSS.LAMBDA_1),
+        *(
+            cfg.model.options["width"],
+            full.model.options["width"],
+            cfg.data.img_size[0],
+            cfg.train.epochs,
+            cfg.train.val_freq,
+        ),
+        *(batch, training // batch, len(listed), validation, training, tests, *study.seeds, cfg.loss.lambda_1),
         *(f"{size / 1e6:.1f}" for size in sizes),
     ]
     return {str(number) for number in numbers}

@@ -1,4 +1,4 @@
-"""Carry out the runs of a study: each step a command of its own, one at a time on every device."""
+"""The runs of a study: each step a command of its own, one at a time on every device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TextIO
 
 from configs.saved import is_of
 from evaluation.cross_validation import is_tested
-from evaluation.plain_json import is_number, read_json
+from evaluation.summary import is_number, read_json
 from scripts.studies.plan import Run, Study
 from utils import atomic_write
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("study.py")
 
 TIMES = "seconds.json"  # of each step of a run, in its folder
 SIMILARITY = Path("similarity") / "similarity.json"
-_OUTPUT = "output.txt"  # what the commands of a run say
+_OUTPUT = "output.txt"  # of the commands of a run
 _HERE = Path(__file__).resolve().parent.parent.parent
 _POLL_SECONDS = 0.2
 _DIVERGED = 3  # the exit code of train.py
@@ -38,7 +38,7 @@ class Step:
 
 
 def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") -> list[Step]:
-    """What is still to be done of a run: train, test, measure how alike its channels are.
+    """The steps that a run still needs: train, test, measure the similarity of its channels.
 
     Raises:
         ValueError: its folder holds a run with other settings.
@@ -50,8 +50,8 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
         opts = [word for key, value in study.settings(run).items() for word in (key, str(value))]
         where = ["--root_path", root_path] if root_path else []
         # Without the flag, folds mean a whole cross-validation.
-        part = [] if run.fold is None else ["--fold", str(run.fold)]
-        train = ["train.py", "--cfg", study.networks[run.cell.network]["cfg"], *where, *part]
+        fold = [] if run.fold is None else ["--fold", str(run.fold)]
+        train = ["train.py", "--cfg", study.networks[run.cell.network]["cfg"], *where, *fold]
         steps.append(Step("train", [*train, "--output_dir", str(folder), "--resume", "auto", "--opts", *opts]))
         steps.append(Step("test", ["test.py", "--output_dir", str(folder)]))
     if steps or not similarity.is_file() or similarity.stat().st_mtime_ns < trained.stat().st_mtime_ns:
@@ -62,7 +62,7 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
 
 @dataclass
 class _Device:
-    """A device, `cpu` or the number of a GPU, and what is going on there."""
+    """A device, `cpu` or the number of a GPU, and its current run."""
 
     name: str
     run: Run | None = None
@@ -177,4 +177,4 @@ def read_times(path: Path) -> dict[str, float]:
 
 def _last_words(folder: Path) -> str:
     lines = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line for line in reversed(lines) if line.strip()), "no output")

@@ -1,4 +1,4 @@
-"""What a study is: a yaml, read and checked, and the grid of runs that it stands for."""
+"""The plan of a study: a yaml, read and checked, and its grid of runs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.checks import value_at
-from configs.config import get_config
+from configs.config import get_config, to_dict
 from configs.plain_yaml import read_yaml
-from evaluation.plain_json import is_number
+from configs.schema import Config
+from evaluation.summary import is_number
 
 _NAME = re.compile(r"\w[\w.-]*")
 _KEYS = {
@@ -32,12 +32,12 @@ _GRID = {
 }
 _NETWORK_KEYS = {"cfg": "", "opts": {}, "published": []}
 _KINDS = {str: "text", dict: "section of keys", list: "list", int: "whole number"}
-_MOST_RUNS = 10_000  # checking them all takes a minute; beyond, a figure has slipped
+_MOST_RUNS = 10_000  # checking them all takes a minute
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A place of the grid, whose runs differ in their seeds and folds alone."""
+    """A cell of the grid: its runs differ in their seeds and folds only."""
 
     network: str
     lambda_1: float
@@ -48,7 +48,7 @@ class Cell:
 
     @property
     def baseline(self) -> Cell:
-        """The same network without the regulariser."""
+        """The same network without the regularizer."""
         return Cell(self.network, 0.0, 0.0)
 
 
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it lies in the folder of the study."""
+        """Its path in the folder of the study."""
         weights = f"lambda_{self.cell.lambda_1:g}_{self.cell.lambda_2:g}"
         path = Path(self.cell.network) / weights / f"seed_{self.seed}"
         return path if self.fold is None else path / f"fold_{self.fold}"
@@ -96,12 +96,12 @@ class Study:
                     yield Run(cell, seed, fold)
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """What a run sets beside its network's yaml, by configuration key."""
+        """The settings of a run on top of its network's yaml, by configuration key."""
         weights = {"LOSS.LAMBDA_1": run.cell.lambda_1, "LOSS.LAMBDA_2": run.cell.lambda_2}
         folds = {} if run.fold is None else {"DATA.FOLDS": self.folds, "DATA.FOLD": run.fold}
         return {**self.opts, **self.networks[run.cell.network]["opts"], **weights, "SEED": run.seed, **folds}
 
-    def config(self, run: Run) -> Any:
+    def config(self, run: Run) -> Config:
         """The configuration of a run.
 
         Raises:
@@ -129,13 +129,19 @@ def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, dict[str, A
     content = read_yaml(path)
     if opts:
         _checked(content, _KEYS, str(path))
-        cfg = get_config(opts=opts)
-        content = content | {"opts": content.get("opts", {}) | {key: value_at(cfg, key) for key in opts[::2]}}
+        values = to_dict(get_config(opts=opts))
+        own = {}
+        for key in opts[::2]:
+            value: Any = values
+            for part in key.split("."):
+                value = value[part]
+            own[key] = value
+        content = content | {"opts": content.get("opts", {}) | own}
     return as_study(content, str(path)), content
 
 
 def as_study(content: object, source: str) -> Study:
-    """The study that plain data stand for, as they lie in a yaml; messages begin with `source`.
+    """The study of a yaml's content; messages begin with `source`.
 
     Raises:
         ValueError, FileNotFoundError: as `read_study`.

@@ -1,4 +1,4 @@
-"""What a study found, as plain data: gathered from its runs once, and all that is reported is computed from it."""
+"""The results of a study as plain data, collected from its runs; every table is computed from them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from configs.plain_yaml import read_yaml
 from engine.logger import read_curves
 from evaluation.metrics import METRICS, OVERLAPS
 from evaluation.paired import Paired, paired, paired_few
-from evaluation.plain_json import read_json
-from evaluation.report import CONVENTIONS
-from evaluation.summary import read_summary
-from scripts.studies.checks import check_runs
+from evaluation.summary import CONVENTIONS, is_number, read_json, read_summary
 from scripts.studies.execute import SIMILARITY, TIMES, read_times
 from scripts.studies.plan import Cell, Run, Study, as_study
 
@@ -81,7 +78,7 @@ def _rounded(value: Any) -> Any:
 @dataclass(frozen=True)
 class CellResult:
     """A cell whose seeds are enough; Dice and IoU in per cent, differences in points to the same network without the
-    regulariser, on the same seeds and cases."""
+    regularizer, on the same seeds and cases."""
 
     cell: Cell
     seeds: list[int]
@@ -92,7 +89,7 @@ class CellResult:
     gain: Paired | None
     published: float | None
     published_gain: float | None
-    redundancy: Mapping[str, tuple[float, float]]  # mean over the regularised layers; mean and deviation over seeds
+    redundancy: Mapping[str, tuple[float, float]]  # mean over the regularized layers; mean and deviation over seeds
     redundancy_gain: Mapping[str, Paired]
 
     @property
@@ -114,7 +111,7 @@ class TooFew:
     seeds: list[int]
 
 
-def summarise(results: Mapping[str, Any]) -> tuple[Study, list[CellResult | TooFew]]:
+def summarize(results: Mapping[str, Any]) -> tuple[Study, list[CellResult | TooFew]]:
     """Every cell of the grid, from what `collect` gathered.
 
     A seed counts where all of its folds are there.
@@ -124,12 +121,32 @@ def summarise(results: Mapping[str, Any]) -> tuple[Study, list[CellResult | TooF
     """
     try:
         study = as_study(results["study"], "study")
-        check_runs(results["runs"], study, REDUNDANCY)
+        _check_runs(results["runs"], study)
         seeds = {cell: _seeds(results["runs"], study, cell) for cell in study.cells()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"these are no results of a study ({error!r}); expected what study.py writes") from None
     _check_cases(seeds)
     return study, [_cell_result(study, cell, seeds) for cell in study.cells()]
+
+
+def _check_runs(runs: Sequence[Mapping[str, Any]], study: Study) -> None:
+    """Every run is of the grid, once, and has a Dice, an IoU and layers that are those of its network's other runs."""
+    left = set(study.runs())
+    layers: dict[str, list[tuple[Any, ...]]] = {}
+    for place, run in enumerate(runs):
+        which = Run(cell_of(run), run["seed"], run["fold"])
+        own = [(layer["layer"], layer["module"], layer["channels"]) for layer in run["layers"]]
+        scores = [case["published"][metric] for case in run["cases"].values() for metric in OVERLAPS]
+        if which not in left:
+            fault = f"{which.folder} is not of the grid, or twice; expected each once"
+        elif not scores or not all(is_number(score, highest=1.0) for score in scores):
+            fault = "a Dice or IoU is missing or not from 0 to 1; expected what study.py writes"
+        elif own != layers.setdefault(run["network"], own):
+            fault = f"its layers are not those of the other runs of {run['network']}; expected the same network in all"
+        else:
+            left.remove(which)
+            continue
+        raise ValueError(f"runs, number {place}: {fault}")
 
 
 def cell_of(run: Mapping[str, Any]) -> Cell:
@@ -139,9 +156,9 @@ def cell_of(run: Mapping[str, Any]) -> Cell:
 
 @dataclass(frozen=True)
 class _Seeds:
-    """The finished seeds of a cell, each with its folds put together."""
+    """The finished seeds of a cell, with all of their folds."""
 
-    cases: dict[int, dict[str, dict[str, float]]]  # the figures of each case
+    cases: dict[int, dict[str, dict[str, float]]]  # metrics of each case
     layers: dict[int, dict[str, float]]  # the mean over the layers, and over the folds
     validation: dict[int, float]  # Dice that chose the weights, the mean over the folds; nan where nothing is held out
 
@@ -161,7 +178,7 @@ def _seeds(runs: Sequence[Mapping[str, Any]], study: Study, cell: Cell) -> _Seed
 
 
 def redundancy_of(layer: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a layer that are reported, of all its channels, nan where one is not defined."""
+    """The reported numbers of a layer, over all its channels, nan where one is not defined."""
     values = {name: layer[name]["all"] if isinstance(layer[name], Mapping) else layer[name] for name in REDUNDANCY}
     return {name: math.nan if value is None else value for name, value in values.items()}
 

@@ -1,4 +1,4 @@
-"""A study's results in words and pictures: tables in Markdown, and one figure."""
+"""The results of a study as tables in Markdown and one figure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from evaluation.paired import LEVEL, Paired
 from scripts.studies.plan import Study
-from scripts.studies.results import REDUNDANCY, CellResult, TooFew, cell_of, mean_defined, redundancy_of, summarise
+from scripts.studies.results import REDUNDANCY, CellResult, TooFew, cell_of, mean_defined, redundancy_of, summarize
 
-_MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"  # colours
+_MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"  # colors
 _TITLES = {
     "effective_rank_share": "effective rank, share",
     "mean_abs_correlation": "mean absolute correlation",
@@ -25,9 +25,9 @@ def format_results(results: Mapping[str, Any]) -> str:
     """All tables, in Markdown: accuracy, similarity of channels, the latter layer by layer, and time.
 
     Raises:
-        ValueError: as `results.summarise`.
+        ValueError: as `results.summarize`.
     """
-    study, cells = summarise(results)
+    study, cells = summarize(results)
     parts = [_accuracy(study, cells), _redundancy(cells), *_by_layer(results, cells), _time(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -61,7 +61,7 @@ def _accuracy_row(study: Study, found: CellResult | TooFew) -> list[str]:
 
 
 def _redundancy(cells: Sequence[CellResult | TooFew]) -> str:
-    """How alike the channels are, the mean over the regularised layers."""
+    """Similarity of channels, the mean over the regularized layers."""
     heads = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)"]
     for name in REDUNDANCY:
         heads += [_TITLES[name], "against lambda = 0"]
@@ -136,14 +136,14 @@ def _difference(gain: Paired, digits: int) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """The reported cells beside each other: Dice of every seed with the published one, gain and effective rank.
+    """The reported cells: Dice of every seed with the published one, gain and effective rank.
 
     Raises:
-        ValueError: as `results.summarise`, or there is no cell to draw.
+        ValueError: as `results.summarize`, or there is no cell to draw.
     """
     from matplotlib.figure import Figure
 
-    study, cells = summarise(results)
+    study, cells = summarize(results)
     found = [cell for cell in cells if isinstance(cell, CellResult)]
     if not found:
         raise ValueError(

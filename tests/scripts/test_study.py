@@ -106,6 +106,6 @@ def test_a_run_that_fails_is_said_and_not_reported(tmp_path: Path, capsys: pytes
     ]
     assert study.main(words) == 2
     shown = capsys.readouterr()
-    assert shown.err.count("\n") == 1 and f"study.py: error: {tmp_path / 'out'}: a run could not be done" in shown.err
+    assert shown.err.count("\n") == 1 and f"study.py: error: {tmp_path / 'out'}: a run failed" in shown.err
     assert "| unet | 0 | 0 | 0 of the 1 that it takes: not reported |" in shown.out
     assert "train ended with code 2: train.py: error: " in shown.err + shown.out

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs.arguments import overrides_of, train_parser
-from configs.config import get_config
+from configs.config import get_config, to_dict
 from evaluation.cross_validation import is_tested
 from scripts.studies.execute import Step, execute, read_times, steps_left
 from scripts.studies.plan import Cell, Run, as_study
@@ -61,9 +61,8 @@ def test_the_training_command_asks_for_what_the_study_says(
         assert args.fold == run.fold and args.resume == "auto"
         asked = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
         said = study.config(run)
-        said.defrost()
-        said.OUTPUT_DIR, said.DATA.ROOT_PATH = str(tmp_path / run.folder), "data"
-        assert asked == said
+        where = {"OUTPUT_DIR": str(tmp_path / run.folder), "DATA.ROOT_PATH": "data"}
+        assert asked == get_config(to_dict(said), overrides=where)
 
 
 def test_a_run_is_tested_anew_where_it_was_asked_for_after_its_test(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_the_grid() -> None:
     run = Run(Cell("small", 0.1, 0.0), 4, 1)
     assert run.folder == Path("small/lambda_0.1_0/seed_4/fold_1")
     cfg = study.config(run)
-    assert (cfg.MODEL.TYPE, cfg.MODEL.UNET.WIDTH, cfg.TRAIN.EPOCHS, cfg.SEED) == ("unet", 8, 2, 4)
-    assert (cfg.LOSS.LAMBDA_1, cfg.LOSS.LAMBDA_2, cfg.DATA.FOLDS, cfg.DATA.FOLD) == (0.1, 0, 2, 1)
+    assert (cfg.model.type, cfg.model.options["width"], cfg.train.epochs, cfg.seed) == ("unet", 8, 2, 4)
+    assert (cfg.loss.lambda_1, cfg.loss.lambda_2, cfg.data.folds, cfg.data.fold) == (0.1, 0, 2, 1)
     assert study.published(Cell("swin", 0.0, 0.1)) == 75 and study.published(Cell("small", 0.0, 0.1)) is None
 
 
