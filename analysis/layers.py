@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from networks.common import round_up
+from networks.base import round_up
 from selfreg import FeatureTap, TapSpec
 from utils import sum_heads
 
@@ -76,7 +76,7 @@ def layer_maps(network: nn.Module, layers: Sequence[Layer], images: Tensor) -> t
 
 def padded_size(network: nn.Module, size: Sequence[int]) -> tuple[int, int]:
     """(H, W) that an image of `size` has inside a network, which pads below and to the right."""
-    return getattr(network, "padded_size", None) or round_up((size[0], size[1]), getattr(network, "stride", 1))
+    return round_up((size[0], size[1]), getattr(network, "stride", 1))
 
 
 def channels_first(network: nn.Module, layer: Layer, feature: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,45 +1,25 @@
-"""The networks by name: `build_network("swin_unet", num_classes=9)`.
-
-A network is a module with `forward`, (B, C, H, W) to logits (B, K, H, W) or to a tuple of several heads', and
-
-- `tap_spec`: which of its modules carry its features (`selfreg.TapSpec`);
-- `head_prefix`: how the names of the parameters that make the classes begin, one or a tuple of several;
-- `has_unused_parameters`, True where some may get no gradient, which several processes have to know;
-- where it has positions: `fit_positions(state)`, the tensors of a file with those of another size interpolated;
-- where it may start from a public classifier: `from_imagenet(state)`, its own names for such a file's tensors, or None.
-"""
+"""The networks by name: `build_network("swin_unet", num_classes=9)`; what each declares stands in `base.Network`."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from torch import nn
-
+from networks.base import Network
 from networks.cascade import PVTCascade, TransCascade
-from networks.hiformer import hiformer_b, hiformer_l, hiformer_s
-from networks.pretrained import load_weights
+from networks.hiformer import HiFormerB, HiFormerL, HiFormerS
+from networks.pretrained import find_weights, load_weights
 from networks.swin_unet import SwinUnet
 from networks.transunet import TransUNet
 from networks.uctransnet import UCTransNet
 from networks.unet import UNet
 
-__all__ = ["build_network", "list_networks", "load_weights"]
+__all__ = ["Network", "build_network", "find_weights", "list_networks", "load_weights"]
 
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "hiformer_b": hiformer_b,
-    "hiformer_l": hiformer_l,
-    "hiformer_s": hiformer_s,
-    "pvt_cascade": PVTCascade,
-    "swin_unet": SwinUnet,
-    "trans_cascade": TransCascade,
-    "transunet": TransUNet,
-    "uctransnet": UCTransNet,
-    "unet": UNet,
-}
-_NOT_OPTIONS = ("num_classes", "img_size", "in_channels", "variant")
+_CLASSES = (HiFormerB, HiFormerL, HiFormerS, PVTCascade, SwinUnet, TransCascade, TransUNet, UCTransNet, UNet)
+_NETWORKS: dict[str, Callable[..., Network]] = {network.name: network for network in _CLASSES}
+_NOT_OPTIONS = ("num_classes", "img_size", "in_channels")
 
 
 def list_networks() -> list[str]:
@@ -48,9 +28,9 @@ def list_networks() -> list[str]:
 
 
 def build_network(
-    name: str, *, num_classes: int, img_size: int | Sequence[int] = 224, in_channels: int = 1, **options: Any
-) -> nn.Module:
-    """Build a network with fresh weights: (B, C, H, W) to logits (B, num_classes, H, W) in train and eval mode.
+    name: str, *, num_classes: int, img_size: int | Sequence[int] = 224, in_channels: int = 1, **options: object
+) -> Network:
+    """Build a network with random weights: (B, C, H, W) to logits (B, num_classes, H, W) in train and eval mode.
 
     One under deep supervision gives a tuple of several heads' logits; their sum predicts.
 
@@ -59,7 +39,7 @@ def build_network(
         num_classes: K, background included.
         img_size: side or (H, W) in pixels.
         in_channels: channels of the images.
-        options: whatever the network's own constructor takes beside these.
+        options: further keywords of the network's constructor.
 
     Raises:
         ValueError: an unknown name or option (the closest one is named), or values that the network refuses.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.common import run
+from networks.layers import conv_bn_relu, run
 
 
 class ConvBlock(nn.Module):
@@ -17,12 +17,7 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+            *conv_bn_relu(in_channels, out_channels, bias=True), *conv_bn_relu(out_channels, out_channels, bias=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,23 +25,18 @@ class ConvBlock(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Double the resolution by nearest neighbour, then 3x3 convolution, batch norm and ReLU."""
+    """Double the resolution by nearest neighbor, then 3x3 convolution, batch norm and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.up = nn.Sequential(
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
+        self.up = nn.Sequential(nn.Upsample(scale_factor=2), *conv_bn_relu(in_channels, out_channels, bias=True))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(x)
 
 
 class AttentionGate(nn.Module):
-    """Weigh a skip connection, place by place, by how it agrees with the decoder's map (Oktay et al., 2018)."""
+    """Weight a skip connection, pixel by pixel, by how it agrees with the decoder's map (Oktay et al., 2018)."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -59,7 +49,7 @@ class AttentionGate(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Weigh channels by their means and maxima (Woo et al., 2018)."""
+    """Weight channels by their means and maxima (Woo et al., 2018)."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -68,8 +58,8 @@ class ChannelAttention(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = x.flatten(2)
-        mean, largest = places.mean(dim=2), places.max(dim=2).values  # max, not amax: one place gets the gradient
+        pixels = x.flatten(2)
+        mean, largest = pixels.mean(dim=2), pixels.max(dim=2).values  # max, not amax: one pixel gets the gradient
         return x * torch.sigmoid(self._score(mean) + self._score(largest))
 
     def _score(self, channels: Tensor) -> Tensor:
@@ -77,7 +67,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Weigh places by the mean and the maximum of their channels (Woo et al., 2018)."""
+    """Weight pixels by the mean and the maximum of their channels (Woo et al., 2018)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -11,8 +12,8 @@ from timm.models.crossvit import MultiScaleBlock
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from networks.common import grid_of, run
-from networks.swin_unet import Block, PatchMerging
+from networks.layers import init_conv, init_linear, run
+from networks.swin_unet import Block, PatchMerging, Stage
 
 STRIDES = (4, 8, 16)  # of the three levels
 GROUPS = 32  # of the decoder's group norms
@@ -33,22 +34,8 @@ class Sum(nn.Module):
         return x + y
 
 
-class SwinStage(nn.Module):
-    """The blocks of one Swin stage on tokens (B, H, W, C), without the patch merging."""
-
-    def __init__(self, blocks: Sequence[nn.Module], use_checkpoint: bool) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.use_checkpoint = use_checkpoint
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = run(block, x, recompute=self.use_checkpoint)
-        return x
-
-
 class SwinStages(nn.Module):
-    """The first three stages of Swin-T, called one by one: the CNN stands for its patch embedding."""
+    """The first three stages of Swin-T, called one by one: the CNN replaces its patch embedding."""
 
     def __init__(
         self,
@@ -63,25 +50,17 @@ class SwinStages(nn.Module):
         use_checkpoint: bool,
     ) -> None:
         super().__init__()
-        rates = torch.linspace(0, drop_path_rate, max(_SWIN_T_BLOCKS, sum(depths)))[: sum(depths)]
-
-        def stage(i: int, rates: Tensor) -> SwinStage:
+        rates = torch.linspace(0, drop_path_rate, max(_SWIN_T_BLOCKS, sum(depths)))[: sum(depths)].split(list(depths))
+        # The relative position bias fits at any image size.
+        block = partial(Block, window_size=window_size, always_partition=True, drop_rate=drop_rate)
+        self.layers = nn.ModuleList()
+        for i, stride in enumerate(STRIDES):
+            grid = size[0] // stride, size[1] // stride
             blocks = [
-                Block(
-                    dims[i],
-                    grid_of(size, STRIDES[i]),
-                    num_heads[i],
-                    window_size=window_size,
-                    shifted=j % 2 == 1,
-                    always_partition=True,  # the tables of relative positions fit at any image size
-                    proj_drop=drop_rate,
-                    drop_path=rate.item(),
-                )
-                for j, rate in enumerate(rates)
+                block(dims[i], grid, num_heads[i], shifted=j % 2 == 1, drop_path_rate=rate)
+                for j, rate in enumerate(rates[i].tolist())
             ]
-            return SwinStage(blocks, use_checkpoint)
-
-        self.layers = nn.ModuleList(stage(i, part) for i, part in enumerate(rates.split(list(depths))))
+            self.layers.append(Stage(blocks, use_checkpoint=use_checkpoint))
 
 
 def resnet_stage(
@@ -103,24 +82,24 @@ class Pyramid(nn.Module):
     """A ResNet and Swin stages side by side: (B, 3, H, W) to the maps of the first and the last level.
 
     At each of the strides 4, 8 and 16 the CNN's map, brought to the transformer's width, is added to the tokens. The
-    transformer starts on the CNN's first map and goes on with each level's sum, merged 2x2.
+    transformer takes the CNN's first map, then each level's sum, merged 2x2.
     """
 
     def __init__(
         self,
+        swin: SwinStages,
         *,
         block: type[BasicBlock] | type[Bottleneck],
         cnn_width: int,
         cnn_depths: Sequence[int],
         dims: Sequence[int],
         use_checkpoint: bool,
-        **swin: object,
     ) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
         widths = [cnn_width * 2**i for i in range(3)]
         channels = [cnn_width] + [width * block.expansion for width in widths]
-        self.swin_transformer = SwinStages(dims=dims, use_checkpoint=use_checkpoint, **swin)  # type: ignore[arg-type]
+        self.swin_transformer = swin
         self.resnet_layers = nn.Sequential(
             nn.Conv2d(3, cnn_width, kernel_size=7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(cnn_width),
@@ -139,7 +118,7 @@ class Pyramid(nn.Module):
         self.p3_ch = nn.Conv2d(channels[3], dims[2], kernel_size=1)
         self.norm_2 = nn.LayerNorm(dims[2])
         self.level_1, self.level_2, self.level_3 = Level(), Level(), Level()
-        _init_resnet(self.resnet_layers)
+        self.resnet_layers.apply(init_conv)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         stages = self.swin_transformer.layers
@@ -157,45 +136,44 @@ class Pyramid(nn.Module):
 class All2Cross(nn.Module):
     """The pyramid and the double-level fusion (DLF): (B, 3, H, W) to the maps of stride 4 and of stride 16.
 
-    Position embeddings are added to each level and it is normalised; with `use_fusion` both levels go through DLF
+    Position embeddings are added to each level and it is normalized; with `use_fusion` both levels go through DLF
     between the two. See `HiFormer` for what that means.
     """
 
     def __init__(
         self,
+        pyramid: Pyramid,
         *,
         size: tuple[int, int],
-        dims: Sequence[int],
-        fusion_depths: Sequence[int],
-        fusion_heads: Sequence[int],
+        dims: tuple[int, int],
+        fusion_depths: tuple[int, int],
+        fusion_heads: tuple[int, int],
         fusion_mlp_ratio: float,
         drop_rate: float,
         use_fusion: bool,
         use_checkpoint: bool,
-        **pyramid: object,
     ) -> None:
         super().__init__()
         self.use_fusion, self.use_checkpoint = use_fusion, use_checkpoint
-        self.grids = [grid_of(size, stride) for stride in (STRIDES[0], STRIDES[-1])]
-        ends = (dims[0], dims[-1])
-        self.pyramid = Pyramid(size=size, dims=dims, drop_rate=drop_rate, use_checkpoint=use_checkpoint, **pyramid)  # type: ignore[arg-type]
+        self.grids = [(size[0] // stride, size[1] // stride) for stride in (STRIDES[0], STRIDES[-1])]
+        self.pyramid = pyramid
         self.pos_embed = nn.ParameterList(
             trunc_normal_(torch.empty(1, 1 + rows * columns, dim), std=0.02)
-            for (rows, columns), dim in zip(self.grids, ends, strict=True)
+            for (rows, columns), dim in zip(self.grids, dims, strict=True)
         )
         fusion = MultiScaleBlock(
-            dim=ends,
+            dim=dims,
             patches=tuple(rows * columns for rows, columns in self.grids),
             depth=(*fusion_depths, 0),  # a single cross attention
-            num_heads=tuple(fusion_heads),
+            num_heads=fusion_heads,
             mlp_ratio=(fusion_mlp_ratio, fusion_mlp_ratio),
             qkv_bias=True,
             proj_drop=drop_rate,
             drop_path=[0.0] * max(fusion_depths),
         )
         self.blocks = nn.ModuleList([fusion])
-        self.norm = nn.ModuleList(nn.LayerNorm(dim) for dim in ends)
-        self.apply(_init_linear)
+        self.norm = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
+        self.apply(init_linear)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         levels = [rearrange(level, "b c h w -> b (h w) c") for level in self.pyramid(x)]
@@ -224,7 +202,7 @@ class All2Cross(nn.Module):
 class ConvUpsample(nn.Module):
     """(B, C, H, W) to (B, width, 2^n H, 2^n W): n times a 3x3 convolution, group norm, ReLU and bilinear x2.
 
-    With n = 0 the convolution stands alone.
+    With n = 0 it is the convolution, group norm and ReLU alone.
     """
 
     def __init__(self, in_channels: int, width: int, doublings: int) -> None:
@@ -248,16 +226,3 @@ class ConvUpsample(nn.Module):
 def as_tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) as (B, H, W, C)."""
     return rearrange(x, "b c h w -> b h w c")
-
-
-def _init_resnet(layers: nn.Module) -> None:
-    for module in layers.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from einops import rearrange
 from timm.models.pvt_v2 import Block, OverlapPatchEmbed
 from torch import Tensor, nn
 
-from networks.common import check_rates, check_stages, init_weights, run
+from networks.layers import init_conv, init_linear, run
+from networks.options import check_divides, check_multiple, check_rates, check_stages
 
-STRIDE = 32  # pixels a side of one place of the coarsest map
+STRIDE = 32  # of the coarsest map
 
 _SR_RATIOS = (8, 4, 2, 1)  # keys and values are reduced by these: from /4, /8, /16 and /32 to /32 everywhere
 
 
-class PVTBlock(Block):
-    """timm's block, with the depthwise convolution one name deeper (`mlp.dwconv.dwconv`), as in the public weights."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        dwconv = nn.Sequential(OrderedDict(dwconv=self.mlp.dwconv))
-        self.mlp.dwconv = dwconv  # type: ignore[assignment]  # another module of the same call
-
-
 class NormToMap(nn.LayerNorm):
-    """Normalize tokens (B, H*W, C) and lay them out as a map (B, C, H, W)."""
+    """Normalize tokens (B, H, W, C) and give them as a map (B, C, H, W)."""
 
-    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]  # a map needs a size
-        return rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=size[0]).contiguous()
+    def forward(self, input: Tensor) -> Tensor:
+        return rearrange(super().forward(input), "b h w c -> b c h w").contiguous()
 
 
 class PVTv2(nn.Module):
-    """PVTv2: (B, 3, H, W) to four maps, fine to coarse, (B, C_i, H/s, W/s) at s = 4, 8, 16, 32; PVTv2-B2 by default.
+    """PVTv2: (B, 3, H, W) to four maps, fine to coarse, (B, C_i, H/s, W/s) at s = 4, 8, 16, 32.
 
     Args:
         embed_dims, depths, num_heads, mlp_ratios: width, blocks, heads and hidden width of each of the four stages.
@@ -53,17 +43,20 @@ class PVTv2(nn.Module):
     def __init__(
         self,
         *,
-        embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (3, 4, 6, 3),
-        num_heads: Sequence[int] = (1, 2, 5, 8),
-        mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0),
+        embed_dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        mlp_ratios: Sequence[float],
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
+        drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        _check_stages(embed_dims, depths, num_heads, mlp_ratios)
+        stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
+        check_stages("pvt_v2", len(_SR_RATIOS), **stages)
+        check_multiple("pvt_v2", 2, embed_dims=embed_dims)
+        check_divides("pvt_v2", "num_heads", num_heads, "embed_dims", embed_dims)
         check_rates("pvt_v2", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.use_checkpoint = use_checkpoint
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
@@ -72,12 +65,26 @@ class PVTv2(nn.Module):
             patch, stride, width = (7, 4, 3) if i == 0 else (3, 2, embed_dims[i - 1])
             self.add_module(f"patch_embed{i + 1}", OverlapPatchEmbed(patch, stride, width, dim))
         for i, dim in enumerate(embed_dims):
-            options = {"mlp_ratio": mlp_ratios[i], "sr_ratio": _SR_RATIOS[i], "qkv_bias": True}
-            options |= {"proj_drop": drop_rate, "attn_drop": attn_drop_rate}
-            blocks = [PVTBlock(dim, num_heads[i], drop_path=rate.item(), **options) for rate in path_rates[i]]
-            self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+            blocks = nn.ModuleList()
+            for rate in path_rates[i].tolist():
+                block = Block(
+                    dim,
+                    num_heads[i],
+                    mlp_ratio=mlp_ratios[i],
+                    sr_ratio=_SR_RATIOS[i],
+                    qkv_bias=True,
+                    proj_drop=drop_rate,
+                    attn_drop=attn_drop_rate,
+                    drop_path=rate,
+                )
+                # One name deeper than in timm, as in the public weights: `mlp.dwconv.dwconv`.
+                block.mlp.add_module("dwconv", nn.Sequential(OrderedDict(dwconv=block.mlp.dwconv)))
+                blocks.append(block)
+            self.add_module(f"block{i + 1}", blocks)
             self.add_module(f"norm{i + 1}", NormToMap(dim, eps=1e-6))
-        self.apply(partial(init_weights, convolutions=True))
+        for module in self.modules():
+            init_linear(module)
+            init_conv(module)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -87,19 +94,6 @@ class PVTv2(nn.Module):
             x = x.flatten(1, 2)
             for block in getattr(self, f"block{stage}"):
                 x = run(block, x, size, recompute=self.use_checkpoint)
-            x = getattr(self, f"norm{stage}")(x, size)
+            x = getattr(self, f"norm{stage}")(x.unflatten(1, size))
             maps.append(x)
         return maps
-
-
-def _check_stages(
-    embed_dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], mlp_ratios: Sequence[float]
-) -> None:
-    stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
-    check_stages("pvt_v2", len(_SR_RATIOS), **stages)
-    for dim, heads in zip(embed_dims, num_heads, strict=True):
-        if dim % 2 or dim % heads:
-            raise ValueError(
-                f"pvt_v2: embed_dims {tuple(embed_dims)} must be even and multiples of num_heads "
-                f"{tuple(num_heads)}: {dim} is not so with {heads}; change one of them"
-            )

@@ -13,22 +13,21 @@ from einops import rearrange
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
-from networks.common import Mlp, check_counts, check_multiple, check_rates, check_stages, pad_to, run
-from networks.positions import fit_embeddings, resize_positions
-from networks.pretrained import ImageNetStart
+from networks.base import pad_to
+from networks.layers import Mlp, run
+from networks.options import check_divides, check_multiple, check_rates, check_stages
+from networks.pretrained import ImageNetStart, resize_positions
 
 STRIDE = 16  # pixels a side of one token
 
-_POSITIONS = "embeddings.position_embeddings"
-
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> StdConv2d:
-    """A convolution with standardised weights (Qiao et al., 2019), padded to keep the size at stride 1."""
+    """A convolution with standardized weights (Qiao et al., 2019), padded to keep the size at stride 1."""
     return StdConv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, eps=1e-5)
 
 
 class Bottleneck(nn.Module):
-    """Residual unit, a quarter of the width within; the last ReLU stands after the sum, unlike in ResNetV2's paper."""
+    """Residual unit, a quarter of the width within; its last ReLU follows the sum, unlike in the paper of ResNetV2."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, groups: int) -> None:
         super().__init__()
@@ -85,7 +84,7 @@ class ResNetV2(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """The convolutional maps, and the coarsest as tokens with their places: (B, h*w, hidden_size)."""
+    """The convolutional maps, and the coarsest as tokens with position embeddings: (B, h*w, hidden_size)."""
 
     def __init__(self, hybrid_model: ResNetV2, channels: int, hidden_size: int, tokens: int, dropout: float) -> None:
         super().__init__()
@@ -170,7 +169,7 @@ class R50ViT(nn.Module):
     The skips have 8, 4 and 1 times `cnn_width` channels.
 
     Args:
-        grid: (h, w), the tokens of a padded image; `STRIDE` pixels a side each.
+        size: (H, W) of the padded image; tokens have `STRIDE` pixels a side.
         hidden_size, num_heads, num_layers, mlp_dim: of the transformer; ViT-B by default.
         cnn_width: channels of the convolutional root.
         cnn_units: residual units of the stages at /4, /8 and /16.
@@ -183,36 +182,6 @@ class R50ViT(nn.Module):
         ValueError: options that are impossible or disagree.
     """
 
-    def __init__(
-        self,
-        *,
-        grid: tuple[int, int],
-        hidden_size: int = 768,
-        num_heads: int = 12,
-        num_layers: int = 12,
-        mlp_dim: int = 3072,
-        cnn_width: int = 64,
-        cnn_units: Sequence[int] = (3, 4, 9),
-        norm_groups: int = 32,
-        dropout_rate: float = 0.1,
-        attention_dropout_rate: float = 0.0,
-        use_checkpoint: bool = False,
-    ) -> None:
-        super().__init__()
-        check_counts("r50_vit", num_layers=num_layers, mlp_dim=mlp_dim, num_heads=num_heads, norm_groups=norm_groups)
-        check_stages("r50_vit", 3, cnn_units=cnn_units)
-        check_multiple("r50_vit", "hidden_size", hidden_size, "num_heads", num_heads)
-        check_multiple("r50_vit", "cnn_width", cnn_width, "norm_groups", norm_groups)
-        check_rates("r50_vit", dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate)
-        resnet = ResNetV2(cnn_width, cnn_units, groups=norm_groups, use_checkpoint=use_checkpoint)
-        self.embeddings = Embeddings(resnet, 16 * cnn_width, hidden_size, math.prod(grid), dropout_rate)
-        layers = [
-            Block(hidden_size, num_heads, mlp_dim, dropout=dropout_rate, attention_dropout=attention_dropout_rate)
-            for _ in range(num_layers)
-        ]
-        self.encoder = Encoder(layers, hidden_size, use_checkpoint)
-        self.to_map = TokensToMap(grid)
-
     # Modules that carry the features of each resolution, fine to coarse.
     taps = (
         "embeddings.hybrid_model.root",
@@ -220,38 +189,68 @@ class R50ViT(nn.Module):
         "embeddings.hybrid_model.body.block2",
         "to_map",
     )
+    positions = "embeddings.position_embeddings"
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        hidden_size: int,
+        num_heads: int,
+        num_layers: int,
+        mlp_dim: int,
+        cnn_width: int,
+        cnn_units: Sequence[int],
+        norm_groups: int,
+        dropout_rate: float,
+        attention_dropout_rate: float,
+        use_checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        check_multiple("r50_vit", num_layers=num_layers, mlp_dim=mlp_dim, num_heads=num_heads, norm_groups=norm_groups)
+        check_multiple("r50_vit", 2, hidden_size=hidden_size, cnn_width=cnn_width)
+        check_stages("r50_vit", 3, cnn_units=cnn_units)
+        check_divides("r50_vit", "num_heads", [num_heads], "hidden_size", [hidden_size])
+        check_divides("r50_vit", "norm_groups", [norm_groups], "cnn_width", [cnn_width])
+        check_rates("r50_vit", dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate)
+        self.grid = size[0] // STRIDE, size[1] // STRIDE
+        resnet = ResNetV2(cnn_width, cnn_units, groups=norm_groups, use_checkpoint=use_checkpoint)
+        self.embeddings = Embeddings(resnet, 16 * cnn_width, hidden_size, math.prod(self.grid), dropout_rate)
+        layers = [
+            Block(hidden_size, num_heads, mlp_dim, dropout=dropout_rate, attention_dropout=attention_dropout_rate)
+            for _ in range(num_layers)
+        ]
+        self.encoder = Encoder(layers, hidden_size, use_checkpoint)
+        self.to_map = TokensToMap(self.grid)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         tokens, skips = self.embeddings(x)
         return self.to_map(self.encoder(tokens)), skips
 
-    def fit_positions(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """`state` of a network in which this encoder is `prefix`, with position embeddings of another grid at ours."""
-        return fit_embeddings(state, {prefix + _POSITIONS: self.to_map.grid})
-
     def from_imagenet(self, state: Mapping[str, Tensor], prefix: str) -> ImageNetStart | None:
         """Google's R50+ViT-B_16.npz (ImageNet-21k) for a network in which this encoder is `prefix`; None where `state`,
         the arrays by their names, is no such file.
 
-        Convolutions turn from (H, W, in, out), dense layers from (in, out); the class token's place is dropped, and
+        Convolutions turn from (H, W, in, out), dense layers from (in, out); the class token's position is dropped, and
         the position embeddings, a square's in the file, are resized to our grid. The classifier is left out.
         """
         if any(mark not in state for mark in _JAX_MARKS):
             return None
-        start = {}
-        for name, value in state.items():
-            ours = name
+        sources = {}
+        for key in state:
+            name = key
             for pattern, replacement in _JAX_NAMES:
-                ours = re.sub(pattern, replacement, ours)
-            if ours.startswith(("embeddings/", "encoder/")):
-                start[prefix + ours.replace("/", ".")] = _our_layout(name, value)
-        positions = start[prefix + _POSITIONS]
-        start[prefix + _POSITIONS] = resize_positions(positions, self.to_map.grid)
-        resized = () if start[prefix + _POSITIONS] is positions else _JAX_MARKS[-1:]
-        return ImageNetStart(start, whole=(prefix,), resized=resized)
+                name = re.sub(pattern, replacement, name)
+            if name.startswith(("embeddings/", "encoder/")):
+                sources[prefix + name.replace("/", ".")] = key
+        tensors = {name: _our_layout(key, state[key]) for name, key in sources.items()}
+        positions = tensors[prefix + self.positions]
+        resized = resize_positions(positions, self.grid)
+        tensors[prefix + self.positions] = resized
+        return ImageNetStart(tensors, sources, required=(prefix,), resized=int(resized is not positions))
 
 
-# Names in Google's R50+ViT-B_16.npz, and what stands for them in ours.
+# Names in Google's R50+ViT-B_16.npz, and ours.
 _JAX_NAMES = (
     (r"^(conv|gn)_root/", r"embeddings/hybrid_model/root/\1/"),
     (r"^(block\d+/unit\d+)/conv_proj/", r"embeddings/hybrid_model/body/\1/downsample/"),
@@ -271,14 +270,12 @@ _JAX_MARKS = ("conv_root/kernel", "embedding/kernel", "Transformer/posembed_inpu
 
 
 def _our_layout(name: str, value: Tensor) -> Tensor:
-    """The value of a JAX name in the layout of torch's layers; one of a strange shape keeps it, to be refused."""
+    """The value of a JAX name in the layout of torch's layers."""
     if name.endswith("/pos_embedding"):
-        return value[:, 1:] if value.ndim == 3 else value
+        return value[:, 1:]
     if not name.endswith("/kernel"):
         return value.flatten()  # a norm's scale is (1, 1, 1, C), a query's bias (heads, head)
     if value.ndim == 4:
         return value.permute(3, 2, 0, 1)
-    if value.ndim not in (2, 3):
-        return value
     # A query's kernel is (in, heads, head), that of the output (heads, head, out).
     return (value.flatten(0, -2) if name.endswith("/out/kernel") else value.flatten(1)).T

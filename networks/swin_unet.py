@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from einops import rearrange
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
-from networks.common import check_even, check_image, check_stem, checked_size, init_weights, pad_to, round_up, run
-from networks.positions import fit_bias_tables
+from networks.base import Network
+from networks.layers import init_linear, run
+from networks.options import check_divides, check_multiple, check_positive, check_rates, check_stages
 from networks.pretrained import ImageNetStart
 from selfreg import TapSpec
 
@@ -39,7 +40,7 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The four neighbours stand column by column, as in Swin: (0,0), (1,0), (0,1), (1,1).
+        # The four neighbors are ordered column by column, as in Swin: (0,0), (1,0), (0,1), (1,1).
         return self.reduction(self.norm(rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)))
 
 
@@ -60,30 +61,48 @@ class PatchExpand(nn.Module):
 class Block(SwinTransformerBlock):
     """timm's block on a map (B, H, W, C) that windows need not tile: those at the border are smaller.
 
-    A side that is no longer than the window is not shifted. With `always_partition` the window keeps its size on a
-    smaller map, and so does the table of its relative positions; without, it shrinks to the map.
+    A side that is no longer than the window is not shifted. With `always_partition` the window, and with it the
+    relative position bias, keeps its size on a smaller map; without, it shrinks to the map.
     """
 
+    input_resolution: tuple[int, int]
+
     def __init__(
-        self, dim: int, resolution: tuple[int, int], num_heads: int, *, window_size: int, shifted: bool, **options: Any
+        self,
+        dim: int,
+        resolution: tuple[int, int],
+        num_heads: int,
+        *,
+        window_size: int,
+        shifted: bool,
+        always_partition: bool = False,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
-        shift = tuple(window_size // 2 if shifted and side > window_size else 0 for side in resolution)
-        super().__init__(dim, resolution, num_heads, window_size=window_size, shift_size=shift, **options)  # type: ignore[arg-type]  # a pair
+        super().__init__(
+            dim,
+            resolution,
+            num_heads,
+            window_size=window_size,
+            shift_size=tuple(window_size // 2 if shifted and side > window_size else 0 for side in resolution),  # type: ignore[arg-type]  # timm takes a pair too
+            always_partition=always_partition,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            proj_drop=drop_rate,
+            drop_path=drop_path_rate,
+        )
 
     def _attn(self, x: Tensor) -> Tensor:
         # timm would pad after the shift, out of step with its mask, and attend to the padding.
-        (height, width), (rows, columns) = self._resolution(), self._padding()
+        (height, width), (rows, columns) = self.input_resolution, self._padding()
         x = F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
         return super()._attn(x)[:, :height, :width]
 
-    def _resolution(self) -> tuple[int, int]:
-        height, width = self.input_resolution  # type: ignore[misc]  # timm's annotation allows one side, its code two
-        return height, width
-
-    def _padding(self) -> tuple[int, int]:
+    def _padding(self) -> list[int]:
         """Rows and columns that the last windows lack."""
-        height, width = self._resolution()
-        return -height % self.window_size[0], -width % self.window_size[1]
+        return [-side % window for side, window in zip(self.input_resolution, self.window_size, strict=True)]
 
     def get_attn_mask(
         self, x: Tensor | None = None, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -91,18 +110,18 @@ class Block(SwinTransformerBlock):
         """-100 between tokens of two windows, or of a window and the padding, (windows, cells, cells); None without."""
         if not any(self.shift_size) and not any(self._padding()):
             return None
-        sides = zip(self._resolution(), self.window_size, self.shift_size, strict=True)
-        rows, columns = (_window_of_each(*side, device=device) for side in sides)
+        sides = zip(self.input_resolution, self.window_size, self.shift_size, strict=True)
+        rows, columns = (_window_index(*side, device=device) for side in sides)
         numbers = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
         cells = window_partition(numbers[None], self.window_size).flatten(1, 2)
         apart = (cells[:, :, None] != cells[:, None]).any(dim=-1)
         return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, -100.0)
 
 
-def _window_of_each(length: int, window: int, shift: int, device: torch.device | None) -> Tensor:
-    """The number of the window of every place along a side that is padded to whole windows, then shifted."""
-    place = torch.arange(length + -length % window, device=device).roll(-shift)
-    return torch.where(place < length, (place - shift) // window, length)
+def _window_index(length: int, window: int, shift: int, device: torch.device | None) -> Tensor:
+    """The window index of every position along a side that is padded to whole windows, then shifted."""
+    position = torch.arange(length + -length % window, device=device).roll(-shift)
+    return torch.where(position < length, (position - shift) // window, length)
 
 
 class Stage(nn.Module):
@@ -111,15 +130,14 @@ class Stage(nn.Module):
     def __init__(
         self,
         blocks: Sequence[nn.Module],
-        *,
         downsample: nn.Module | None = None,
+        *,
         upsample: nn.Module | None = None,
-        use_checkpoint: bool = False,
+        use_checkpoint: bool,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-        self.upsample = upsample
+        self.downsample, self.upsample = downsample, upsample
         self.use_checkpoint = use_checkpoint
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,35 +169,25 @@ class SwinTransformerSys(nn.Module):
         super().__init__()
         stages = len(depths)
         dims = [embed_dim * 2**i for i in range(stages)]
-        resolutions = [tuple(side // (patch_size * 2**i) for side in img_size) for i in range(stages)]
+        strides = [patch_size * 2**i for i in range(stages)]
+        resolutions = [(img_size[0] // stride, img_size[1] // stride) for stride in strides]
         tiled = all(side <= window_size or side % window_size == 0 for sides in resolutions for side in sides)
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        block = partial(Block, window_size=window_size, always_partition=not tiled, drop_rate=drop_rate)
+        block = partial(block, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
 
-        def blocks(i: int) -> list[nn.Module]:
+        def blocks(i: int) -> list[Block]:
             return [
-                Block(
-                    dims[i],
-                    resolutions[i],
-                    num_heads[i],
-                    window_size=window_size,
-                    shifted=j % 2 == 1,
-                    always_partition=not tiled,
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    proj_drop=drop_rate,
-                    drop_path=rate.item(),
-                )
-                for j, rate in enumerate(path_rates[i])
+                block(dims[i], resolutions[i], num_heads[i], shifted=j % 2 == 1, drop_path_rate=rate)
+                for j, rate in enumerate(path_rates[i].tolist())
             ]
 
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         self.pos_drop = nn.Dropout(drop_rate)
-        self.layers = nn.ModuleList(
-            Stage(
-                blocks(i), downsample=PatchMerging(dims[i]) if i < stages - 1 else None, use_checkpoint=use_checkpoint
-            )
-            for i in range(stages)
-        )
+        self.layers = nn.ModuleList()
+        for i in range(stages):
+            parts = blocks(i), PatchMerging(dims[i]) if i < stages - 1 else None
+            self.layers.append(Stage(*parts, use_checkpoint=use_checkpoint))
         # The published decoder takes its depths from DEPTHS too; DECODER_DEPTHS of its yaml is read by nothing.
         self.layers_up = nn.ModuleList([PatchExpand(dims[-1], scale=2, width=2)])
         self.concat_back_dim = nn.ModuleList([nn.Identity()])
@@ -191,7 +199,7 @@ class SwinTransformerSys(nn.Module):
         self.norm_up = nn.LayerNorm(embed_dim)
         self.up = PatchExpand(embed_dim, scale=patch_size, width=patch_size**2)
         self.output = nn.Conv2d(embed_dim, num_classes, kernel_size=1, bias=False)
-        self.apply(init_weights)
+        self.apply(init_linear)
 
     def forward(self, x: Tensor) -> Tensor:
         bottom, skips = self.encode(x)
@@ -218,7 +226,7 @@ class SwinTransformerSys(nn.Module):
         return self.output(rearrange(self.up(x), "b h w c -> b c h w"))
 
 
-class SwinUnet(nn.Module):
+class SwinUnet(Network):
     """Swin-UNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
     Args:
@@ -233,6 +241,9 @@ class SwinUnet(nn.Module):
     Raises:
         ValueError: a size that is too small (the nearest that is not is named), or options that disagree.
     """
+
+    name = "swin_unet"
+    head_prefix = "swin_unet.output."
 
     def __init__(
         self,
@@ -251,29 +262,17 @@ class SwinUnet(nn.Module):
         drop_path_rate: float = 0.2,
         use_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        counts = {"embed_dim": [embed_dim], "depths": depths, "num_heads": num_heads, "patch_size": [patch_size]}
-        for option, values in (counts | {"window_size": [window_size]}).items():
-            if min(values, default=0) < 1:
-                raise ValueError(f"swin_unet: {option} is {list(values)}; expected whole numbers above 0")
-        if not mlp_ratio > 0:
-            raise ValueError(f"swin_unet: mlp_ratio is {mlp_ratio}; expected a number above 0")
-        check_stem("swin_unet", in_channels)
-        check_even("swin_unet", embed_dim=embed_dim)
-        if len(depths) != len(num_heads) or len(depths) < 2:
-            raise ValueError(
-                f"swin_unet: depths {tuple(depths)} and num_heads {tuple(num_heads)} must have one entry a stage"
-            )
-        if any(embed_dim * 2**i % heads for i, heads in enumerate(num_heads)):
-            raise ValueError(
-                f"swin_unet: the widths {[embed_dim * 2**i for i in range(len(depths))]} cannot be divided among "
-                f"num_heads {tuple(num_heads)}; change embed_dim or num_heads"
-            )
+        check_multiple(self.name, patch_size=patch_size, window_size=window_size, depths=depths, num_heads=num_heads)
+        check_multiple(self.name, 2, embed_dim=embed_dim)
+        check_stages(self.name, max(len(depths), 2), depths=depths, num_heads=num_heads)
+        check_positive(self.name, mlp_ratio=mlp_ratio)
+        widths = [embed_dim * 2**i for i in range(len(depths))]
+        check_divides(self.name, "num_heads", num_heads, "embed_dim", widths)
+        check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         merges = len(depths) - 1
-        coarsest = patch_size * 2**merges
-        why = f"patches of {patch_size} merged {merges} times"
-        self.img_size = checked_size("swin_unet", img_size, coarsest, why)
-        self.padded_size = round_up(self.img_size, coarsest)
+        stride = patch_size * 2**merges
+        reason = f"patches of {patch_size} merged {merges} times"
+        super().__init__(img_size, in_channels, stride=stride, min_size=stride, reason=reason)
         self.swin_unet = SwinTransformerSys(
             num_classes=num_classes,
             img_size=self.padded_size,
@@ -289,47 +288,31 @@ class SwinUnet(nn.Module):
             use_checkpoint=use_checkpoint,
         )
 
-    head_prefix = "swin_unet.output."  # of the parameters that make the classes
+        def blocks(part: str, i: int, depth: int) -> list[str]:
+            """A block's feature is its output after the MLP residual."""
+            return [f"swin_unet.{part}.{i}.blocks.{j}" for j in range(depth)]
 
-    @property
-    def tap_spec(self) -> TapSpec:
-        """Every block's output after its MLP residual, and the input of the output convolution."""
-        net = self.swin_unet
-
-        def blocks(part: str, i: int) -> list[str]:
-            return [f"swin_unet.{part}.{i}.blocks.{j}" for j in range(len(getattr(net, part)[i].blocks))]
-
-        return TapSpec(
-            encoder=[blocks("layers", i) for i in range(len(net.layers))],
-            decoder=[blocks("layers_up", i) for i in range(1, len(net.layers_up))],
+        self.tap_spec = TapSpec(
+            encoder=[blocks("layers", i, depth) for i, depth in enumerate(depths)],
+            decoder=[blocks("layers_up", i, depth) for i, depth in enumerate(depths[-2::-1], start=1)],
             final="swin_unet.output",
             final_side="input",
             channels_last=True,
         )
 
-    @staticmethod
-    def from_imagenet(state: Mapping[str, Tensor]) -> ImageNetStart | None:
-        """Our names for the tensors of a Swin classifier, or None where `state` is no such file.
-
-        The encoder is taken as it is, and `layers.i` is copied to the decoder's `layers_up.(3-i)`.
-        """
+    def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
+        """A Swin classifier, of which `layers.i` is also copied to `layers_up.(3-i)` of the decoder, as published."""
         stages = {int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.blocks\.", key)}
         if not stages or "patch_embed.proj.weight" not in state or any(key.startswith("layers_up.") for key in state):
             return None
-        last = max(stages)
-        start = {f"swin_unet.{key}": value for key, value in state.items()}
-        for key, value in state.items():
+        sources = {f"swin_unet.{key}": key for key in state}
+        for key in state:
             if re.match(r"layers\.\d+\.", key):
                 _, i, rest = key.split(".", 2)
-                start[f"swin_unet.layers_up.{last - int(i)}.{rest}"] = value
-        return ImageNetStart(start, whole=("swin_unet.patch_embed.", "swin_unet.layers."))
-
-    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tables of relative positions of another window, bicubically at ours as in Swin; the rest as it is."""
-        return fit_bias_tables(self, state)
+                sources[f"swin_unet.layers_up.{max(stages) - int(i)}.{rest}"] = key
+        tensors = {name: state[key] for name, key in sources.items()}
+        return ImageNetStart(tensors, sources, required=("swin_unet.patch_embed.", "swin_unet.layers."))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        check_image("swin_unet", x, self.img_size)
-        x = pad_to(x, self.padded_size).expand(-1, 3, -1, -1)
-        return self.swin_unet(x)[:, :, :height, :width]
+        return self.swin_unet(self.pad(x).expand(-1, 3, -1, -1))[:, :, :height, :width]

@@ -7,20 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from networks.common import check_counts, check_image, check_stem, checked_size, grid_of, pad_to, round_up, run
+from networks.base import Network
+from networks.layers import conv_bn_relu, run
+from networks.options import check_multiple, check_stages
 from networks.pretrained import ImageNetStart
 from networks.r50_vit import STRIDE, R50ViT
 from selfreg import TapSpec
-
-_SMALLEST = STRIDE + 1  # more than one token a side: norms need more than one value a channel, also in a batch of one
-
-
-def _conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
 
 
 class DecoderBlock(nn.Module):
@@ -28,8 +20,8 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1 = _conv_bn_relu(in_channels + skip_channels, out_channels)
-        self.conv2 = _conv_bn_relu(out_channels, out_channels)
+        self.conv1 = conv_bn_relu(in_channels + skip_channels, out_channels)
+        self.conv2 = conv_bn_relu(out_channels, out_channels)
         self.up = nn.UpsamplingBilinear2d(scale_factor=2)  # corners aligned
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -52,7 +44,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        self.conv_more = _conv_bn_relu(in_channels, head_channels)
+        self.conv_more = conv_bn_relu(in_channels, head_channels)
         widths = zip((head_channels, *channels), (*skip_channels, 0), channels, strict=False)
         self.blocks = nn.ModuleList(DecoderBlock(*width) for width in widths)
 
@@ -63,7 +55,7 @@ class Decoder(nn.Module):
         return x
 
 
-class TransUNet(nn.Module):
+class TransUNet(Network):
     """TransUNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
     Args:
@@ -79,6 +71,15 @@ class TransUNet(nn.Module):
     Raises:
         ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
     """
+
+    name = "transunet"
+    head_prefix = "segmentation_head."
+    # The root's map (/2), two residual stages (/4, one row and column short, and /8), the transformer's (/16).
+    tap_spec = TapSpec(
+        encoder=tuple(f"transformer.{name}" for name in R50ViT.taps),
+        decoder=("decoder.blocks.0", "decoder.blocks.1", "decoder.blocks.2"),
+        final="decoder.blocks.3",
+    )
 
     def __init__(
         self,
@@ -99,14 +100,12 @@ class TransUNet(nn.Module):
         attention_dropout_rate: float = 0.0,
         use_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        why = f"tokens of {STRIDE} pixels, at least two a side"
-        self.img_size = checked_size("transunet", img_size, _SMALLEST, why)
-        check_stem("transunet", in_channels)
-        _check_decoder(head_channels, decoder_channels)
-        self.padded_size = round_up(self.img_size, STRIDE)
+        super().__init__(img_size, in_channels, stride=STRIDE)
+        check_multiple(self.name, head_channels=head_channels)
+        check_multiple(self.name, 2, decoder_channels=decoder_channels)
+        check_stages(self.name, 4, decoder_channels=decoder_channels)
         self.transformer = R50ViT(
-            grid=grid_of(self.padded_size, STRIDE),
+            size=self.padded_size,
             hidden_size=hidden_size,
             num_heads=num_heads,
             num_layers=num_layers,
@@ -121,37 +120,13 @@ class TransUNet(nn.Module):
         skip_channels = (8 * cnn_width, 4 * cnn_width, cnn_width)
         self.decoder = Decoder(hidden_size, head_channels, skip_channels, decoder_channels, use_checkpoint)
         self.segmentation_head = nn.Sequential(nn.Conv2d(decoder_channels[-1], num_classes, kernel_size=3, padding=1))
-
-    head_prefix = "segmentation_head."  # of the parameters that make the classes
-
-    @property
-    def tap_spec(self) -> TapSpec:
-        """The root's map (/2), two residual stages (/4, one row and column short, and /8), the transformer's (/16)."""
-        return TapSpec(
-            encoder=tuple(f"transformer.{name}" for name in R50ViT.taps),
-            decoder=("decoder.blocks.0", "decoder.blocks.1", "decoder.blocks.2"),
-            final="decoder.blocks.3",
-        )
+        self.position_grids = {f"transformer.{R50ViT.positions}": self.transformer.grid}
 
     def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
-        """Our names for the arrays of Google's R50+ViT-B_16.npz, or None where `state` is no such file."""
+        """The arrays of Google's R50+ViT-B_16.npz, see `R50ViT.from_imagenet`."""
         return self.transformer.from_imagenet(state, "transformer.")
 
-    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`state` with its position embeddings resized to our grid, bicubically."""
-        return self.transformer.fit_positions(state, "transformer.")
-
     def forward(self, x: Tensor) -> Tensor:
-        check_image("transunet", x, self.img_size)
-        x = pad_to(x, self.padded_size).expand(-1, 3, -1, -1)
-        bottom, skips = self.transformer(x)
-        logits = self.segmentation_head(self.decoder(bottom, skips))
-        return logits[:, :, : self.img_size[0], : self.img_size[1]]
-
-
-def _check_decoder(head_channels: int, decoder_channels: Sequence[int]) -> None:
-    check_counts("transunet", head_channels=head_channels)
-    if len(decoder_channels) != 4 or any(width < 2 or width % 2 for width in decoder_channels):
-        raise ValueError(
-            f"transunet: decoder_channels is {tuple(decoder_channels)}; expected four even numbers above 0"
-        )
+        height, width = self.img_size
+        bottom, skips = self.transformer(self.pad(x).expand(-1, 3, -1, -1))
+        return self.segmentation_head(self.decoder(bottom, skips))[:, :, :height, :width]

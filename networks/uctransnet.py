@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -11,25 +11,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.common import (
-    Mlp,
-    check_counts,
-    check_even,
-    check_image,
-    check_rates,
-    check_stem,
-    checked_size,
-    grid_of,
-    pad_to,
-    round_up,
-    run,
-)
-from networks.positions import fit_embeddings
+from networks.base import Network
+from networks.layers import Mlp, run
+from networks.options import check_multiple, check_rates
 from selfreg import TapSpec
 
 _STRIDE = 16  # of the four poolings, and the patch size on the finest skip map
 _SCALES = (1, 2, 3, 4)  # of the skip maps, fine to coarse, as the published names count them
-_SMALLEST = _STRIDE + 1  # padded to 32, four poolings leave 2 x 2: batch norm needs more than one value a channel
 _LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -193,7 +181,7 @@ class ChannelTransformer(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Channel-wise cross attention: weigh the channels of a skip map by its means and the decoder's."""
+    """Channel-wise cross attention: weight the channels of a skip map by its means and the decoder's."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -206,7 +194,7 @@ class CrossAttention(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Double the resolution, join the weighed skip map of as many channels, then two convolutions."""
+    """Double the resolution, concatenate the weighted skip map of as many channels, then two convolutions."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -218,7 +206,7 @@ class UpBlock(nn.Module):
         return self.nConvs(torch.cat([self.coatt(skip, x), x], dim=1))
 
 
-class UCTransNet(nn.Module):
+class UCTransNet(Network):
     """UCTransNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
     Args:
@@ -233,6 +221,10 @@ class UCTransNet(nn.Module):
     Raises:
         ValueError: a size that is too small (the nearest that is not is named), or an impossible option.
     """
+
+    name = "uctransnet"
+    head_prefix = "outc."
+    tap_spec = TapSpec(encoder=("down1", "down2", "down3", "down4"), decoder=("up4", "up3", "up2"), final="up1")
 
     def __init__(
         self,
@@ -249,16 +241,14 @@ class UCTransNet(nn.Module):
         dropout_rate: float = 0.0,
         use_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        check_stem("uctransnet", in_channels)
-        check_even("uctransnet", base_channel=base_channel)
-        check_counts("uctransnet", num_layers=num_layers, num_heads=num_heads, expand_ratio=expand_ratio)
+        super().__init__(img_size, in_channels, stride=_STRIDE)
+        check_multiple(self.name, 2, base_channel=base_channel)
+        check_multiple(self.name, num_layers=num_layers, num_heads=num_heads, expand_ratio=expand_ratio)
         rates = {"embeddings_dropout_rate": embeddings_dropout_rate, "attention_dropout_rate": attention_dropout_rate}
-        check_rates("uctransnet", **rates, dropout_rate=dropout_rate)
-        self.img_size = checked_size("uctransnet", img_size, _SMALLEST, "four poolings with two places a side left")
+        check_rates(self.name, **rates, dropout_rate=dropout_rate)
         self.use_checkpoint = use_checkpoint
-        self.padded_size = round_up(self.img_size, _STRIDE)
-        self.grid = grid_of(self.padded_size, _STRIDE)  # of the patches, at all scales
+        grid = self.padded_size[0] // _STRIDE, self.padded_size[1] // _STRIDE  # of the patches, at all scales
+        self.position_grids = {f"mtc.embeddings_{i}.position_embeddings": grid for i in _SCALES}
         widths = [base_channel * 2**i for i in range(len(_SCALES))]
         self.inc = ConvBatchNorm(3, widths[0])
         self.down1 = DownBlock(widths[0], widths[1])
@@ -267,39 +257,19 @@ class UCTransNet(nn.Module):
         self.down4 = DownBlock(widths[3], widths[3])
         options = widths, num_heads, expand_ratio, attention_dropout_rate, dropout_rate
         encoder = Encoder([Block(*options) for _ in range(num_layers)], widths, use_checkpoint)
-        self.mtc = ChannelTransformer(widths, math.prod(self.grid), embeddings_dropout_rate, encoder, use_checkpoint)
+        self.mtc = ChannelTransformer(widths, math.prod(grid), embeddings_dropout_rate, encoder, use_checkpoint)
         self.up4 = UpBlock(widths[3], widths[2])
         self.up3 = UpBlock(widths[2], widths[1])
         self.up2 = UpBlock(widths[1], widths[0])
         self.up1 = UpBlock(widths[0], widths[0])
         self.outc = nn.Conv2d(widths[0], num_classes, kernel_size=1)
 
-    head_prefix = "outc."  # of the parameters that make the classes
-
-    @property
-    def tap_spec(self) -> TapSpec:
-        """The outputs of down1 to down4 and of up4 to up2; up1's is the final map."""
-        return TapSpec(encoder=("down1", "down2", "down3", "down4"), decoder=("up4", "up3", "up2"), final="up1")
-
-    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's position embeddings, bicubically at the patches of this network; the rest as it is."""
-        return fit_embeddings(state, {f"mtc.embeddings_{i}.position_embeddings": self.grid for i in _SCALES})
-
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        check_image("uctransnet", x, self.img_size)
-        *skips, bottom = self.encode(pad_to(x, self.padded_size).expand(-1, 3, -1, -1))
-        return self.outc(self.decode(bottom, self.mtc(skips)))[:, :, :height, :width]
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """The maps of the five resolutions, fine to coarse."""
-        maps = [run(self.inc, x, recompute=self.use_checkpoint)]
+        maps = [run(self.inc, self.pad(x).expand(-1, 3, -1, -1), recompute=self.use_checkpoint)]
         for down in (self.down1, self.down2, self.down3, self.down4):
             maps.append(run(down, maps[-1], recompute=self.use_checkpoint))
-        return maps
-
-    def decode(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        """Back from the coarsest map to the final one, (B, base_channel, H, W)."""
+        x, skips = maps.pop(), self.mtc(maps)
         for up, skip in zip((self.up4, self.up3, self.up2, self.up1), skips[::-1], strict=True):
             x = run(up, x, skip, recompute=self.use_checkpoint)
-        return x
+        return self.outc(x)[:, :, :height, :width]

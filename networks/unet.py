@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.common import check_even, checked_size, run
+from networks.base import Network
+from networks.layers import conv_bn_relu, run
+from networks.options import check_multiple
 from selfreg import TapSpec
 
-_SMALLEST = 32  # four poolings leave 2 x 2: batch norm needs more than one value a channel, also in a batch of one
+_STRIDE = 16  # of the four poolings
 
 
 class DoubleConv(nn.Module):
@@ -21,12 +23,7 @@ class DoubleConv(nn.Module):
         super().__init__()
         mid_channels = mid_channels or out_channels
         self.double_conv = nn.Sequential(
-            nn.Conv2d(in_channels, mid_channels, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(mid_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(mid_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+            *conv_bn_relu(in_channels, mid_channels), *conv_bn_relu(mid_channels, out_channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +42,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the resolution, join the skip connection, then a double convolution."""
+    """Double the resolution, concatenate the skip connection, then a double convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, bilinear: bool) -> None:
         super().__init__()
@@ -76,7 +73,7 @@ class OutConv(nn.Module):
         return self.conv(x)
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """U-Net: (B, C, H, W) to logits (B, K, H, W), any size from 32 on, odd and non-square ones too.
 
     Args:
@@ -91,6 +88,11 @@ class UNet(nn.Module):
         ValueError: a size below 32, or an input of another number of channels.
     """
 
+    name = "unet"
+    head_prefix = "outc."
+    tap_spec = TapSpec(encoder=("down1", "down2", "down3", "down4"), decoder=("up1", "up2", "up3"), final="up4")
+    any_size = True
+
     def __init__(
         self,
         *,
@@ -101,10 +103,12 @@ class UNet(nn.Module):
         width: int = 64,
         use_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        checked_size("unet", img_size, _SMALLEST, "four poolings")
-        check_even("unet", width=width)
-        self.in_channels, self.use_checkpoint = in_channels, use_checkpoint
+        # Nothing is padded: training needs 2 x 2 at the bottom (batch norm), inference 1 x 1.
+        reason = "four poolings"
+        super().__init__(img_size, in_channels, channels=(in_channels,), stride=1, min_size=2 * _STRIDE, reason=reason)
+        self.min_size = _STRIDE
+        check_multiple(self.name, 2, width=width)
+        self.use_checkpoint = use_checkpoint
         factor = 2 if bilinear else 1
         self.inc = DoubleConv(in_channels, width)
         self.down1 = Down(width, 2 * width)
@@ -117,32 +121,11 @@ class UNet(nn.Module):
         self.up4 = Up(2 * width, width, bilinear)
         self.outc = OutConv(width, num_classes)
 
-    head_prefix = "outc."  # of the parameters that make the classes
-
-    @property
-    def tap_spec(self) -> TapSpec:
-        """The outputs of down1 to down4 and of up1 to up3; up4's is the final map."""
-        return TapSpec(encoder=("down1", "down2", "down3", "down4"), decoder=("up1", "up2", "up3"), final="up4")
-
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < _SMALLEST // 2:
-            raise ValueError(
-                f"unet: got an input of shape {tuple(x.shape)}; expected (B, {self.in_channels}, H, W) with sides of "
-                f"at least {_SMALLEST // 2}"
-            )
-        skips = self.encode(x)
-        return self.outc(self.decode(skips))
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """The maps of the five resolutions, fine to coarse."""
-        maps = [run(self.inc, x, recompute=self.use_checkpoint)]
+        skips = [run(self.inc, self.pad(x), recompute=self.use_checkpoint)]
         for down in (self.down1, self.down2, self.down3, self.down4):
-            maps.append(run(down, maps[-1], recompute=self.use_checkpoint))
-        return maps
-
-    def decode(self, maps: list[Tensor]) -> Tensor:
-        """Back from the coarsest map to the final one, (B, width, H, W)."""
-        x = maps[-1]
-        for up, skip in zip((self.up1, self.up2, self.up3, self.up4), maps[-2::-1], strict=True):
-            x = run(up, x, skip, recompute=self.use_checkpoint)
-        return x
+            skips.append(run(down, skips[-1], recompute=self.use_checkpoint))
+        x = skips.pop()
+        for up in (self.up1, self.up2, self.up3, self.up4):
+            x = run(up, x, skips.pop(), recompute=self.use_checkpoint)
+        return self.outc(x)

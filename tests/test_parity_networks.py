@@ -35,14 +35,14 @@ def build(name: str) -> nn.Module:
     return golden.fill_network(build_network(network, num_classes=9, **options))
 
 
-def skip_without(*figures: str) -> None:
-    if not golden.available(*figures):
-        pytest.skip(f"the figures {' and '.join(figures)} do not travel with a clone")
+def skip_without(*names: str) -> None:
+    if not golden.available(*names):
+        pytest.skip(f"golden values {' and '.join(names)} are not in a clone")
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def published(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    """The name of a set of figures and its network, built once for all of its tests, which leave it as it is."""
+    """The name of a set of golden values and its network, built once for all tests, which do not change it."""
     skip_without(f"keys/{request.param}", f"forward/{request.param}")
     return request.param, build(request.param)
 
@@ -50,16 +50,16 @@ def published(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
 def test_names_shapes_order_and_values(published: tuple[str, nn.Module]) -> None:
     name, network = published
     skip_without(f"keys/{name}")
-    figures, entries, state = golden.figures(f"keys/{name}"), golden.published_keys(name), network.state_dict()
+    recorded, entries, state = golden.figures(f"keys/{name}"), golden.published_keys(name), network.state_dict()
     assert [(k, list(v.shape)) for k, v in state.items()] == [(e["key"], e["shape"]) for e in entries]
-    assert sum(p.numel() for p in network.parameters()) == figures["n_parameters"]
+    assert sum(p.numel() for p in network.parameters()) == recorded["n_parameters"]
     names: dict[int, list[str]] = {}
     for key in sorted(state):
         names.setdefault(state[key].data_ptr(), []).append(key)
     tied = [keys for keys in names.values() if len(keys) > 1]
-    assert sorted(tied) == sorted(sorted(keys) for keys in figures["tied_keys"])
+    assert sorted(tied) == sorted(sorted(keys) for keys in recorded["tied_keys"])
     sums = {e["key"]: (e["fill_sum"], e["fill_abssum"]) for e in entries if "fill_sum" in e}
-    for *_, key in names.values():  # the last of tied ones, whose value stands
+    for *_, key in names.values():  # the last of tied ones determines the value
         if key in sums:
             (total, absolute), ours = sums[key], state[key].double()
             assert ours.sum().item() == pytest.approx(total, rel=1e-9, abs=1e-9 * absolute), key
@@ -67,7 +67,7 @@ def test_names_shapes_order_and_values(published: tuple[str, nn.Module]) -> None
 
 
 def outputs(network: nn.Module, mode: str, shape: list[int], seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Logits and features of one pass under the names of the figures."""
+    """Logits and features of one pass under the names of the golden values."""
     network.train(mode == "train")
     torch.manual_seed(seed)  # of the embeddings that TransCASCADE's published code draws in every pass
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Every registered network small enough to run in a moment; the default sizes are held against the figures."""
+"""Every registered network, small enough to run in a moment; default sizes are compared with the golden values."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def build_small(name: str, seed: int = 0, **options: Any) -> nn.Module:
 
 
 def settled(network: nn.Module) -> nn.Module:
-    """With statistics of real batches, and with positions that tell places apart, in eval mode."""
+    """With statistics of real batches, and with position embeddings that differ, in eval mode."""
     with torch.no_grad():
         for key, parameter in network.named_parameters():
             if "position_embeddings" in key or "pos_embed" in key:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from networks import build_network, load_weights
@@ -56,8 +58,6 @@ def test_takes_every_form(tmp_path: Path, form: str) -> None:
 
 
 def test_takes_safetensors(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     source, target = swin(seed=1), swin(seed=2)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     load_weights(target, tmp_path / "w.safetensors")
@@ -166,11 +166,8 @@ class Malicious:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize(
-    "save",
-    [lambda content, path: torch.save(content, path), lambda content, path: path.write_bytes(pickle.dumps(content))],
-)
-def test_code_in_a_file_is_never_run(tmp_path: Path, save: object) -> None:
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_code_in_a_file_is_never_run(tmp_path: Path, save: Callable) -> None:
     save({"model": Malicious(tmp_path / "ran")}, tmp_path / "w.pth")
     message = refused(tmp_path / "w.pth")
     assert "holds more than plain tensors" in message or "not a readable checkpoint" in message
@@ -192,42 +189,19 @@ def test_nan_weights(tmp_path: Path) -> None:
     assert "swin_unet.norm.bias holds NaN" in refused(tmp_path / "w.pth")
 
 
-ODD_TENSORS = {
-    "sparse": lambda tensor: tensor.to_sparse(),
-    "sparse rows": lambda tensor: tensor.to_sparse_csr(),
-    "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
-    "complex": lambda tensor: tensor.to(torch.complex64),
-    "nowhere": lambda tensor: tensor.to("meta"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
-@pytest.mark.parametrize("kind", ODD_TENSORS)
-def test_tensors_that_are_not_plain(tmp_path: Path, kind: str) -> None:
-    state, network = swin().state_dict(), swin(seed=1)
-    key = "swin_unet.layers.0.blocks.0.attn.qkv.weight"
-    torch.save({**state, key: ODD_TENSORS[kind](state[key])}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=f"w.pth: {key} is sparse, quantised, complex or empty"):
-        load_weights(network, tmp_path / "w.pth")
-    assert same_weights(network, swin(seed=1))
-
-
-def test_a_view_of_more_numbers_than_memory_holds(tmp_path: Path) -> None:
-    """One stored number may stand for any number of them."""
-    state = swin().state_dict()
-    key = "swin_unet.layers.0.blocks.0.attn.qkv.weight"
-    torch.save({**state, key: torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="w.pth: is of another network"):
-        load_weights(swin(), tmp_path / "w.pth")
+@pytest.mark.parametrize(
+    "strange", [lambda t: t.to_sparse(), lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)]
+)
+def test_tensors_that_are_not_plain(tmp_path: Path, strange: Callable) -> None:
+    state, key = swin().state_dict(), "swin_unet.layers.0.blocks.0.attn.qkv.weight"
+    torch.save({**state, key: strange(state[key])}, tmp_path / "w.pth")
+    assert f"{key} is sparse, quantized, complex or empty" in refused(tmp_path / "w.pth")
 
 
 def test_less_than_nine_tenths(tmp_path: Path) -> None:
     state = {k: v for k, v in swin(seed=1).state_dict().items() if "layers.3" not in k}
     torch.save(state, tmp_path / "w.pth")
     assert "expected at least 90%" in refused(tmp_path / "w.pth")
-    target = swin(seed=2)
-    report = load_weights(target, tmp_path / "w.pth", least=0.1)
-    assert report.missing and all("layers.3" in k for k in report.missing)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -246,12 +220,6 @@ def test_a_classifier_that_lacks_part_of_the_encoder(tmp_path: Path) -> None:
     assert "lacks swin_unet.layers.3.blocks.1.mlp.fc2.bias" in refused(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("key", ["blocks.0.norm1.weight", "layers.x.weight", "layers"])
-def test_another_transformer_is_no_imagenet_start(tmp_path: Path, key: str) -> None:
-    torch.save({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4), key: torch.zeros(8)}, tmp_path / "w.pth")
-    assert "is of another network" in refused(tmp_path / "w.pth")
-
-
 def test_evaluation_wants_the_whole_network(tmp_path: Path) -> None:
     torch.save({"model": imagenet_state()}, tmp_path / "start.pth")
     headless = {k: v for k, v in swin().state_dict().items() if "output" not in k}
@@ -268,9 +236,12 @@ def test_evaluation_wants_the_whole_network(tmp_path: Path) -> None:
 def test_an_npz_is_read_as_plain_arrays(tmp_path: Path) -> None:
     network, other = (build_network("unet", num_classes=3, **SMALL["unet"]) for _ in range(2))
     arrays = {key: value.numpy() for key, value in network.state_dict().items()}
-    np.savez(tmp_path / "plain.npz", **arrays)
-    load_weights(other, tmp_path / "plain.npz")
-    assert same_weights(network, other)
+    swapped = {key: array.astype(array.dtype.newbyteorder(">")) for key, array in arrays.items()}
+    for content in (swapped, arrays):
+        np.savez(tmp_path / "plain.npz", **content)
+        load_weights(other, tmp_path / "plain.npz")
+        assert same_weights(network, other)
+        other = build_network("unet", num_classes=3, **SMALL["unet"])
     np.savez(tmp_path / "objects.npz", **arrays, other=np.array([print], dtype=object))
     np.savez_compressed(tmp_path / "packed.npz", **arrays)
     whole = (tmp_path / "plain.npz").read_bytes()
@@ -280,24 +251,12 @@ def test_an_npz_is_read_as_plain_arrays(tmp_path: Path) -> None:
             load_weights(other, tmp_path / f"{name}.npz")
 
 
-def test_interpolated_positions_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_interpolated_positions_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = SMALL["uctransnet"]
     torch.save(build_network("uctransnet", num_classes=3, **options).state_dict(), tmp_path / "a.pth")
     caplog.set_level("INFO")
     load_weights(build_network("uctransnet", num_classes=3, **{**options, "img_size": (48, 64)}), tmp_path / "a.pth")
-    assert any("4 tables of positions were interpolated" in message for message in caplog.messages)
-
-
-@pytest.mark.parametrize("shape", [(), (1, 1), (0, 1), (48, 1), (25, 2)])
-def test_a_table_of_no_window_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """A table of one row, too: it says nothing of positions that could be interpolated."""
-    state = swin().state_dict()
-    state["swin_unet.layers.0.blocks.0.attn.relative_position_bias_table"] = torch.ones(shape)
-    torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(
-        ValueError, match="relative_position_bias_table (has shape|is sparse, quantised, complex or empty)"
-    ):
-        load_weights(swin(), tmp_path / "a.pth")
+    assert any("interpolated to another image size or window: 4" in message for message in caplog.messages)
 
 
 def test_a_head_of_another_network_is_no_question_of_classes(tmp_path: Path) -> None:
@@ -305,11 +264,3 @@ def test_a_head_of_another_network_is_no_question_of_classes(tmp_path: Path) -> 
     torch.save(build_network("hiformer_s", num_classes=9, **SMALL["hiformer_s"]).state_dict(), tmp_path / "a.pth")
     with pytest.raises(ValueError, match="is of another network"):
         load_weights(build_network("transunet", num_classes=9, **SMALL["transunet"]), tmp_path / "a.pth")
-
-
-def test_an_npz_of_another_byte_order_is_turned(tmp_path: Path) -> None:
-    network, other = (build_network("unet", num_classes=3, **SMALL["unet"]) for _ in range(2))
-    arrays = {key: value.numpy() for key, value in network.state_dict().items()}
-    np.savez(tmp_path / "a.npz", **{key: array.astype(array.dtype.newbyteorder(">")) for key, array in arrays.items()})
-    load_weights(other, tmp_path / "a.npz")
-    assert same_weights(network, other)

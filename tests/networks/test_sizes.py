@@ -1,4 +1,4 @@
-"""Any image size in every network: padding, positions of other sizes, Swin's windows that do not tile a map."""
+"""Any image size in every network: padding, position embeddings of other sizes, windows that do not tile a map."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from networks import list_networks, load_weights
-from networks.common import as_size, checked_size, pad_to, round_up
-from networks.positions import resize_bias_table, resize_positions
+from networks.base import as_size
+from networks.pretrained import resize_bias_table, resize_positions
 from networks.swin_unet import Block, SwinUnet
 from selfreg import FeatureTap
 from tests.networks.small import build_small, settled
@@ -40,9 +39,6 @@ def test_a_batch_of_one_trains_at_the_smallest_size(name: str, options: dict) ->
     sum_heads(network(torch.randn(1, 1, least, least))).square().mean().backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
-    for size, nearest in ((least - 1, f"{least}"), (1, f"{least}"), ((100, least - 1), f"100 {least}")):
-        with pytest.raises(ValueError, match=rf"^{name}: img_size .* nearest that does is {nearest} \("):
-            build_small(name, img_size=size, **options)
 
 
 @pytest.mark.parametrize("name, options", PADDED)
@@ -60,7 +56,7 @@ def test_padded_is_the_larger_network_on_a_padded_image(name: str, options: dict
 
 
 @pytest.mark.parametrize("name", [name for name, options in PADDED if name != "pvt_cascade" and not options])
-@pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 1, 32, 48), (1, 1, 16, 16), (1, 32, 32)])
+@pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 1, 32, 48), (1, 32, 32)])
 def test_another_input_is_refused(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: got an input of shape .*; expected \(B, 1 or 3, 32, 32\): resize"):
         build_small(name)(torch.randn(shape))
@@ -105,13 +101,7 @@ def test_positions_that_cannot_be_fitted_are_refused(name: str, key: str, tmp_pa
 def test_positions_are_resized_as_timm_does(grid: tuple[int, int], extra: int) -> None:
     table = torch.randn(1, extra + 16, 6)
     expected = resample_abs_pos_embed(table, list(grid), [4, 4], num_prefix_tokens=extra, antialias=False)
-    torch.testing.assert_close(resize_positions(table, grid, extra=extra), expected, rtol=0, atol=5e-6)
-
-
-@pytest.mark.parametrize("shape", [(1, 12, 6), (16,), (1, 0, 6), (1, 10**12, 6)])
-def test_positions_of_no_square_are_left_to_be_refused(shape: tuple[int, ...]) -> None:
-    table = torch.zeros(1).expand(shape)  # which may claim any number of rows
-    assert resize_positions(table, (4, 2)) is table
+    torch.testing.assert_close(resize_positions(table, grid, class_tokens=extra), expected, rtol=0, atol=5e-6)
 
 
 TABLE = "relative_position_bias_table"
@@ -185,7 +175,7 @@ def test_swin_gradients_at_a_padded_size() -> None:
             torch.testing.assert_close(gradient, other[name], rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [256, (320, 256), 448, 112, (100, 130)])
+@pytest.mark.parametrize("size", [448, 112, (100, 130)])
 def test_swin_weights_of_224_load_at_any_size(size: int | tuple[int, int], tmp_path: Path) -> None:
     released, network = swin(224), swin(size)
     with torch.no_grad():
@@ -200,88 +190,44 @@ def test_swin_weights_of_224_load_at_any_size(size: int | tuple[int, int], tmp_p
     assert logits.shape == (1, 5, *as_size(size)) and torch.isfinite(logits).all()
 
 
-def test_swin_of_finer_patches_is_smaller() -> None:
-    with pytest.raises(ValueError, match=r"img_size 15 does not fit patches .* nearest that does is 16 \("):
-        swin(15, patch_size=2)
-    assert swin(16, patch_size=2)(torch.randn(1, 1, 16, 16)).shape == (1, 5, 16, 16)
+@pytest.mark.parametrize("shape", [(49, 2), (21, 2), (16, 2), (1, 2), (169,), (0, 2)])
+def test_what_fits_or_is_no_relative_position_bias_stays(shape: tuple[int, ...]) -> None:
+    table = torch.randn(shape)
+    assert torch.equal(resize_bias_table(table, (4, 4)), table)
 
 
-class TestTablesOfOtherWindows:
-    """Relative position biases ((2w-1)^2, heads) brought to another window."""
+@pytest.mark.parametrize("target", [{"img_size": 256, "window_size": 8}, {"img_size": 96, "window_size": 6}])
+def test_swin_loads_the_biases_of_another_window(target: dict, tmp_path: Path) -> None:
+    """Into larger windows and smaller ones, that of the last stage at 96 shrunk to its map of 3 tokens."""
+    released, network = swin(224), swin(**target)
+    state = released.state_dict()
+    fitted = network.fit_positions(state)
+    assert list(fitted) == list(state)
+    for name, own in network.state_dict().items():
+        if name.endswith(TABLE):
+            old, new = (math.isqrt(len(table)) for table in (state[name], own))
+            grid = state[name].T.reshape(1, -1, old, old)
+            grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+            torch.testing.assert_close(fitted[name], grid[0].flatten(1).T, rtol=1e-5, atol=1e-6)
+        else:
+            assert fitted[name] is state[name]
+    torch.save(state, tmp_path / "w.pth")
+    load_weights(network, tmp_path / "w.pth", complete=True)
+    assert all(torch.equal(ours, fitted[name]) for name, ours in network.state_dict().items())
 
-    @staticmethod
-    def cubic(old: int, new: int) -> np.ndarray:
-        """The matrix of cubic convolution (a = -0.75) between cells that cover the same length, ends repeated."""
 
-        def weight(t: float, a: float = -0.75) -> float:
-            t = abs(t)
-            if t <= 1:
-                return (a + 2) * t**3 - (a + 3) * t**2 + 1
-            return a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a if t < 2 else 0.0
-
-        matrix = np.zeros((new, old))
-        for i in range(new):
-            place = (i + 0.5) * old / new - 0.5
-            for j in range(math.floor(place) - 1, math.floor(place) + 3):
-                matrix[i, min(max(j, 0), old - 1)] += weight(place - j)
-        return matrix
-
-    @pytest.mark.parametrize("old, new", [(7, (8, 8)), (7, (4, 4)), (7, (3, 7)), (4, (7, 7)), (2, (1, 1))])
-    def test_equals_the_formula(self, old: int, new: tuple[int, int]) -> None:
-        table = torch.randn((2 * old - 1) ** 2, 3, dtype=torch.float64)
-        got = resize_bias_table(table, new)
-        rows, columns = (self.cubic(2 * old - 1, 2 * side - 1) for side in new)
-        grid = table.view(2 * old - 1, 2 * old - 1, 3).numpy()
-        expected = np.einsum("ia,jb,abh->ijh", rows, columns, grid).reshape(-1, 3)
-        np.testing.assert_allclose(got.numpy(), expected, atol=1e-12)
-        single = resize_bias_table(table.float(), new)
-        assert single.dtype == torch.float32
-        torch.testing.assert_close(single, got.float(), rtol=1e-5, atol=1e-6)
-
-    @pytest.mark.parametrize(
-        "table", [torch.zeros(49, 2), torch.zeros(21, 2), torch.zeros(16, 2), torch.zeros(169), torch.zeros(0, 2)]
-    )
-    def test_leaves_what_fits_and_what_is_no_table(self, table: Tensor) -> None:
-        assert resize_bias_table(table, (4, 4)) is table
-
-    def test_leaves_a_view_of_more_numbers_than_memory_holds(self) -> None:
-        table = torch.zeros(1).expand((10**6 + 1) ** 2, 2)
-        left = resize_bias_table(table, (4, 4))
-        assert left.shape == table.shape and left.data_ptr() == table.data_ptr()
-
-    @pytest.mark.parametrize("target", [{"img_size": 256, "window_size": 8}, {"img_size": 96, "window_size": 6}])
-    def test_swin_loads_them(self, target: dict, tmp_path: Path) -> None:
-        """Into larger windows and smaller ones, that of the last stage at 96 shrunk to its map of 3 tokens."""
-        released, network = swin(224), swin(**target)
-        state = released.state_dict()
-        fitted = network.fit_positions(state)
-        assert list(fitted) == list(state)
-        for name, own in network.state_dict().items():
-            if name.endswith(TABLE):
-                old, new = (math.isqrt(len(table)) for table in (state[name], own))
-                grid = state[name].T.reshape(1, -1, old, old)
-                grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-                torch.testing.assert_close(fitted[name], grid[0].flatten(1).T, rtol=1e-5, atol=1e-6)
-            else:
-                assert fitted[name] is state[name]
-        torch.save(state, tmp_path / "w.pth")
-        load_weights(network, tmp_path / "w.pth")
-        assert all(torch.equal(ours, fitted[name]) for name, ours in network.state_dict().items())
-        back = swin(224)
-        assert all(v.shape == state[k].shape for k, v in back.fit_positions(network.state_dict()).items())
-
-    def test_swin_starts_from_a_classifier_of_another_window(self, tmp_path: Path) -> None:
-        encoder = {
-            k.removeprefix("swin_unet."): v
-            for k, v in swin(224).state_dict().items()
-            if k.startswith(("swin_unet.patch_embed.", "swin_unet.layers.", "swin_unet.norm."))
-        }
-        torch.save({"model": encoder}, tmp_path / "swin.pth")
-        network = swin(256, 8)
-        load_weights(network, tmp_path / "swin.pth")
-        expected = resize_bias_table(encoder[f"layers.0.blocks.1.attn.{TABLE}"], (8, 8))
-        for stage in (network.swin_unet.layers[0], network.swin_unet.layers_up[3]):
-            assert torch.equal(stage.blocks[1].attn.relative_position_bias_table, expected)
+def test_swin_starts_from_a_classifier_of_another_window(tmp_path: Path) -> None:
+    encoder = {
+        k.removeprefix("swin_unet."): v
+        for k, v in swin(224).state_dict().items()
+        if k.startswith(("swin_unet.patch_embed.", "swin_unet.layers.", "swin_unet.norm."))
+    }
+    torch.save({"model": encoder}, tmp_path / "swin.pth")
+    network = swin(256, 8)
+    load_weights(network, tmp_path / "swin.pth")
+    expected = resize_bias_table(encoder[f"layers.0.blocks.1.attn.{TABLE}"], (8, 8))
+    for stage in (network.swin_unet.layers[0], network.swin_unet.layers_up[3]):
+        assert torch.equal(stage.blocks[1].attn.relative_position_bias_table, expected)
 
 
 # Tokens 6 x 8, then 3 x 4: windows of 3 tile the rows alone.
@@ -310,38 +256,3 @@ def test_swin_is_exported_at_a_padded_size() -> None:
     exported = torch.export.export(network, (x,)).module()
     y = torch.randn(2, 1, 20, 27)
     torch.testing.assert_close(exported(y), network(y))
-
-
-@pytest.mark.parametrize("size, expected", [(5, (5, 5)), ((3, 4), (3, 4)), ([3, 4], (3, 4))])
-def test_as_size(size: object, expected: tuple[int, int]) -> None:
-    assert as_size(size) == expected
-
-
-@pytest.mark.parametrize("size", [0, -3, (3, 0), (3,), (3, 4, 5), (3.0, 4)])
-def test_impossible_sizes(size: object) -> None:
-    with pytest.raises(ValueError, match="expected a side or \\(H, W\\)"):
-        as_size(size)
-
-
-def test_round_up_is_the_smallest_that_holds() -> None:
-    for side in range(1, 40):
-        for multiple in (1, 4, 7, 32):
-            smallest = next(n for n in range(side, side + multiple) if n % multiple == 0)
-            assert round_up((side, 1), multiple) == (smallest, multiple)
-
-
-def test_a_size_too_small_names_the_nearest() -> None:
-    assert checked_size("net", 17, 17, "tokens") == (17, 17) and checked_size("net", (17, 40), 17, "") == (17, 40)
-    for size, text, nearest in ((16, "16", "17"), ((3, 40), "3 40", "17 40"), ((3, 4), "3 4", "17")):
-        with pytest.raises(ValueError) as error:
-            checked_size("net", size, 17, "tokens")
-        assert str(error.value) == (
-            f"net: img_size {text} does not fit tokens; the nearest that does is {nearest} (--img_size {nearest})"
-        )
-
-
-def test_pad_to() -> None:
-    x = torch.randn(2, 1, 3, 4)
-    assert pad_to(x, (3, 4)) is x
-    padded = pad_to(x, (5, 4))
-    assert torch.equal(padded[:, :, :3], x) and padded.shape == (2, 1, 5, 4) and not padded[:, :, 3:].any()

@@ -1,4 +1,4 @@
-"""TransUNet and its encoder: the published details, formulas, dropout, the ImageNet start, refusals."""
+"""TransUNet and its encoder: the published details, formulas, dropout, random init, the ImageNet start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MLP_DIM = SMALL["transunet"]["mlp_dim"]
 
 
 def build(seed: int = 0, **options: object) -> TransUNet:
-    """With a stage of two units, and with positions that tell places apart: fresh ones are zeros."""
+    """With a stage of two units, and with position embeddings that differ: fresh ones are zeros."""
     network = build_small("transunet", seed, **{"cnn_units": (1, 2, 1), **options})
     nn.init.normal_(network.transformer.embeddings.position_embeddings)
     return network.eval()
@@ -54,7 +54,7 @@ def test_the_transformers_map_has_its_tokens_row_by_row() -> None:
     assert all(torch.equal(map_[0, :, i, j], tokens[0, 3 * i + j]) for i in range(2) for j in range(3))
 
 
-def test_attention_and_weight_standardisation_by_their_formulas() -> None:
+def test_attention_and_weight_standardization_by_their_formulas() -> None:
     network = build().transformer.double()
     attention, x = network.encoder.layer[0].attn, torch.randn(2, 5, 16, dtype=torch.float64)
     query, key, value = attention.query(x), attention.key(x), attention.value(x)
@@ -173,7 +173,7 @@ def test_the_files_positions_are_resized_to_our_grid(
     torch.save(file, tmp_path / "w.pth")
     report = load_weights(network, tmp_path / "w.pth")
     assert "Transformer/posembed_input/pos_embedding" not in report.skipped
-    assert any("1 tables of positions were interpolated" in message for message in caplog.messages)
+    assert any("interpolated to another image size or window: 1" in message for message in caplog.messages)
     table = file["Transformer/posembed_input/pos_embedding"][:, 1:]
     expected = resample_abs_pos_embed(table, list(grid), [side, side], num_prefix_tokens=0, antialias=False)
     torch.testing.assert_close(network.state_dict()[POSITIONS], expected, rtol=0, atol=5e-6)
@@ -188,24 +188,3 @@ def test_other_files_are_no_imagenet_start(tmp_path: Path) -> None:
     torch.save(short, tmp_path / "short.pth")
     with pytest.raises(ValueError, match="it lacks transformer.encoder.layer.1"):
         load_weights(build(), tmp_path / "short.pth")
-
-
-@pytest.mark.parametrize("name", ["query/kernel", "conv_root/kernel", "out/kernel", "pos_embedding", "Dense_0/kernel"])
-@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 2, 2, 2, 2)])
-def test_an_array_of_a_strange_shape_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    file = jax_file(source())
-    key = next(key for key in file if key.endswith(name))
-    torch.save(file | {key: torch.randn(shape)}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="is of another network"):
-        load_weights(build(), tmp_path / "w.pth")
-
-
-REFUSED = {"hidden_size": [15, 0], "num_heads": [3, 0], "num_layers": [0], "mlp_dim": [0]}
-REFUSED |= {"cnn_width": [6, 0], "cnn_units": [(3, 4), (3, 0, 9)], "norm_groups": [3, 0], "head_channels": [0]}
-REFUSED |= {"decoder_channels": [(16, 8, 8), (16, 8, 8, 3)], "dropout_rate": [1.0], "attention_dropout_rate": [-0.1]}
-
-
-@pytest.mark.parametrize("option, value", [(option, value) for option in REFUSED for value in REFUSED[option]])
-def test_refuses_impossible_options(option: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"(?=.*\b{option}\b).* is .*; expected"):
-        build(**{option: value})

@@ -1,4 +1,4 @@
-"""A reference implementation of Swin-UNet: tokens (B, L, C), every window copied, every attention matrix explicit."""
+"""Swin-UNet as published (arXiv 2105.05537): every window copied, every attention matrix written out."""
 
 from __future__ import annotations
 
@@ -19,17 +19,11 @@ def to_windows(x: Tensor, window: int) -> Tensor:
     return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, window * window, channels)
 
 
-def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """(B * windows, window * window, C) to (B, H, W, C)."""
+def from_windows(windows: Tensor, window: int, side: int) -> Tensor:
+    """(B * windows, window * window, C) to (B, side, side, C)."""
     channels = windows.shape[-1]
-    x = windows.view(-1, height // window, width // window, window, window, channels)
-    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, height, width, channels)
-
-
-def to_map(tokens: Tensor, side: int) -> Tensor:
-    """(B, L, C) to (B, C, H, W)."""
-    batch, _, channels = tokens.shape
-    return tokens.transpose(1, 2).view(batch, channels, side, side)
+    x = windows.view(-1, side // window, side // window, window, window, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, side, side, channels)
 
 
 def relative_positions(window: int) -> Tensor:
@@ -54,7 +48,7 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Leave out the branch of whole samples, and scale up the others."""
     if not training or rate == 0:
         return x
-    kept = x.new_empty(len(x), 1, 1).bernoulli_(1 - rate)
+    kept = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - rate)
     return x * kept / (1 - rate)
 
 
@@ -97,34 +91,26 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention in (shifted) windows and an MLP, each with its residual; tokens (B, side^2, C)."""
+    """Attention in (shifted) windows and an MLP, each with its residual; maps (B, H, W, C)."""
 
-    def __init__(self, dim: int, side: int, heads: int, window: int, shift: int, ratio: float, rate: float) -> None:
+    def __init__(self, dim: int, heads: int, window: int, shift: int, ratio: float, rate: float = 0.0) -> None:
         super().__init__()
-        # A map of one window has nowhere to shift to.
-        self.window, self.shift = (side, 0) if side <= window else (window, shift)
-        self.side, self.rate = side, rate
+        self.window, self.shift, self.rate = window, shift, rate
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, self.window, heads)
+        self.attn = WindowAttention(dim, window, heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, ratio)
-        mask = shift_mask(side, self.window, self.shift) if self.shift else None
-        self.register_buffer("attn_mask", mask, persistent=False)
+        self.register_buffer("attn_mask", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + drop_path(self._attend(self.norm1(x)), self.rate, self.training)
+        x = x + drop_path(self.attend(self.norm1(x)), self.rate, self.training)
         return x + drop_path(self.mlp(self.norm2(x)), self.rate, self.training)
 
-    def _attend(self, x: Tensor) -> Tensor:
-        batch, cells, dim = x.shape
-        x = x.view(batch, self.side, self.side, dim)
+    def attend(self, x: Tensor) -> Tensor:
         if self.shift:
             x = torch.roll(x, shifts=(-self.shift, -self.shift), dims=(1, 2))
-        x = self.attn(to_windows(x, self.window), self.attn_mask)
-        x = from_windows(x, self.window, self.side, self.side)
-        if self.shift:
-            x = torch.roll(x, shifts=(self.shift, self.shift), dims=(1, 2))
-        return x.view(batch, cells, dim)
+        x = from_windows(self.attn(to_windows(x, self.window), self.attn_mask), self.window, x.shape[1])
+        return torch.roll(x, shifts=(self.shift, self.shift), dims=(1, 2)) if self.shift else x
 
 
 class PatchEmbed(nn.Module):
@@ -136,40 +122,36 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):
     """Half the side, twice the width."""
 
-    def __init__(self, dim: int, side: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.side = side
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, cells, dim = x.shape
-        x = x.view(batch, self.side, self.side, dim)
-        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], dim=-1)
-        return self.reduction(self.norm(x.view(batch, cells // 4, 4 * dim)))
+        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], dim=-1)))
 
 
 class PatchExpand(nn.Module):
     """`scale` times the side; `width` times the channels spread over the new cells."""
 
-    def __init__(self, dim: int, side: int, scale: int, width: int) -> None:
+    def __init__(self, dim: int, scale: int, width: int) -> None:
         super().__init__()
-        self.side, self.scale = side, scale
+        self.scale = scale
         self.expand = nn.Linear(dim, width * dim, bias=False)
         self.norm = nn.LayerNorm(width * dim // scale**2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.expand(x)
-        batch, _, dim = x.shape
-        x = x.view(batch, self.side, self.side, self.scale, self.scale, dim // self.scale**2)
+        batch, side, _, dim = x.shape
+        x = x.view(batch, side, side, self.scale, self.scale, dim // self.scale**2)
         x = x.permute(0, 1, 3, 2, 4, 5).contiguous()
-        return self.norm(x.view(batch, (self.side * self.scale) ** 2, dim // self.scale**2))
+        return self.norm(x.view(batch, side * self.scale, side * self.scale, -1))
 
 
 class Stage(nn.Module):
@@ -183,16 +165,13 @@ class Stage(nn.Module):
         self.downsample, self.upsample = downsample, upsample
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The tokens of the next resolution, and every block's feature (B, C, H, W)."""
+        """The map of the next resolution, and every block's feature (B, C, H, W)."""
         features = []
         for block in self.blocks:
             x = block(x)
-            features.append(to_map(x, block.side))
-        if self.downsample is not None:
-            x = self.downsample(x)
-        if self.upsample is not None:
-            x = self.upsample(x)
-        return x, features
+            features.append(x.permute(0, 3, 1, 2))
+        rescale = self.downsample or self.upsample
+        return (x if rescale is None else rescale(x)), features
 
 
 class SwinTransformerSys(nn.Module):
@@ -213,39 +192,31 @@ class SwinTransformerSys(nn.Module):
         super().__init__()
         stages = len(depths)
         dims = [embed_dim * 2**i for i in range(stages)]
-        sides = [img_size // patch_size // 2**i for i in range(stages)]
         rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
 
         def blocks(i: int) -> list[Block]:
-            return [
-                Block(
-                    dims[i],
-                    sides[i],
-                    num_heads[i],
-                    window_size,
-                    0 if j % 2 == 0 else window_size // 2,
-                    mlp_ratio,
-                    rates[sum(depths[:i]) + j],
-                )
-                for j in range(depths[i])
-            ]
+            side, made = img_size // patch_size // 2**i, []
+            for j in range(depths[i]):
+                # A map of one window has nowhere to shift to.
+                shift = window_size // 2 if j % 2 and side > window_size else 0
+                rate = rates[sum(depths[:i]) + j]
+                made.append(Block(dims[i], num_heads[i], min(side, window_size), shift, mlp_ratio, rate))
+                made[-1].attn_mask = shift_mask(side, window_size, shift) if shift else None
+            return made
 
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         self.layers = nn.ModuleList()
         for i in range(stages):
-            downsample = PatchMerging(dims[i], sides[i]) if i < stages - 1 else None
-            self.layers.append(Stage(blocks(i), downsample=downsample))
+            self.layers.append(Stage(blocks(i), downsample=PatchMerging(dims[i]) if i < stages - 1 else None))
         self.norm = nn.LayerNorm(dims[-1])
-        self.layers_up = nn.ModuleList([PatchExpand(dims[-1], sides[-1], 2, 2)])
+        self.layers_up = nn.ModuleList([PatchExpand(dims[-1], 2, 2)])
         self.concat_back_dim = nn.ModuleList([nn.Identity()])
         for i in range(stages - 2, -1, -1):
-            upsample = PatchExpand(dims[i], sides[i], 2, 2) if i > 0 else None
-            self.layers_up.append(Stage(blocks(i), upsample=upsample))
+            self.layers_up.append(Stage(blocks(i), upsample=PatchExpand(dims[i], 2, 2) if i > 0 else None))
             self.concat_back_dim.append(nn.Linear(2 * dims[i], dims[i]))
         self.norm_up = nn.LayerNorm(embed_dim)
-        self.up = PatchExpand(embed_dim, sides[0], patch_size, patch_size**2)
+        self.up = PatchExpand(embed_dim, patch_size, patch_size**2)
         self.output = nn.Conv2d(embed_dim, num_classes, kernel_size=1, bias=False)
-        self.img_size = img_size
 
     def forward(self, x: Tensor) -> tuple[Tensor, Maps, Maps, Tensor]:
         x = self.patch_embed(x)
@@ -259,7 +230,7 @@ class SwinTransformerSys(nn.Module):
             x = self.concat_back_dim[i](torch.cat([x, skips[-1 - i]], dim=-1))
             x, features = self.layers_up[i](x)
             decoder.append(features)
-        final = to_map(self.up(self.norm_up(x)), self.img_size)
+        final = self.up(self.norm_up(x)).permute(0, 3, 1, 2)
         return self.output(final), encoder, decoder, final
 
 
@@ -301,39 +272,31 @@ def bands(side: int, window: int, shift: int) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(borders)]
 
 
-class PartialWindowBlock(nn.Module):
-    """A block on maps (B, H, W, C) of any size: attention in one window after the other, nothing padded or rolled.
+class PartialWindowBlock(Block):
+    """A block on maps of any size: attention in one window after the other, nothing padded or rolled.
 
     The windows are cut from the corner, or half a window from it, and end at the map's border. A side within one window
-    is not shifted. Parameters carry the names of `Block`, the table those of a whole window; no dropped paths.
+    is not shifted. The bias table is that of a whole window.
     """
 
-    def __init__(self, dim: int, heads: int, window: int, shift: int, ratio: float) -> None:
-        super().__init__()
-        self.heads, self.window, self.shift = heads, window, shift
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, ratio)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> Tensor:
         rows, columns = (bands(side, self.window, self.shift if side > self.window else 0) for side in x.shape[1:3])
-        normed, attended = self.norm1(x), torch.empty_like(x)
+        attended = torch.empty_like(x)
         for band in rows:
             for column in columns:
-                attended[:, band, column] = self._attend(normed[:, band, column])
-        x = x + attended
-        return x + self.mlp(self.norm2(x))
+                attended[:, band, column] = self.attend_all(x[:, band, column])
+        return attended
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def attend_all(self, x: Tensor) -> Tensor:
         """Attention among all cells of (B, h, w, C)."""
         batch, height, width, dim = x.shape
         cells = [(i, j) for i in range(height) for j in range(width)]
         row = [[(i - k + self.window - 1, j - m + self.window - 1) for k, m in cells] for i, j in cells]
         apart = torch.tensor([[down * (2 * self.window - 1) + right for down, right in one] for one in row])
-        q, k, v = self.attn.qkv(x).view(batch, len(cells), 3, self.heads, dim // self.heads).unbind(2)
+        qkv = self.attn.qkv(x).view(batch, len(cells), 3, self.attn.heads, dim // self.attn.heads)
+        q, k, v = qkv.unbind(2)
         heads = []
-        for head in range(self.heads):
+        for head in range(self.attn.heads):
             score = q[:, :, head] @ k[:, :, head].mT * self.attn.scale
             score = score + self.attn.relative_position_bias_table[apart, head]
             heads.append(score.softmax(dim=-1) @ v[:, :, head])

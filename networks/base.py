@@ -1,0 +1,130 @@
+"""The base class of the networks: what each declares, image sizes, and padding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from timm.models.swin_transformer import WindowAttention
+from torch import Tensor, nn
+
+from networks.pretrained import ImageNetStart, resize_bias_table, resize_positions
+from selfreg import TapSpec
+
+
+class Network(nn.Module):
+    """A segmentation network: images (B, C, H, W) to logits (B, K, H, W), or to a tuple of the logits of several heads.
+
+    A subclass sets `name`, `head_prefix` and `tap_spec`, and whatever else of the attributes below differs from its
+    default. One that may start from an ImageNet classifier overrides `from_imagenet`.
+
+    Args:
+        img_size: side or (H, W) in pixels.
+        in_channels: of the images.
+        channels: what `in_channels` may be; a stem for RGB takes one channel, repeated, or three.
+        stride: images are padded to multiples of it.
+        min_size: smallest side. By default the coarsest map has 2 x 2 positions: batch norm needs more than one
+            value a channel, also in a batch of one.
+        reason: what needs that size, for the error.
+
+    Raises:
+        ValueError: `in_channels` that the stem does not take, or a size that is too small; the nearest is named.
+    """
+
+    name: str  # for `build_network`
+    head_prefix: str | tuple[str, ...]  # of the names of the output layers' parameters
+    tap_spec: TapSpec  # the tapped layers
+    has_unused_parameters = False  # whether some get no gradient, which DistributedDataParallel has to know
+    any_size = False  # whether images of other sizes than `img_size` are taken
+    class_tokens = 0  # ahead of the patches in position embeddings
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int],
+        in_channels: int,
+        *,
+        channels: tuple[int, ...] = (1, 3),
+        stride: int,
+        min_size: int | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__()
+        if in_channels not in channels:
+            raise ValueError(f"{self.name}: in_channels is {in_channels}; expected {_either(channels)}")
+        self.channels, self.stride, self.min_size = channels, stride, min_size or stride + 1
+        self.img_size = as_size(img_size)
+        if min(self.img_size) < self.min_size:
+            reason = reason or f"a coarsest map of 1/{stride} with at least 2 x 2 positions"
+            nearest = _as_words((max(self.img_size[0], self.min_size), max(self.img_size[1], self.min_size)))
+            raise ValueError(
+                f"{self.name}: img_size {_as_words(self.img_size)} does not fit {reason}; "
+                f"the nearest that does is {nearest} (--img_size {nearest})"
+            )
+        self.padded_size = round_up(self.img_size, stride)
+        self.position_grids: dict[str, tuple[int, int]] = {}  # of the position embeddings, by their parameters' names
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Images with zeros below and to the right up to multiples of the stride; ValueError for another shape."""
+        if x.ndim != 4 or x.shape[1] not in self.channels or not self._fits(x):
+            size = ("H", "W") if self.any_size else self.img_size
+            remedy = (
+                f" with sides of at least {self.min_size}"
+                if self.any_size
+                else ": resize it, or build the network with its img_size"
+            )
+            raise ValueError(
+                f"{self.name}: got an input of shape {tuple(x.shape)}; "
+                f"expected (B, {_either(self.channels)}, {size[0]}, {size[1]}){remedy}"
+            )
+        return pad_to(x, round_up((x.shape[2], x.shape[3]), self.stride))
+
+    def _fits(self, x: Tensor) -> bool:
+        size = x.shape[2], x.shape[3]
+        return min(size) >= self.min_size if self.any_size else size == self.img_size
+
+    def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
+        """The tensors of an ImageNet classifier under the network's names; None where `state` is no such file."""
+        return None
+
+    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`state`, by the network's names, with what depends on positions resized bicubically.
+
+        That is position embeddings of another image size and relative position bias of another window.
+        """
+        fitted = dict(state)
+        for key, grid in self.position_grids.items():
+            if key in state and state[key].ndim == 3 and state[key].shape[1] != self.class_tokens + math.prod(grid):
+                fitted[key] = resize_positions(state[key], grid, class_tokens=self.class_tokens)
+        for name, module in self.named_modules():
+            key = f"{name}.relative_position_bias_table"
+            if isinstance(module, WindowAttention) and key in state:
+                fitted[key] = resize_bias_table(state[key], module.window_size)
+        return fitted
+
+
+def as_size(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """A side or (H, W) as (H, W) in pixels; ValueError for anything but one or two whole numbers above 0."""
+    size = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
+    if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
+        raise ValueError(f"img_size is {img_size!r}; expected a side or (H, W), whole numbers above 0")
+    return size[0], size[1]
+
+
+def round_up(size: Sequence[int], multiple: int) -> tuple[int, int]:
+    """The smallest (H, W) of whole multiples that holds `size`."""
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
+
+def pad_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) with zeros below and to the right up to `size`; the very same tensor where it has that size."""
+    rows, columns = size[0] - x.shape[2], size[1] - x.shape[3]
+    return F.pad(x, (0, columns, 0, rows)) if rows or columns else x
+
+
+def _as_words(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]} {size[1]}"
+
+
+def _either(channels: tuple[int, ...]) -> str:
+    return " or ".join(map(str, channels))

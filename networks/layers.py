@@ -1,0 +1,95 @@
+"""Layers that several networks have, their random init, and gradient checkpointing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TypeVar
+
+import torch
+from timm.layers import Mlp as TimmMlp
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+Output = TypeVar("Output")
+
+
+class Mlp(TimmMlp):
+    """Two linear layers `fc1` and `fc2` with GELU between and dropout after both, initialized as by TransUNet."""
+
+    def __init__(self, width: int, hidden: int, drop_rate: float) -> None:
+        super().__init__(width, hidden, drop=drop_rate)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.normal_(parameter, std=1e-6)
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def init_linear(module: nn.Module) -> None:
+    """Random init of linear layers as in Swin and PVT; other modules stay as they are."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_conv(module: nn.Module) -> None:
+    """Random init of convolutions by their fan-out (He et al., 2015); other modules stay as they are."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def run(module: Callable[..., Output], *inputs: object, recompute: bool) -> Output:
+    """Call a module; with `recompute`, by gradient checkpointing: its inputs alone are kept for the backward pass.
+
+    The second pass does not update the statistics of batch norm. Within a graph of torch.compile that cannot be
+    had, so modules with batch norm are not recomputed there.
+    """
+    if not (recompute and torch.is_grad_enabled()):
+        return module(*inputs)
+    parts = module.modules() if isinstance(module, nn.Module) else ()
+    norms = [
+        (m, m.num_batches_tracked) for m in parts if isinstance(m, BatchNorm) and m.num_batches_tracked is not None
+    ]
+    if not norms:
+        return checkpoint(module, *inputs, use_reentrant=False)
+    if torch.compiler.is_compiling():
+        return module(*inputs)
+    contexts = nullcontext(), _FrozenStatistics(norms)
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
+
+
+class _FrozenStatistics:
+    """A context in which batch norms normalize as before but leave their running statistics as they are.
+
+    It may be entered several times: every backward pass through a retained graph recomputes.
+    """
+
+    def __init__(self, norms: Sequence[tuple[BatchNorm, Tensor]]) -> None:
+        self.norms = norms
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, count.clone()) for norm, count in self.norms]
+        for norm, _ in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *error: object) -> None:
+        for (norm, count), (momentum, value) in zip(self.norms, self.before, strict=True):
+            norm.momentum = momentum
+            count.copy_(value)
