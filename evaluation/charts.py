@@ -6,24 +6,25 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from html import escape
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Colors that matplotlib draws with, and those of the page in their place.
-_INK, _SOFT, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"
-_ON_THE_PAGE = {_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)", _ACCENT: "var(--accent)"}
-
-_WIDTH = 340  # pixels; a chart that fills a phone, where its letters then have their size
+_INK, _SOFT, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"  # in place of the page's own
+_WIDTH = 340  # pixels; fills a phone, where text then has its nominal size
 _FONT_SIZE = 12  # pixels
-_POINTS = 400  # more than that no chart of this width can show
-_MAX = 1e30  # above, matplotlib's own arithmetic overflows
-_DROPPED = ("metadata", "style", "clipPath")
+_MAX_POINTS = 400  # of a curve; a chart of this width cannot show more
+_MAX_VALUE = 1e30  # above, matplotlib's own arithmetic overflows
+
+# What makes a file of matplotlib's part of a page: its colors, and nothing that points outside or may occur twice.
+_REPLACED = {
+    **{r"<(metadata|style|clipPath).*?</\1>": "", r' clip-path="[^"]*"': "", r'font-family: [^;"]*;? ?': ""},
+    **{_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)", _ACCENT: "var(--accent)"},
+    **{r' id="': r"\g<0>{ident}-", r' xlink:href="#': r' href="#{ident}-'},
+}
 
 
 def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: str, label: str) -> str:
@@ -33,38 +34,23 @@ def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: s
     runs from `lowest` to 1. `ident` begins the ids of the chart, to be given once in a page, and `label` is what a
     screen reader reads.
     """
-    figure, axes = _empty_chart(36 + 26 * len(values))
-    places = np.arange(len(values), 0, -1)  # the first class on top
-    boxes = axes.boxplot(
-        [column if len(column) > 1 else [] for column in map(list, values.values())],
-        positions=places,
+    figure, axes = _rows(values)
+    axes.boxplot(
+        [column if len(column) > 1 else [] for column in values.values()],
+        positions=range(len(values), 0, -1),
         orientation="horizontal",
         showfliers=False,
         patch_artist=True,
         widths=0.62,
         boxprops={"facecolor": _ACCENT, "alpha": 0.16, "linewidth": 0},
-        medianprops={"color": _INK, "linewidth": 2},
+        medianprops={"color": _INK, "linewidth": 2, "solid_capstyle": "butt"},
         whiskerprops={"color": _SOFT},
         capprops={"color": _SOFT},
         manage_ticks=False,
     )
-    for median in boxes["medians"]:
-        median.set_solid_capstyle("butt")
-    for place, column in zip(places, values.values(), strict=True):
-        axes.scatter(
-            column, place + 0.36 * _apart(len(column)), s=14, color=_ACCENT, alpha=0.75, linewidths=0, zorder=3
-        )
-    axes.set_yticks(places, list(values), color=_INK, parse_math=False)
-    axes.set_ylim(0.4, len(values) + 0.6)
     margin = 0.02 * (1 - lowest)
     axes.set_xlim(lowest - margin, 1 + margin)
-    axes.grid(axis="x", color=_LINE, linewidth=1)
     return _svg(figure, ident, label)
-
-
-def _apart(count: int) -> np.ndarray:
-    """Places in -0.5..0.5 by steps of the golden ratio: equal values stay apart, a single one in the middle."""
-    return (0.5 + 0.618034 * np.arange(count)) % 1 - 0.5
 
 
 def lowest_shown(values: Sequence[float]) -> float:
@@ -75,21 +61,16 @@ def lowest_shown(values: Sequence[float]) -> float:
 def difference_dots(values: Mapping[str, tuple[Sequence[float], float, float]], *, ident: str, label: str) -> str:
     """Differences over the cases by class, every case a point, their mean a bar on its interval; an SVG element.
 
-    `values` has by class the figures, none for a class without any, and the ends of the interval, nan where there is
-    none; `ident` and `label` as in `dice_boxes`.
+    `values` has by class the differences, none for a class without any, and the ends of the interval, nan where there
+    is none; `ident` and `label` as in `dice_boxes`.
     """
-    figure, axes = _empty_chart(36 + 26 * len(values))
-    places = np.arange(len(values), 0, -1)  # the first class on top
+    figure, axes = _rows({name: column for name, (column, _, _) in values.items()})
     axes.axvline(0, color=_SOFT, linewidth=1)
-    for place, (column, low, high) in zip(places, values.values(), strict=True):
-        axes.scatter(column, place + 0.36 * _apart(len(column)), s=14, color=_ACCENT, alpha=0.6, linewidths=0)
+    for place, (column, low, high) in zip(range(len(values), 0, -1), values.values(), strict=True):
         if len(column):
             axes.plot([low, high], [place, place], color=_INK, linewidth=2, solid_capstyle="butt")
             axes.plot([np.mean(column)] * 2, [place - 0.3, place + 0.3], color=_INK, linewidth=2)
-    axes.set_yticks(places, list(values), color=_INK, parse_math=False)
-    axes.set_ylim(0.4, len(values) + 0.6)
     axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x", color=_LINE, linewidth=1)
     return _svg(figure, ident, label)
 
 
@@ -100,8 +81,8 @@ def curve(steps: Sequence[int], values: Sequence[float], *, ident: str, label: s
     marked; `ident` and `label` as in `dice_boxes`.
     """
     figure, axes = _empty_chart(200)
-    drawn = np.unique(np.linspace(0, len(values) - 1, min(_POINTS, len(values))).round().astype(int))
-    x, y = (_finite(column) for column in (steps, values))
+    drawn = np.linspace(0, len(values) - 1, min(_MAX_POINTS, len(values))).round().astype(int)
+    x, y = (np.where(np.abs(column) < _MAX_VALUE, column, np.nan) for column in (steps, values))
     marker = "o" if len(drawn) == 1 else None
     axes.plot(x[drawn], y[drawn], color=_ACCENT, linewidth=1.75, solid_joinstyle="round", marker=marker, markersize=5)
     if mark is not None:
@@ -116,15 +97,22 @@ def curve(steps: Sequence[int], values: Sequence[float], *, ident: str, label: s
     return _svg(figure, ident, label)
 
 
-def _finite(values: Sequence[float]) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    return np.where(np.abs(array) < _MAX, array, np.nan)
+def _rows(values: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
+    """A chart of a row for each class, the first on top, with a point for each value."""
+    figure, axes = _empty_chart(36 + 26 * len(values))
+    places = range(len(values), 0, -1)
+    for place, column in zip(places, values.values(), strict=True):
+        # By steps of the golden ratio equal values stay apart, and a single one stands in the middle.
+        apart = 0.36 * ((0.5 + 0.618034 * np.arange(len(column))) % 1 - 0.5)
+        axes.scatter(column, place + apart, s=14, color=_ACCENT, alpha=0.7, linewidths=0, zorder=3)
+    axes.set_yticks(places, list(values), color=_INK, parse_math=False)
+    axes.set_ylim(0.4, len(values) + 0.6)
+    axes.grid(axis="x", color=_LINE, linewidth=1)
+    return figure, axes
 
 
 def _empty_chart(height: int) -> tuple[Figure, Axes]:
     """A chart of the usual width and `height` pixels, without a frame."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")  # an SVG has 72 pixels an inch
     axes = figure.subplots()
     axes.spines[:].set_visible(False)
@@ -136,37 +124,13 @@ def _empty_chart(height: int) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, ident: str, label: str) -> str:
-    """The figure as an element of the page: no color, font, size or id of its own, nothing that points outside."""
-    import matplotlib
-
-    buffer = io.BytesIO()
-    # Of letters in a name that the font lacks: the page's own font has them.
+    """The figure as an element of the page."""
+    buffer = io.StringIO()
+    # The warnings are of characters that the font lacks: the page's own font has them.
     with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings(action="ignore"):
         figure.savefig(buffer, format="svg", transparent=True)
-    root = ElementTree.fromstring(buffer.getvalue())
-    for element in list(root.iter()):
-        for child in list(element):
-            if _plain(child.tag) in _DROPPED:
-                element.remove(child)
-    for element in root.iter():
-        element.tag = _plain(element.tag)
-        element.attrib = {_plain(name): _adapted(value, ident) for name, value in element.items()}
-        element.attrib.pop("clip-path", None)
-        if "id" in element.attrib:
-            element.attrib["id"] = f"{ident}-{element.attrib['id']}"
-    attributes = {"class": "chart", "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
-    root.attrib = attributes
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _plain(name: str) -> str:
-    """A name without its namespace: inside HTML there is none."""
-    return name.rpartition("}")[2]
-
-
-def _adapted(value: str, ident: str) -> str:
-    """The value of an attribute, with the page's colors and font, and references to the ids as they are now."""
-    for color, name in _ON_THE_PAGE.items():
-        value = value.replace(color, name)
-    value = re.sub(r"font-family: [^;]*;? ?", "", value)
-    return f"#{ident}-{value[1:]}" if value.startswith("#") else value
+    root, content = buffer.getvalue().partition("<svg")[2].split(">", 1)
+    for pattern, text in _REPLACED.items():
+        content = re.sub(pattern, text.replace("{ident}", ident), content, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', root)
+    return f'<svg class="chart" {box and box[0]} role="img" aria-label="{escape(label)}">{content}'
