@@ -169,9 +169,9 @@ def write_report(
     """Write per_case.csv, report.html and summary.json, and print the table."""
     names = class_names(config.data.dataset, config.model.num_classes)
     summary = summarize(results, names, unit=unit)
-    write_csv(output_dir / "per_case.csv", results, names)
+    write_csv(output_dir / "per_case.csv", summary)
     write_html(output_dir / "report.html", summary, output_dir / "overlays", provenance)
-    write_json(output_dir / "summary.json", summary)  # last: where it is, the test is done
+    write_json(output_dir / "summary.json", summary.to_json())  # last: where it is, the test is done
     _log.info("%s\n\nreport: %s", format_table(summary), output_dir / "report.html")
 
 

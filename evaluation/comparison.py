@@ -2,194 +2,206 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
+from scipy.stats import ttest_1samp, wilcoxon
 
 from evaluation import charts
 from evaluation.metrics import OVERLAPS
-from evaluation.paired import LEVEL, paired
 from evaluation.report import Chart, Overlay, render
-from evaluation.summary import CONVENTIONS, TITLES, Summary, aligned, number, shown_metrics
+from evaluation.summary import CONVENTIONS, TITLES, Json, Summary, aligned, mean, named, number
+
+LEVEL = 0.95
+_RESAMPLES = 10_000
+_SEED = 2024  # of the resampling: the same data give the same interval
 
 
-def compare_summaries(first: Summary, second: Summary) -> dict[str, Any]:
-    """The differences, second minus first, between two summaries (see `evaluation.summary.summarize`), as plain data.
+@dataclass(frozen=True)
+class Paired:
+    """A mean difference with its interval, the median over the cases, and the p value of Wilcoxon's signed-rank test.
+
+    `low` and `high` are NaN where there is one case alone, `p` where no case differs or there is one alone.
+    """
+
+    mean: float
+    low: float
+    high: float
+    median: float
+    p: float
+    cases: int
+
+
+def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
+    """The statistics of differences (S, N): S repetitions, such as seeds, each on the same N cases.
+
+    The interval (95 %) is of the percentile bootstrap. Repetitions and cases are resampled independently, so that it
+    covers another training as well as other cases; as the bootstrap of few repetitions is too narrow, it reaches at
+    least as far as Student's over their means. With one repetition it is the ordinary bootstrap over cases. Median
+    and Wilcoxon's signed-rank test are over the cases' means over the repetitions.
+
+    Raises:
+        ValueError: no differences, another shape than (S, N), or one that is not finite.
+    """
+    table = np.asarray(differences, dtype=np.float64)
+    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
+        raise ValueError(f"paired: {table.shape} differences; expected (repetitions, cases), all of them finite")
+    ends = [_bootstrap(table)] + ([_student(table.mean(axis=1))] if len(table) > 1 else [])
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    cases = table.mean(axis=0)
+    p = wilcoxon(cases).pvalue if len(cases) > 1 and cases.any() else np.nan
+    return Paired(float(table.mean()), low, high, float(np.median(cases)), float(p), len(cases))
+
+
+def paired_few(differences: Sequence[float]) -> Paired:
+    """The statistics of a few differences, such as those of seeds: as `paired`, but with Student's interval (95 %).
+
+    The bootstrap of so few is too narrow, and leaves out 0 wherever all have one sign.
+    """
+    found = paired([differences])
+    low, high = (np.nan, np.nan) if len(differences) == 1 else _student(np.asarray(differences))
+    return replace(found, low=low, high=high)
+
+
+def _student(values: np.ndarray) -> tuple[float, float]:
+    """Student's interval of the mean of some values; where they are all the same, that one."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    interval = ttest_1samp(values, 0).confidence_interval(LEVEL)
+    return float(interval.low), float(interval.high)
+
+
+def _bootstrap(table: np.ndarray) -> tuple[float, float]:
+    """Percentiles of the mean over repetitions and cases that are drawn with replacement."""
+    repetitions, cases = table.shape
+    if cases == 1:
+        return np.nan, np.nan
+    generator = np.random.default_rng(_SEED)
+    # How often each is drawn, as a fraction: the mean of what was drawn is one product.
+    rows = generator.multinomial(repetitions, np.full(repetitions, 1 / repetitions), _RESAMPLES) / repetitions
+    columns = generator.multinomial(cases, np.full(cases, 1 / cases), _RESAMPLES) / cases
+    means = np.einsum("bs,sn,bn->b", rows, table, columns, optimize=True)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def compare_summaries(first: Summary, second: Summary) -> Json:
+    """The differences, B minus A, between two tests of the same cases, `first` and `second`: as in comparison.json.
 
     In both conventions `overall` and `per_class` hold for each metric the means of both over the `n` cases that are
-    defined in both, their difference, its bootstrap interval (95 %) over the cases and Wilcoxon's p; `only_first` and
-    `only_second` count the cases that are defined in one only. `cases` has the differences of each case, and of its
-    classes in Dice. Undefined values are None. The distance of a case is the mean over the classes that have one in
-    both: an organ that only one found would make it worse. Metrics in mm are there where both have them.
+    defined in both, the values of `Paired`, and how many cases are defined in `only_first` and `only_second`. `cases`
+    has the differences of each case, and of its classes in Dice. Undefined values are None. The distance of a case is
+    the mean over the classes that have one in both: a class that only one found would make it worse.
 
     Raises:
         ValueError: other cases, classes or units of length.
     """
-    _check_alike(first, second)
-    metrics = [name for name in shown_metrics(first) if name in shown_metrics(second)]
-    mine, theirs = ({case["name"]: case for case in summary["cases"]} for summary in (first, second))
-    names, classes = list(mine), list(first["published"]["per_class"])
-    result: dict[str, Any] = {"unit": first["unit"], "level": LEVEL}
-    for convention in CONVENTIONS:
-        pairs = [(mine[name][convention], theirs[name][convention]) for name in names]
-        whole = [_on_shared_classes(a, b, metrics) for a, b in pairs]
-        by_class = {one: [(a["per_class"][one], b["per_class"][one]) for a, b in pairs] for one in classes}
-        result[convention] = {
-            "overall": {metric: _compared(whole, metric) for metric in metrics},
-            "per_class": {one: {m: _compared(rows, m) for m in metrics} for one, rows in by_class.items()},
-        }
-    result["cases"] = [
-        {"name": name} | {c: _of_case(mine[name][c], theirs[name][c], metrics) for c in CONVENTIONS} for name in names
-    ]
-    return result
-
-
-def _on_shared_classes(a: Summary, b: Summary, metrics: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics of a case in both tests, distances over the classes that have one in both."""
-    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-    for metric in metrics:
-        if metric in OVERLAPS:
-            found[0][metric], found[1][metric] = a[metric], b[metric]
-            continue
-        pairs = [(a["per_class"][name][metric], b["per_class"][name][metric]) for name in a["per_class"]]
-        shared = [pair for pair in pairs if None not in pair]
-        for side in (0, 1):
-            found[side][metric] = math.fsum(pair[side] for pair in shared) / len(shared) if shared else None
-    return found
-
-
-def _of_case(a: Summary, b: Summary, metrics: Sequence[str]) -> dict[str, Any]:
-    """A case's differences, and those of its classes in Dice."""
-    per_class = {name: _difference(a["per_class"][name], b["per_class"][name], "dice") for name in a["per_class"]}
-    whole = _on_shared_classes(a, b, metrics)
-    return {metric: _difference(*whole, metric) for metric in metrics} | {"per_class": per_class}
-
-
-def _check_alike(first: Summary, second: Summary) -> None:
-    cases = [[case["name"] for case in summary["cases"]] for summary in (first, second)]
-    classes = [list(summary["published"]["per_class"]) for summary in (first, second)]
-    for what, (ours, theirs) in (("cases", cases), ("classes", classes)):
-        alone = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
-        if any(alone):
+    for what, ours, theirs in (("cases", first.cases, second.cases), ("classes", first.classes, second.classes)):
+        alone = [", ".join(sorted(one)) or "none" for one in ({*ours} - {*theirs}, {*theirs} - {*ours})]
+        if alone != ["none", "none"]:
             raise ValueError(
-                f"the two were tested on different {what}: only the first has {_some(alone[0])}, only the second "
-                f"{_some(alone[1])}; expected the same of both"
+                f"the two were tested on different {what}: only the first has {alone[0]}, only the second {alone[1]}; "
+                "expected the same of both"
             )
-    if first["unit"] != second["unit"]:
+    if first.unit != second.unit:
         raise ValueError(
-            f"distances of the first are in {first['unit']}, of the second in {second['unit']}; expected one unit"
+            f"distances of the first are in {first.unit}, of the second in {second.unit}; expected one unit"
         )
+    metrics = [name for name in TITLES if name in first.metrics and name in second.metrics]
+    order = np.ix_([*map(second.cases.index, first.cases)], [*map(second.classes.index, first.classes)])
+    both = np.stack([first.scores[..., : len(metrics)], second.scores[order][..., : len(metrics)]])
+    left_out = np.isnan(both).any(axis=0) & [metric not in OVERLAPS for metric in metrics]
+    of_cases = mean(np.where(left_out, np.nan, both), axis=2)
+    result: Json = {"unit": first.unit, "level": LEVEL}
+    cases: list[Json] = [{"name": name} for name in first.cases]
+    for place, kind in enumerate(CONVENTIONS):
+        overall, scores = of_cases[:, :, place], both[:, :, :, place]
+        per_class = {name: _of_metrics(metrics, scores[:, :, k]) for k, name in enumerate(first.classes)}
+        result[kind] = {"overall": _of_metrics(metrics, overall), "per_class": per_class}
+        dice = scores[1, ..., 0] - scores[0, ..., 0]
+        for case, whole, row in zip(cases, overall[1] - overall[0], dice, strict=True):
+            case[kind] = {**named(metrics, whole), "per_class": named(first.classes, row)}
+    return result | {"cases": cases}
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "none") + more
+def _of_metrics(metrics: Sequence[str], both: np.ndarray) -> dict[str, Json]:
+    """The statistics of each metric, from its values in both tests (2, cases, metrics)."""
+    return {metric: _statistics(*both[..., place]) for place, metric in enumerate(metrics)}
 
 
-def _difference(a: Summary, b: Summary, metric: str) -> float | None:
-    return None if a[metric] is None or b[metric] is None else b[metric] - a[metric]
+def _statistics(a: np.ndarray, b: np.ndarray) -> Json:
+    in_a, in_b = ~np.isnan(a), ~np.isnan(b)
+    a, b = a[in_a & in_b], b[in_a & in_b]
+    counts = {"n": len(a), "only_first": int((in_a & ~in_b).sum()), "only_second": int((in_b & ~in_a).sum())}
+    keys = ("first", "second", "mean", "low", "high", "median", "p", "n")
+    if not len(a):
+        return dict.fromkeys(keys) | counts
+    return named(keys, np.array([a.mean(), b.mean(), *astuple(paired([b - a]))])) | counts
 
 
-def _compared(pairs: Sequence[tuple[Summary, Summary]], metric: str) -> dict[str, Any]:
-    """Both means, their difference, interval and p, over the pairs where both are defined."""
-    defined = [(a[metric], b[metric]) for a, b in pairs if _difference(a, b, metric) is not None]
-    alone = [(a[metric] is None, b[metric] is None) for a, b in pairs]
-    counts = {"n": len(defined), "only_first": alone.count((False, True)), "only_second": alone.count((True, False))}
-    if not defined:
-        return dict.fromkeys(("first", "second", "mean", "low", "high", "median", "p"), None) | counts
-    found = asdict(paired([[b - a for a, b in defined]]))
-    values = {name: None if math.isnan(value) else value for name, value in found.items() if name != "cases"}
-    first, second = (math.fsum(column) / len(defined) for column in zip(*defined, strict=True))
-    return {"first": first, "second": second, **values, **counts}
-
-
-def format_comparison(comparison: Summary, first: str, second: str) -> str:
+def format_comparison(comparison: Json, first: str, second: str) -> str:
     """The comparison as plain text: a row for each metric, class and convention, then the cases' Dice."""
-    level = f"{comparison['level']:.0%}"
-    lines = [f"A: {first}", f"B: {second}", f"B - A, with its {level} bootstrap interval over the cases"]
-    for convention in CONVENTIONS:
-        lines += ["", f"{convention} convention"]
-        lines += aligned(_rows(comparison[convention]))
+    lines = [f"A: {first}", f"B: {second}", f"B - A, with its {LEVEL:.0%} bootstrap interval over the cases"]
+    for kind in CONVENTIONS:
+        lines += ["", f"{kind} convention", *aligned(_rows(comparison[kind]))]
     lines += ["", "Dice of the cases, B - A, largest loss first (published, strict)"]
     return "\n".join([*lines, *aligned(_dice_of_cases(comparison))])
 
 
-def page(comparison: Summary, first: str, second: str, images: Sequence[Overlay]) -> str:
+def page(comparison: Json, first: str, second: str, images: Sequence[Overlay]) -> str:
     """The comparison as a self-contained HTML page."""
     return render(
         "comparison.html.j2",
         first=first,
         second=second,
-        count=len(comparison["cases"]),
-        level=f"{comparison['level']:.0%}",
+        level=f"{LEVEL:.0%}",
         unit=comparison["unit"],
-        headline=[(kind, _headline(comparison, kind)) for kind in CONVENTIONS],
         dots=[_dots(comparison, kind) for kind in CONVENTIONS],
         images=images,
-        tables=[(kind, list(_rows(comparison[kind]))) for kind in CONVENTIONS],
+        tables={kind: list(_rows(comparison[kind])) for kind in CONVENTIONS},
         cases=_dice_of_cases(comparison),
     )
 
 
-def _headline(comparison: Summary, convention: str) -> list[tuple[str, str, str]]:
-    a, b, difference, interval, _, p, *_ = _cells("dice", comparison[convention]["overall"]["dice"])
-    level = f"{comparison['level']:.0%}"
-    return [
-        ("B - A", difference, ""),
-        (f"{level} interval", interval, ""),
-        ("A, B", f"{a} \u2192 {b}", ""),
-        ("p", p, ""),
-    ]
-
-
-def _dots(comparison: Summary, convention: str) -> Chart:
-    """Each case's difference in Dice, over all classes and by class."""
-    block = comparison[convention]
-    columns = {"all": ([case[convention]["dice"] for case in comparison["cases"]], block["overall"]["dice"])}
-    if len(block["per_class"]) > 1:
-        columns |= {
-            name: ([case[convention]["per_class"][name] for case in comparison["cases"]], metrics["dice"])
-            for name, metrics in block["per_class"].items()
-        }
-    values: dict[str, tuple[list[float], float, float]] = {}
-    for name, (column, found) in columns.items():
-        low, high = (math.nan if found[end] is None else found[end] for end in ("low", "high"))
-        values[name] = [d for d in column if d is not None], low, high
-    label = f"Differences in Dice by class, {convention} convention, every case a point."
-    drawn = charts.difference_dots(values, ident=f"dots-{convention}", label=label)
-    return "Dice, B - A", f"{convention} convention", drawn
-
-
-def _dice_of_cases(comparison: Summary) -> list[list[str]]:
-    ranked = worst_first(comparison)
-    return [[case["name"], *(_signed("dice", case[kind]["dice"]) for kind in CONVENTIONS)] for case in ranked]
-
-
-def worst_first(comparison: Summary) -> list[Summary]:
+def worst_first(comparison: Json) -> list[Json]:
     """The cases by their difference in Dice, strict and then published, the largest loss first."""
     return sorted(comparison["cases"], key=lambda case: (case["strict"]["dice"] or 0.0, case["published"]["dice"]))
 
 
-def _rows(block: Summary) -> Iterator[list[str]]:
+def _dice_of_cases(comparison: Json) -> list[list[str]]:
+    ranked = worst_first(comparison)
+    return [[case["name"], *(_signed("dice", case[kind]["dice"]) for kind in CONVENTIONS)] for case in ranked]
+
+
+def _blocks(block: Json) -> Json:
+    """The statistics over all classes and of each, if there are several."""
+    return {"all": block["overall"]} | (block["per_class"] if len(block["per_class"]) > 1 else {})
+
+
+def _dots(comparison: Json, kind: str) -> Chart:
+    """Each case's difference in Dice, over all classes and by class."""
+    cases = [{"all": case[kind]["dice"], **case[kind]["per_class"]} for case in comparison["cases"]]
+    values = {
+        name: ([case[name] for case in cases if case[name] is not None], found["dice"]["low"], found["dice"]["high"])
+        for name, found in _blocks(comparison[kind]).items()
+    }
+    label = f"Differences in Dice by class, {kind} convention, every case a point."
+    return "Dice, B - A", f"{kind} convention", charts.difference_dots(values, ident=f"dots-{kind}", label=label)
+
+
+def _rows(block: Json) -> Iterator[list[str]]:
     """A head, then each metric over all classes, then the Dice of each class."""
     yield ["", "A", "B", "B - A", "interval", "median", "p (Wilcoxon)", "cases", "A alone", "B alone"]
-    for metric, found in block["overall"].items():
-        yield [TITLES[metric], *_cells(metric, found)]
-    for name, metrics in block["per_class"].items() if len(block["per_class"]) > 1 else ():
-        yield [f"Dice, {name}", *_cells("dice", metrics["dice"])]
-
-
-def _cells(metric: str, found: Summary) -> list[str]:
-    low, high = (_signed(metric, found[end]) for end in ("low", "high"))
-    p = "-" if found["p"] is None else f"{found['p']:.3g}"
-    both = [number(found[side], metric, "-") for side in ("first", "second")]
-    interval = "-" if found["low"] is None else f"{low} to {high}"
-    counts = [str(found[key]) for key in ("n", "only_first", "only_second")]
-    return [*both, _signed(metric, found["mean"]), interval, _signed(metric, found["median"]), p, *counts]
+    for name, metrics in _blocks(block).items():
+        for metric, found in metrics.items() if name == "all" else [("dice", metrics["dice"])]:
+            a, b = (number(found[side], metric, "-") for side in ("first", "second"))
+            gain, low, high, median = (_signed(metric, found[key]) for key in ("mean", "low", "high", "median"))
+            p = "-" if found["p"] is None else f"{found['p']:.3g}"
+            counts = [str(found[key]) for key in ("n", "only_first", "only_second")]
+            title = TITLES[metric] if name == "all" else f"Dice, {name}"
+            yield [title, a, b, gain, "-" if low == "-" else f"{low} to {high}", median, p, *counts]
 
 
 def _signed(metric: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{'-' if value < 0 else '+'}{number(abs(value), metric)}"
+    return "-" if value is None else f"{'-' if value < 0 else '+'}{number(abs(value), metric)}"

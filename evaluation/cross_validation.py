@@ -8,10 +8,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from evaluation.metrics import OVERLAPS
-from evaluation.summary import CONVENTIONS, Summary, aligned, mean_and_spread, number, read_summary, write_json
+import numpy as np
+
+from evaluation.metrics import METRICS, OVERLAPS
+from evaluation.summary import CONVENTIONS, Json, Summary, aligned, mean, named, number, read_summary, std, write_json
 
 _log = logging.getLogger("train.py")
 
@@ -48,9 +49,9 @@ def cross_validate(
             if code:
                 return code
         _log.info("fold %d of %d: %s", fold + 1, folds, run)
-    result = collect([read_summary(run) for run in runs])
-    write_json(output_dir / RESULT, result)
-    _log.info("%s\n\nresults: %s", format_result(result), output_dir / RESULT)
+    content, table = collect([read_summary(run) for run in runs])
+    write_json(output_dir / RESULT, content)
+    _log.info("%s\n\nresults: %s", table, output_dir / RESULT)
     return 0
 
 
@@ -62,46 +63,40 @@ def is_tested(run: Path) -> bool:
     return tested.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in before)
 
 
-def collect(summaries: Sequence[Summary]) -> dict[str, Any]:
-    """The summaries of the folds in one, in both conventions.
+def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:
+    """The summaries of the folds in one, as in cross_validation.json and as a table.
 
-    `cases` are those of all folds, each with its `fold`; `over_cases` and `over_folds` hold the mean and the sample
-    standard deviation of each metric, over all cases and over the means of the folds.
+    In both conventions `over_cases` and `over_folds` hold mean and sample standard deviation of each metric, over all
+    cases and over the means of the folds; `cases` are those of all folds, each with its `fold`.
 
     Raises:
         ValueError: a case was tested in two folds.
     """
-    cases = [{**case, "fold": fold} for fold, summary in enumerate(summaries) for case in summary["cases"]]
+    cases = [{**case, "fold": fold} for fold, one in enumerate(summaries) for case in one.to_json()["cases"]]
     twice = [name for name, count in Counter(case["name"] for case in cases).items() if count > 1]
     if twice:
         raise ValueError(
             f"{twice[0]} was tested in two folds; expected each case once, so begin in another --output_dir"
         )
-    result: dict[str, Any] = {"folds": len(summaries), "unit": summaries[0]["unit"]}
-    for convention in CONVENTIONS:
-        result[convention] = {
-            "over_cases": mean_and_spread([case[convention] for case in cases]),
-            "over_folds": mean_and_spread([summary[convention] for summary in summaries]),
-        }
-    return result | {"cases": cases}
-
-
-def format_result(result: Summary) -> str:
-    """The result as plain text: a row for each case, then mean and standard deviation."""
-    columns = [(kind, name) for kind in CONVENTIONS for name in OVERLAPS]
-    rows = [["case", "fold", *(f"{'IoU' if name == 'jaccard' else 'Dice'} ({kind})" for kind, name in columns)]]
-    for case in result["cases"]:
-        cells = [number(case[kind][name], name, "-") for kind, name in columns]
-        rows.append([case["name"], str(case["fold"]), *cells])
-    for over in ("over_cases", "over_folds"):
-        spread = [result[kind][over][name] for kind, name in columns]
-        cells = [f"{number(one['mean'], 'dice', '-')} +- {number(one['std'], 'dice', '-')}" for one in spread]
+    metrics = min((one.metrics for one in summaries), key=len)
+    overlaps = [METRICS.index(name) for name in OVERLAPS]
+    folds = [one.of_cases[..., : len(metrics)] for one in summaries]
+    blocks = {"over_cases": np.concatenate(folds), "over_folds": np.stack([mean(fold) for fold in folds])}
+    content: Json = {"folds": len(folds), "unit": summaries[0].unit} | {kind: {} for kind in CONVENTIONS}
+    rows = [["case", "fold", *(f"{title} ({kind})" for kind in CONVENTIONS for title in ("Dice", "IoU"))]]
+    for case, scores in zip(cases, blocks["over_cases"][..., overlaps], strict=True):
+        rows.append([case["name"], str(case["fold"]), *(number(value, "dice", "-") for value in scores.flat)])
+    for over, values in blocks.items():
+        spread = np.stack([mean(values), std(values)], axis=-1)  # (conventions, metrics, 2)
+        for kind, row in zip(CONVENTIONS, spread, strict=True):
+            content[kind][over] = {name: named(("mean", "std"), one) for name, one in zip(metrics, row, strict=True)}
+        cells = [" +- ".join(number(x, "dice", "-") for x in one) for one in spread[:, overlaps].reshape(-1, 2)]
         rows.append([over.replace("_", " "), "", *cells])
-    return "\n".join(aligned(rows))
+    return content | {"cases": cases}, "\n".join(aligned(rows))
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a command of the repository; an interruption waits for it, as it saves before it ends."""
+    """Run a command of the repository; an interruption waits until it has saved."""
     process = subprocess.Popen([sys.executable, str(_REPOSITORY / command[0]), *command[1:]])
     try:
         return process.wait()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from evaluation import charts
-from evaluation.summary import CONVENTIONS, TITLES, Summary, number, shown_metrics
+from evaluation.summary import CONVENTIONS, TITLES, Summary, number
 from utils import atomic_write
 
 TEMPLATES = Path(__file__).with_name("templates")
-Overlay = tuple[str, str, list[bytes]]  # title, caption, and the halves of a PNG
+Overlay = tuple[str, str, list[str]]  # title, caption, and the halves of a PNG as data URLs
 Chart = tuple[str, str, str]  # title, caption, and the SVG
 
 # The curves of a run that are drawn, and their titles; "dice" is what earlier runs call the Dice loss.
@@ -46,7 +45,7 @@ class Provenance:
 
 
 def write_html(path: Path, summary: Summary, overlays: Path | None, provenance: Provenance) -> None:
-    """Write the report of a summary (see `evaluation.summary.summarize`).
+    """Write the report of a test.
 
     `overlays` is the folder with the PNG of each case, of which the page embeds those of the worst, the median and the
     best one.
@@ -54,28 +53,23 @@ def write_html(path: Path, summary: Summary, overlays: Path | None, provenance: 
     Raises:
         FileNotFoundError: there is no overlay of one of these.
     """
+    ranked, dice = worst_first(summary), summary.of_cases[..., 0]
     images = []
-    for title, case in _selected(summary) if overlays else []:
-        dice = ", ".join(f"{number(case[kind]['dice'], 'dice')} {kind}" for kind in CONVENTIONS)
-        images.append((title, f"{case['name']}, Dice {dice}", halves(Path(overlays or "") / f"{case['name']}.png")))
-    metrics, names = shown_metrics(summary), list(summary["published"]["per_class"])
-    headline = {
-        kind: [(TITLES[m], number(summary[kind][m], m), _spread(summary[kind]["std"][m], m)) for m in metrics]
-        for kind in CONVENTIONS
-    }
+    for title, place in _selected(ranked, dice[:, 1]) if overlays else []:
+        name = summary.cases[place]
+        shown = ", ".join(f"{number(one, 'dice')} {kind}" for one, kind in zip(dice[place], CONVENTIONS, strict=True))
+        images.append((title, f"{name}, Dice {shown}", halves(Path(overlays or "") / f"{name}.png")))
+    tables = summary.tables()
     page = render(
         "report.html.j2",
         conventions=CONVENTIONS,
-        metrics=metrics,
-        titles=TITLES,
-        unit=summary["unit"],
-        headline=headline,
-        undefined=summary["strict"]["undefined"],
-        total=len(summary["cases"]) * len(names),
-        classes=[(name, {kind: summary[kind]["per_class"][name] for kind in CONVENTIONS}) for name in names],
-        cases=[(case["name"], case) for case in worst_first(summary)],
-        feet=[("mean", summary), ("std", {kind: summary[kind]["std"] for kind in CONVENTIONS})],
-        boxes=_boxes(summary, names),
+        metrics=summary.metrics,
+        titles=[TITLES[metric] for metric in summary.metrics],
+        summary=summary,
+        totals=tables["total"],
+        classes=tables["class"],
+        cases={summary.cases[place]: tables["case"][summary.cases[place]] for place in ranked},
+        boxes=_boxes(summary),
         images=images,
         curves=_curves(provenance.curves),
         provenance=provenance,
@@ -92,21 +86,17 @@ def render(template: str, **context: object) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    pages.filters |= {"number": number, "base64": lambda content: base64.b64encode(content).decode()}
+    pages.filters["number"] = number
     return pages.get_template(template).render(**context)
 
 
-def worst_first(summary: Summary) -> list[Summary]:
-    """The cases by strict, then published Dice, ascending; those without any Dice come last."""
-
-    def rank(case: Summary) -> tuple[float, float, str]:
-        strict = case["strict"]["dice"]
-        return (2.0 if strict is None else strict, case["published"]["dice"], case["name"])
-
-    return sorted(summary["cases"], key=rank)
+def worst_first(summary: Summary) -> list[int]:
+    """The places of the cases by strict, then published Dice, ascending; those without any Dice come last."""
+    published, strict = summary.of_cases[..., 0].T
+    return np.lexsort((summary.cases, published, strict)).tolist()  # NaN is sorted to the end
 
 
-def halves(path: Path) -> list[bytes]:
+def halves(path: Path) -> list[str]:
     """The left and the right half of a PNG file, one below the other on a narrow page."""
     parts = []
     with Image.open(path) as image:
@@ -114,44 +104,32 @@ def halves(path: Path) -> list[bytes]:
         for left, right in ((0, width // 2), (width // 2, width)):
             buffer = io.BytesIO()
             image.convert("RGB").crop((left, 0, right, height)).save(buffer, format="PNG", optimize=True)
-            parts.append(buffer.getvalue())
+            parts.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
     return parts
 
 
-def _selected(summary: Summary) -> list[tuple[str, Summary]]:
-    """The worst, median and best case by strict Dice, none of them twice; those without a Dice only if none has any."""
-    ranked = worst_first(summary)
-    ranked = [case for case in ranked if case["strict"]["dice"] is not None] or ranked
-    if len(ranked) == 1:
-        return [("The only case" if len(summary["cases"]) == 1 else "The only case with a Dice", ranked[0])]
-    median = [("Median", ranked[(len(ranked) - 1) // 2])] if len(ranked) > 2 else []
-    return [("Worst", ranked[0]), *median, ("Best", ranked[-1])]
+def _selected(ranked: list[int], dice: np.ndarray) -> list[tuple[str, int]]:
+    """The worst, median and best case, none of them twice; those without a Dice only if none has any."""
+    defined = [place for place in ranked if not np.isnan(dice[place])] or ranked
+    if len(defined) == 1:
+        return [("The only case" if len(ranked) == 1 else "The only case with a Dice", defined[0])]
+    median = [("Median", defined[(len(defined) - 1) // 2])] if len(defined) > 2 else []
+    return [("Worst", defined[0]), *median, ("Best", defined[-1])]
 
 
-def _spread(std: float | None, metric: str) -> str:
-    return "" if std is None else number(std, metric)
-
-
-def _boxes(summary: Summary, names: Sequence[str]) -> list[Chart]:
+def _boxes(summary: Summary) -> list[Chart]:
     """The Dice of the cases as a box plot for each convention, on one axis."""
-    tables = {
-        kind: {
-            name: [dice for case in summary["cases"] if (dice := case[kind]["per_class"][name]["dice"]) is not None]
-            for name in names
-        }
-        for kind in CONVENTIONS
-    }
-    lowest = charts.lowest_shown([value for table in tables.values() for column in table.values() for value in column])
+    dice = summary.scores[..., 0]
+    lowest = charts.lowest_shown(dice[~np.isnan(dice)])
     found = []
-    for kind, table in tables.items():
-        medians = {
-            name: number(statistics.median(column), "dice") if column else "undefined" for name, column in table.items()
-        }
-        listed = ", ".join(f"{name} {median}" for name, median in medians.items())
-        label = f"Box plot of the Dice of the cases by class, {kind} convention. Medians: {listed}."
-        found.append(
-            ("Dice", f"{kind} convention", charts.dice_boxes(table, lowest, ident=f"boxes-{kind}", label=label))
-        )
+    for place, kind in enumerate(CONVENTIONS):
+        columns = {}
+        for name, column in zip(summary.classes, dice[:, :, place].T, strict=True):
+            columns[name] = column[~np.isnan(column)]
+        medians = [f"{name} {np.median(one):.4f}" if len(one) else f"{name} undefined" for name, one in columns.items()]
+        label = f"Box plot of the Dice of the cases by class, {kind} convention. Medians: {', '.join(medians)}."
+        svg = charts.dice_boxes(columns, lowest, ident=f"boxes-{kind}", label=label)
+        found.append(("Dice", f"{kind} convention", svg))
     return found
 
 
@@ -160,7 +138,7 @@ def _curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> list
     found = []
     for name, title in _CURVES.items():
         steps, values = curves.get(name, ((), ()))
-        finite = [place for place, value in enumerate(values) if math.isfinite(value)]
+        finite = np.flatnonzero(np.isfinite(values)).tolist()
         if not finite:
             continue
         is_score = name.startswith("val_")

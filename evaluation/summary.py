@@ -1,29 +1,27 @@
-"""The summary of a test: mean scores in both conventions, as data, as a table, as files, and read back."""
+"""The scores of a test: as one array, as a table, as files, and read back."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
-import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evaluation.metrics import METRICS, OVERLAPS, ClassScores
 from utils import atomic_write, first_line
 
-Summary = Mapping[str, Any]  # nested JSON: mean scores and counts by convention, class and case
-Scores = Mapping[str, float | None]  # by metric; None where undefined
+Json = dict[str, Any]  # nested, as it is written to a file and read back; None where undefined
 
 CONVENTIONS = ("published", "strict")
-MM_METRICS = ("hd95_mm", "assd_mm")  # in addition to those in voxels, where the voxel size is known
 TITLES = {
     **{"dice": "Dice", "hd95": "HD95", "jaccard": "Jaccard", "assd": "ASSD"},
-    **{"hd95_mm": "HD95 mm", "assd_mm": "ASSD mm"},
+    **{"hd95_mm": "HD95 mm", "assd_mm": "ASSD mm"},  # where the voxel size is known
 }
 
 
@@ -36,93 +34,107 @@ class CaseResult:
     scores_mm: tuple[ClassScores, ...] = ()
 
 
-def summarize(results: Sequence[CaseResult], class_names: Sequence[str], *, unit: str = "voxels") -> dict[str, Any]:
-    """Mean scores in both conventions: overall, per class and per case, as plain data that JSON can hold.
+@dataclass(frozen=True)
+class Summary:
+    """The scores of a test.
 
-    A case's mean is taken over its classes, the overall mean over the cases' means; `std` has the sample standard
-    deviation of these, None for a single one. A strict value that is undefined is left out of every mean and counted
-    in `strict["undefined"]`; a mean of nothing is None. Where every case has scores in mm, there are `hd95_mm` and
-    `assd_mm` too. `class_names` names the classes from 1 on, `unit` is that of HD95 and ASSD at unit spacing.
+    Attributes:
+        unit: of HD95 and ASSD at unit spacing, voxels or pixels.
+        cases, classes: their names, those of the classes from 1 on.
+        metrics: the keys of `TITLES` that there are; those in mm only if every case has them.
+        scores: (cases, classes, conventions, metrics), NaN where undefined.
+    """
+
+    unit: str
+    cases: Sequence[str]
+    classes: Sequence[str]
+    metrics: Sequence[str]
+    scores: np.ndarray
+
+    @property
+    def of_cases(self) -> np.ndarray:
+        """The mean over the classes of each case (cases, conventions, metrics)."""
+        return mean(self.scores, axis=1)
+
+    def undefined(self, metric: str) -> int:
+        """How many strict values of cases and classes are undefined."""
+        return int(np.isnan(self.scores[:, :, 1, self.metrics.index(metric)]).sum())
+
+    def tables(self) -> dict[str, dict[str, np.ndarray]]:
+        """The rows (conventions, metrics) of the cases and the classes, and the mean and std over the cases' means."""
+        return {
+            "case": dict(zip(self.cases, self.of_cases, strict=True)),
+            "class": dict(zip(self.classes, mean(self.scores), strict=True)),
+            "total": {"mean": mean(self.of_cases), "std": std(self.of_cases)},
+        }
+
+    def to_json(self) -> Json:
+        """The content of summary.json."""
+        content = self._block(mean(self.of_cases), mean(self.scores))
+        for kind, row in zip(CONVENTIONS, std(self.of_cases), strict=True):
+            content[kind]["std"] = named(self.metrics, row)
+        counts = np.isnan(self.scores).sum(axis=0)
+        content["strict"]["undefined"] = self._block(counts.sum(axis=0), counts)["strict"]
+        blocks = map(self._block, self.of_cases, self.scores)
+        cases = [{"name": name, **block} for name, block in zip(self.cases, blocks, strict=True)]
+        return {**content, "unit": self.unit, "cases": cases}
+
+    def _block(self, means: np.ndarray, scores: np.ndarray) -> Json:
+        return {
+            kind: {
+                **named(self.metrics, means[place]),
+                "per_class": {
+                    n: named(self.metrics, row) for n, row in zip(self.classes, scores[:, place], strict=True)
+                },
+            }
+            for place, kind in enumerate(CONVENTIONS)
+        }
+
+
+def summarize(results: Sequence[CaseResult], class_names: Sequence[str], *, unit: str = "voxels") -> Summary:
+    """The summary of scored cases, whose classes from 1 on are named.
 
     Raises:
-        ValueError: there are no results, or the names are not as many as the classes, or not all different.
+        ValueError: there are no results, or the names are not as many as the classes.
     """
-    _check(results, class_names)
-    summary: dict[str, Any] = {}
-    cases: list[dict[str, Any]] = [{"name": result.name} for result in results]
-    for convention in CONVENTIONS:
-        table = _values(results, convention)
-        for case, row in zip(cases, table, strict=True):
-            per_class = {name: _means([scores]) for name, scores in zip(class_names, row, strict=True)}
-            case[convention] = _means(row) | {"per_class": per_class}
-        columns = dict(zip(class_names, zip(*table, strict=True), strict=True))
-        spread = mean_and_spread([case[convention] for case in cases])
-        summary[convention] = {name: both["mean"] for name, both in spread.items()}
-        summary[convention]["std"] = {name: both["std"] for name, both in spread.items()}
-        summary[convention]["per_class"] = {name: _means(column) for name, column in columns.items()}
-    undefined = {
-        name: {metric: len(column) - len(_defined(column, metric)) for metric in METRICS}
-        for name, column in columns.items()  # of the strict convention, the last
-    }
-    totals = {metric: sum(counts[metric] for counts in undefined.values()) for metric in METRICS}
-    summary["strict"]["undefined"] = totals | {"per_class": undefined}
-    return summary | {"unit": unit, "cases": cases}
-
-
-def _check(results: Sequence[CaseResult], class_names: Sequence[str]) -> None:
     if not results:
         raise ValueError("there are no results; expected at least one case")
-    if len(set(class_names)) != len(class_names):
-        raise ValueError(f"the class names are {', '.join(class_names)}; expected each name once")
+    metrics = list(TITLES if all(result.scores_mm for result in results) else METRICS)
+    scores = []
     for result in results:
-        if not 0 < len(result.scores) == len(class_names):
+        if len(result.scores) != len(class_names):
             raise ValueError(
                 f"{result.name}: {len(result.scores)} classes were scored but {len(class_names)} are named; expected "
                 "one name for each class from 1 on, without the background"
             )
+        for voxels, mm in zip(result.scores, result.scores_mm or result.scores, strict=True):
+            for kind in CONVENTIONS:
+                own, in_mm = getattr(voxels, kind), getattr(mm, kind)
+                scores.append([*(own[name] for name in METRICS), in_mm["hd95"], in_mm["assd"]][: len(metrics)])
+    array = np.array(scores, np.float64).reshape(len(results), len(class_names), len(CONVENTIONS), len(metrics))
+    return Summary(unit, [result.name for result in results], list(class_names), metrics, array)
 
 
-def _values(results: Sequence[CaseResult], convention: str) -> list[list[dict[str, float]]]:
-    """The metrics of each case and class, those in mm among them if every case has them."""
-    table = [[dict(getattr(scores, convention)) for scores in result.scores] for result in results]
-    if all(result.scores_mm for result in results):
-        for row, result in zip(table, results, strict=True):
-            for values, scores in zip(row, result.scores_mm, strict=True):
-                values |= {name: getattr(scores, convention)[name.removesuffix("_mm")] for name in MM_METRICS}
-    return table
+def mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The mean of what is not NaN, NaN where nothing is."""
+    return np.ma.masked_invalid(values).mean(axis=axis).filled(np.nan)
 
 
-def mean_and_spread(rows: Sequence[Scores]) -> dict[str, dict[str, float | None]]:
-    """Mean and sample standard deviation (n - 1) of each metric over the rows where it is defined.
-
-    The mean of none is None, and so is the deviation of fewer than two. Distances in mm are there if every row has
-    them.
-    """
-    spread = {name: _defined(rows, name) for name in _means(rows)}
-    std = {name: statistics.stdev(values) if len(values) > 1 else None for name, values in spread.items()}
-    return {name: {"mean": mean, "std": std[name]} for name, mean in _means(rows).items()}
+def std(values: np.ndarray) -> np.ndarray:
+    """The sample standard deviation (n - 1) over the first axis of what is not NaN, NaN for fewer than two."""
+    return np.ma.masked_invalid(values).std(axis=0, ddof=1).filled(np.nan)
 
 
-def _means(rows: Sequence[Scores]) -> dict[str, float | None]:
-    names = (*METRICS, *(name for name in MM_METRICS if rows and all(name in row for row in rows)))
-    defined = {name: _defined(rows, name) for name in names}
-    return {name: math.fsum(values) / len(values) if values else None for name, values in defined.items()}
-
-
-def _defined(rows: Sequence[Scores], name: str) -> list[float]:
-    return [value for row in rows if (value := row[name]) is not None and not math.isnan(value)]
-
-
-def shown_metrics(summary: Summary) -> tuple[str, ...]:
-    """The metrics of a summary: in mm, too, where it has those."""
-    return (*METRICS, *(name for name in MM_METRICS if name in summary["published"]))
+def named(names: Iterable[str], values: np.ndarray) -> dict[str, float | None]:
+    """Values by name, None for NaN, as JSON has them."""
+    return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)}
 
 
 def number(value: float | None, metric: str, missing: str = "\N{EN DASH}") -> str:
-    """A value as text: four decimals for overlaps, two for distances, `missing` where it is undefined."""
-    if value is None:
+    """A value as text: four decimals for overlaps, two for distances, `missing` for None and NaN."""
+    if value is None or math.isnan(value):
         return missing
-    return f"{value:.2f}" if metric.startswith(("hd95", "assd")) else f"{value:.4f}"
+    return f"{value:.4f}" if metric in OVERLAPS else f"{value:.2f}"
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -137,51 +149,36 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
 
 def format_table(summary: Summary) -> str:
     """The summary as plain text: a row for each case, a row for each class, then the means and their spread."""
-    unit, cases, metrics = summary["unit"], summary["cases"], shown_metrics(summary)
-    names = summary["published"]["per_class"]
-    classes = [(name, {kind: summary[kind]["per_class"][name] for kind in CONVENTIONS}) for name in names]
-    rows = [(case["name"], case) for case in cases]
-    spread = {convention: summary[convention]["std"] for convention in CONVENTIONS}
-    width = max(len(name) for name, _ in [("case", None), *rows, *classes])
-    head = " ".join(f"{TITLES[name]:>8}" for name in metrics)
-    in_mm = ", and in mm" if len(metrics) > len(METRICS) else ""
-    lines = [
-        f"cases: {len(cases)}; Dice and Jaccard from 0 to 1, HD95 and ASSD in {unit}{in_mm}; - is undefined",
-        f"{'':{width}}  {'published convention':^{len(head)}}  {'strict convention':^{len(head)}}",
-    ]
-    for title, block in (("case", rows), ("organ", classes), (None, [("mean", summary), ("std", spread)])):
-        lines += [f"{title:{width}}  {head}  {head}"] if title else []
-        for name, row in block:
-            cells = (" ".join(f"{number(row[kind][m], m, '-'):>8}" for m in metrics) for kind in CONVENTIONS)
-            lines.append("  ".join([f"{name:{width}}", *cells]))
-        lines += ["-" * len(lines[-1])] if title else []
-    undefined, total = summary["strict"]["undefined"], len(cases) * len(classes)
-    if undefined["hd95"]:
-        lines.append(
-            f"strict: of {total} values each, {undefined['dice']} of Dice and {undefined['hd95']} of HD95 are "
-            "undefined and left out of the means"
-        )
-    return "\n".join(lines)
+    metrics, count = [*summary.metrics] * 2, len(summary.cases)
+    in_mm = " and in mm" if "hd95_mm" in metrics else ""
+    empty = [""] * (len(summary.metrics) - 1)
+    rows = [["", "published", *empty, "strict", *empty]]
+    for title, block in summary.tables().items():
+        rows.append([title, *(TITLES[name] for name in metrics)])
+        rows += [[name, *map(number, row.flat, metrics, "-" * len(metrics))] for name, row in block.items()]
+    return "\n".join(
+        [
+            f"cases: {count}; Dice and Jaccard from 0 to 1, HD95 and ASSD in {summary.unit}{in_mm}; - is undefined",
+            *aligned(rows),
+            f"strict: of {count * len(summary.classes)} values each, {summary.undefined('dice')} of Dice and "
+            f"{summary.undefined('hd95')} of HD95 are undefined and left out of the means",
+        ]
+    )
 
 
-def write_csv(path: Path, results: Sequence[CaseResult], class_names: Sequence[str]) -> None:
-    """Write one row for each case and class with the metrics in both conventions, an empty cell where undefined.
+def write_csv(path: Path, summary: Summary) -> None:
+    """Write one row for each case and class with the metrics in both conventions, an empty cell where undefined."""
+    columns = [f"{metric}_{kind}" for kind in CONVENTIONS for metric in summary.metrics]
+    rows: list[list[object]] = [["case", "class", "organ", *columns]]
+    for case, scores in zip(summary.cases, summary.scores, strict=True):
+        for label, (name, row) in enumerate(zip(summary.classes, scores, strict=True), start=1):
+            rows.append([case, label, name, *named(columns, row.ravel()).values()])
 
-    Raises:
-        ValueError: as in `summarize`.
-    """
-    _check(results, class_names)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    tables = {convention: _values(results, convention) for convention in CONVENTIONS}
-    columns = [(name, kind) for kind, ((first, *_), *_) in tables.items() for name in first]
-    writer.writerow(["case", "class", "organ", *(f"{name}_{kind}" for name, kind in columns)])
-    for place, result in enumerate(results):
-        for label, organ in enumerate(class_names, start=1):
-            values = [tables[kind][place][label - 1][name] for name, kind in columns]
-            cells = ["" if math.isnan(value) else repr(float(value)) for value in values]
-            writer.writerow([result.name, label, organ, *cells])
-    atomic_write(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8"))
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+    atomic_write(path, write)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -191,7 +188,7 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def read_json(path: Path, writer: str) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file, of whatever kind it is.
 
     Raises:
         ValueError: it is none; the command that should have written it is named.
@@ -202,12 +199,12 @@ def read_json(path: Path, writer: str) -> Any:
         raise ValueError(f"{path}: is not a JSON file ({first_line(error)}); expected what {writer} writes") from None
 
 
-def is_number(value: object, lowest: float = 0.0, highest: float = sys.float_info.max) -> bool:
-    """Whether this is a finite number from `lowest` to `highest`."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= highest
+def is_number(value: object, highest: float = sys.float_info.max) -> bool:
+    """Whether this is a finite number from 0 to `highest`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= highest
 
 
-def read_summary(run: Path) -> dict[str, Any]:
+def read_summary(run: Path) -> Summary:
     """The summary.json of a folder that test.py wrote to.
 
     Raises:
@@ -219,31 +216,17 @@ def read_summary(run: Path) -> dict[str, Any]:
             f"{run}: has no summary.json, so nothing was predicted there yet; expected a run that was tested: "
             f"python test.py --output_dir {run}"
         )
-    summary = read_json(path, "test.py")
+    content = read_json(path, "test.py")
     try:
-        fault = _fault(summary)
-    except (KeyError, TypeError, AttributeError) as error:
-        fault = repr(error)
-    if fault:
-        raise ValueError(f"{path}: is no summary that test.py wrote ({fault}); test again")
-    return summary
-
-
-def _fault(summary: Summary) -> str:
-    """What is not as `summarize` makes it."""
-    names, classes = [case["name"] for case in summary["cases"]], list(summary["published"]["per_class"])
-    if not all(isinstance(text, str) for text in [summary["unit"], *names]):
-        return "the unit or the name of a case is no text"
-    if not classes or not 0 < len(set(names)) == len(names):
-        return f"it has {len(classes)} classes and {len(names)} cases of {len(set(names))} names"
-    for case in summary["cases"]:
-        for convention in CONVENTIONS:
-            scores = case[convention]
-            if list(scores["per_class"]) != classes:
-                return f"{case['name']}: its {convention} classes are {', '.join(scores['per_class'])}"
-            for row in (scores, *scores["per_class"].values()):
-                for metric in shown_metrics(summary):
-                    undefined = convention == "strict" and row[metric] is None
-                    if not undefined and not is_number(row[metric], highest=1 if metric in OVERLAPS else math.inf):
-                        return f"{case['name']}: its {convention} {metric} is {row[metric]!r}"
-    return ""
+        metrics = [name for name in TITLES if name in content["published"]]
+        cases, classes = [case["name"] for case in content["cases"]], list(content["published"]["per_class"])
+        rows = [case[kind]["per_class"][one] for case in content["cases"] for one in classes for kind in CONVENTIONS]
+        scores = np.array([[row[name] for name in metrics] for row in rows], np.float64)
+        scores = scores.reshape(len(cases), len(classes), len(CONVENTIONS), len(metrics))
+        highest = [1 if name in OVERLAPS else np.inf for name in metrics]
+        is_valid = ((scores >= 0) & (scores <= highest)) | (np.isnan(scores) & [[False], [True]])
+        if not scores.size or not is_valid.all() or len(set(cases)) < len(cases):
+            raise ValueError(f"{len(set(cases))} cases, {len(classes)} classes, {(~is_valid).sum()} impossible scores")
+        return Summary(content["unit"], cases, classes, metrics, scores)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: is no summary that test.py wrote ({error!r}); test again") from None

@@ -11,8 +11,8 @@ from typing import Any
 
 from configs.plain_yaml import read_yaml
 from engine.logger import read_curves
+from evaluation.comparison import Paired, paired, paired_few
 from evaluation.metrics import METRICS, OVERLAPS
-from evaluation.paired import Paired, paired, paired_few
 from evaluation.summary import CONVENTIONS, is_number, read_json, read_summary
 from scripts.studies.execute import SIMILARITY, TIMES, read_times
 from scripts.studies.plan import Cell, Plain, Run, Study, as_study
@@ -39,7 +39,7 @@ def _of_run(run: Run, folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / SIMILARITY}: has no layers; expected what similarity.py writes, so remove it")
     cases = {
         case["name"]: {convention: {name: case[convention][name] for name in METRICS} for convention in CONVENTIONS}
-        for case in summary["cases"]
+        for case in summary.to_json()["cases"]
     }
     found = {
         "network": run.cell.network,

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from evaluation.paired import LEVEL, Paired
+from evaluation.comparison import LEVEL, Paired
 from scripts.studies.plan import Plain, Study
 from scripts.studies.results import REDUNDANCY, CellResult, TooFew, cell_of, mean_defined, redundancy_of, summarize
 

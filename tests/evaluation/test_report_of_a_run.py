@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import test as test_command
-from tests.evaluation.test_html import Page
+from tests.evaluation.test_report import Page
 
 
 def report_of(run: Path, out: Path) -> Page:
