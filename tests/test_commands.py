@@ -143,9 +143,8 @@ def test_the_baseline_and_the_separate_weights(synapse: Path, tmp_path: Path) ->
     assert train(synapse, tmp_path / "plain", "--lambda_x", 0) == 0
     assert train(synapse, tmp_path / "scr", "--lambda_1", 0.1, "--lambda_2", 0) == 0
     assert all("scr" not in row and "grad_scr" not in row for row in rows_of(tmp_path / "plain"))
-    of_gradient, row, *_ = rows_of(tmp_path / "scr")
+    row, *_ = rows_of(tmp_path / "scr")
     assert row["scr"] > 0 and row["ifd"] == 0
-    assert of_gradient["grad_scr"] > 0 and of_gradient["grad_ifd"] == 0
 
 
 def test_the_same_seed_gives_the_same_weights(synapse: Path, tmp_path: Path) -> None:
@@ -299,7 +298,7 @@ def clone(tmp_path: Path) -> Path:
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in files.stdout.split("\n"):
-        if name.endswith((".py", ".yaml", ".txt", ".css")) and (ROOT / name).is_file():
+        if name.endswith((".py", ".yaml", ".txt", ".css", ".j2")) and (ROOT / name).is_file():
             (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tmp_path / "clone" / name)
     return tmp_path / "clone"
