@@ -53,11 +53,6 @@ def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: s
     return _svg(figure, ident, label)
 
 
-def lowest_shown(values: Sequence[float]) -> float:
-    """Lower end of the axis of overlaps: at the tenth below the least of them, at 0.8 at most."""
-    return max(0.0, min(0.8, np.floor(10 * min(values, default=0.0)) / 10))
-
-
 def difference_dots(values: Mapping[str, tuple[Sequence[float], float, float]], *, ident: str, label: str) -> str:
     """Differences over the cases by class, every case a point, their mean a bar on its interval; an SVG element.
 

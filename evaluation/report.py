@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 Overlay = tuple[str, str, list[str]]  # title, caption, and the halves of a PNG as data URLs
 Chart = tuple[str, str, str]  # title, caption, and the SVG
 
-# The curves of a run that are drawn, and their titles; "dice" is what earlier runs call the Dice loss.
+# The curves that are drawn; "dice" is what earlier runs call the Dice loss.
 _CURVES = {
     **{"loss": "Loss", "ce": "Cross-entropy", "dice": "Dice loss", "dice_loss": "Dice loss", "scr": "SCR"},
     **{"ifd": "IFD", "val_dice": "Validation Dice"},
@@ -51,7 +51,7 @@ def write_html(path: Path, summary: Summary, overlays: Path | None, provenance: 
     best one.
 
     Raises:
-        FileNotFoundError: there is no overlay of one of these.
+        ValueError: one of these overlays cannot be read.
     """
     ranked, dice = worst_first(summary), summary.of_cases[..., 0]
     images = []
@@ -79,13 +79,8 @@ def write_html(path: Path, summary: Summary, overlays: Path | None, provenance: 
 
 def render(template: str, **context: object) -> str:
     """A page from one of the templates; every value is escaped."""
-    pages = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    loader = FileSystemLoader(TEMPLATES)
+    pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     pages.filters["number"] = number
     return pages.get_template(template).render(**context)
 
@@ -97,14 +92,21 @@ def worst_first(summary: Summary) -> list[int]:
 
 
 def halves(path: Path) -> list[str]:
-    """The left and the right half of a PNG file, one below the other on a narrow page."""
+    """The left and the right half of a PNG file, one below the other on a narrow page.
+
+    Raises:
+        ValueError: it is not a readable image.
+    """
     parts = []
-    with Image.open(path) as image:
-        width, height = image.size
-        for left, right in ((0, width // 2), (width // 2, width)):
-            buffer = io.BytesIO()
-            image.convert("RGB").crop((left, 0, right, height)).save(buffer, format="PNG", optimize=True)
-            parts.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            for left, right in ((0, width // 2), (width // 2, width)):
+                buffer = io.BytesIO()
+                image.convert("RGB").crop((left, 0, right, height)).save(buffer, format="PNG", optimize=True)
+                parts.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises the last on a broken PNG
+        raise ValueError(f"{path}: is not a readable image ({error}); test again, or remove it") from None
     return parts
 
 
@@ -120,16 +122,14 @@ def _selected(ranked: list[int], dice: np.ndarray) -> list[tuple[str, int]]:
 def _boxes(summary: Summary) -> list[Chart]:
     """The Dice of the cases as a box plot for each convention, on one axis."""
     dice = summary.scores[..., 0]
-    lowest = charts.lowest_shown(dice[~np.isnan(dice)])
+    lowest = min(0.8, np.floor(10 * np.nanmin(dice)) / 10)
     found = []
     for place, kind in enumerate(CONVENTIONS):
-        columns = {}
-        for name, column in zip(summary.classes, dice[:, :, place].T, strict=True):
-            columns[name] = column[~np.isnan(column)]
+        columns = {name: one[~np.isnan(one)] for name, one in zip(summary.classes, dice[..., place].T, strict=True)}
         medians = [f"{name} {np.median(one):.4f}" if len(one) else f"{name} undefined" for name, one in columns.items()]
         label = f"Box plot of the Dice of the cases by class, {kind} convention. Medians: {', '.join(medians)}."
-        svg = charts.dice_boxes(columns, lowest, ident=f"boxes-{kind}", label=label)
-        found.append(("Dice", f"{kind} convention", svg))
+        drawn = charts.dice_boxes(columns, lowest, ident=f"boxes-{kind}", label=label)
+        found.append(("Dice", f"{kind} convention", drawn))
     return found
 
 

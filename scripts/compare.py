@@ -26,18 +26,13 @@ def compare(args: argparse.Namespace) -> int:
         for side, run in (("A", args.run_a), ("B", args.run_b)):
             overlay = run / "overlays" / f"{name}.png"
             if overlay.is_file():
-                try:
-                    images.append((f"{title}, {side}", name, halves(overlay)))
-                except (OSError, ValueError, SyntaxError) as error:  # Pillow raises the last on a broken PNG
-                    raise ValueError(
-                        f"{overlay}: is not a readable image ({error}); test again, or remove it"
-                    ) from None
+                images.append((f"{title}, {side}", name, halves(overlay)))
     names = str(args.run_a), str(args.run_b)
     content = page(comparison, *names, images)
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "comparison.json", comparison)
     utils.atomic_write(args.output / "comparison.html", lambda path: path.write_text(content, encoding="utf-8"))
-    sys.stdout.write(f"{format_comparison(comparison, *names)}\n\n{args.output / 'comparison.html'}\n")
+    print(f"{format_comparison(comparison, *names)}\n\n{args.output / 'comparison.html'}")
     return 0
 
 
@@ -46,10 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from configs.arguments import OneLineParser, run_guarded
 
     parser = OneLineParser(prog="compare.py", description=__doc__)
-    add = parser.add_argument
-    add("run_a", type=Path, metavar="RUN_A", help="a folder that test.py wrote to: the reference")
-    add("run_b", type=Path, metavar="RUN_B", help="another, tested on the same cases")
-    add("--output", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison")
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="a folder that test.py wrote to: the reference")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="another, tested on the same cases")
+    parser.add_argument("--output", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison")
     return run_guarded("compare.py", lambda: compare(parser.parse_args(argv)))
 
 

@@ -16,8 +16,8 @@ def published_state(network: nn.Module) -> dict[str, Tensor]:
     """The `state_dict` of the published network: ours, with the buffers that it saves and timm's blocks rebuild."""
     state: dict[str, Tensor] = {}
     for name, module in network.named_modules(remove_duplicate=False):
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        state |= {f"{name}.{key}" if name else key: tensor.detach() for key, tensor in own}
+        own = [*module.named_parameters(name, recurse=False), *module.named_buffers(name, recurse=False)]
+        state |= {key: tensor.detach() for key, tensor in own}
     return state
 
 
@@ -43,11 +43,11 @@ def export(args: argparse.Namespace) -> int:
     state = published_state(network) if args.layout == "published" else network.state_dict()
     # Copies: safetensors takes no tensor twice, and a network may have one under two names.
     state = {key: value.contiguous().clone() for key, value in state.items()}
+    save = save_file if args.out.suffix == ".safetensors" else torch.save
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(args.out, lambda path: (save_file if args.out.suffix == ".safetensors" else torch.save)(state, path))
+    atomic_write(args.out, lambda path: save(state, path))
     load_weights(again, args.out)
-    size = (2, config.model.in_channels, *config.data.img_size)
-    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, config.model.in_channels, *config.data.img_size)
     with torch.inference_mode():
         difference = (sum_heads(network(image)) - sum_heads(again(image))).abs().max().item()
     print(f"{args.out}: {len(state)} tensors of {weights}; largest output difference after reloading: {difference:g}")

@@ -71,11 +71,6 @@ def test_boxes_lie_at_their_values() -> None:
     assert medians == pytest.approx([place(0.4), place(0.8)], abs=0.01)
 
 
-def test_the_axis_begins_at_the_tenth_below() -> None:
-    for values, lowest in (([], 0.0), ([0.73, 0.9], 0.7), ([0.95], 0.8), ([0.0, 1.0], 0.0), ([0.7], 0.7)):
-        assert charts.lowest_shown(values) == pytest.approx(lowest)
-
-
 def line(svg: str) -> list[tuple[str, float, float]]:
     """The commands of the one line in the accent color."""
     (path,) = [p for p in drawn(svg).iter("path") if "stroke: var(--accent)" in (p.get("style") or "")]

@@ -138,8 +138,8 @@ def test_images_of_the_worst_the_median_and_the_best_case(
     assert [text.split(",")[0] for text in described] == expected
 
 
-def test_a_missing_overlay(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_overlay_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"b\.png: is not a readable image"):
         write_html(tmp_path / "report.html", summarize(results(), ORGANS), tmp_path, Provenance())
     assert not (tmp_path / "report.html").exists()
 
