@@ -113,21 +113,18 @@ def compare_summaries(first: Summary, second: Summary) -> Json:
     both = np.stack([first.scores[..., : len(metrics)], second.scores[order][..., : len(metrics)]])
     left_out = np.isnan(both).any(axis=0) & [metric not in OVERLAPS for metric in metrics]
     of_cases = mean(np.where(left_out, np.nan, both), axis=2)
+    both = np.concatenate([of_cases[:, :, None], both], axis=2)  # (2, cases, all and each class, conventions, metrics)
     result: Json = {"unit": first.unit, "level": LEVEL}
     cases: list[Json] = [{"name": name} for name in first.cases]
     for place, kind in enumerate(CONVENTIONS):
-        overall, scores = of_cases[:, :, place], both[:, :, :, place]
-        per_class = {name: _of_metrics(metrics, scores[:, :, k]) for k, name in enumerate(first.classes)}
-        result[kind] = {"overall": _of_metrics(metrics, overall), "per_class": per_class}
-        dice = scores[1, ..., 0] - scores[0, ..., 0]
-        for case, whole, row in zip(cases, overall[1] - overall[0], dice, strict=True):
-            case[kind] = {**named(metrics, whole), "per_class": named(first.classes, row)}
+        overall, *per_class = (
+            {metric: _statistics(*values[..., k]) for k, metric in enumerate(metrics)}
+            for values in np.moveaxis(both[:, :, :, place], 2, 0)
+        )
+        result[kind] = {"overall": overall, "per_class": dict(zip(first.classes, per_class, strict=True))}
+        for case, rows in zip(cases, (both[1] - both[0])[:, :, place], strict=True):
+            case[kind] = {**named(metrics, rows[0]), "per_class": named(first.classes, rows[1:, 0])}
     return result | {"cases": cases}
-
-
-def _of_metrics(metrics: Sequence[str], both: np.ndarray) -> dict[str, Json]:
-    """The statistics of each metric, from its values in both tests (2, cases, metrics)."""
-    return {metric: _statistics(*both[..., place]) for place, metric in enumerate(metrics)}
 
 
 def _statistics(a: np.ndarray, b: np.ndarray) -> Json:

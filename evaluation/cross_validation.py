@@ -25,12 +25,11 @@ def cross_validate(
 ) -> int:
     """Train and test each fold in a folder of its own, and collect the results.
 
-    A tested fold is not repeated, an interrupted one resumes: the same command again finishes what is left.
+    The same command again skips what is tested and resumes what was interrupted.
 
     Args:
         words: the command line of train.py, with `--folds`.
         device: the flags of the device for test.py.
-        folds: how many folds there are.
         output_dir: gets `fold_0`, `fold_1`, ..., each a run, and `cross_validation.json`.
         is_trained: whether a fold's run was trained with these settings; it raises where they differ.
 
@@ -58,9 +57,8 @@ def cross_validate(
 def is_tested(run: Path) -> bool:
     """Whether the folder of a run holds a test that is newer than its training and its configuration."""
     tested, *before = (run / name for name in ("summary.json", "last.pth", "config.yaml"))
-    if not all(path.is_file() for path in (tested, *before)):
-        return False
-    return tested.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in before)
+    is_whole = all(path.is_file() for path in (tested, *before))
+    return is_whole and tested.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in before)
 
 
 def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:
@@ -75,9 +73,7 @@ def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:
     cases = [{**case, "fold": fold} for fold, one in enumerate(summaries) for case in one.to_json()["cases"]]
     twice = [name for name, count in Counter(case["name"] for case in cases).items() if count > 1]
     if twice:
-        raise ValueError(
-            f"{twice[0]} was tested in two folds; expected each case once, so begin in another --output_dir"
-        )
+        raise ValueError(f"{twice[0]} was tested in two folds; expected one, so begin in another --output_dir")
     metrics = min((one.metrics for one in summaries), key=len)
     overlaps = [METRICS.index(name) for name in OVERLAPS]
     folds = [one.of_cases[..., : len(metrics)] for one in summaries]

@@ -80,39 +80,25 @@ class Summary:
         return {**content, "unit": self.unit, "cases": cases}
 
     def _block(self, means: np.ndarray, scores: np.ndarray) -> Json:
-        return {
-            kind: {
-                **named(self.metrics, means[place]),
-                "per_class": {
-                    n: named(self.metrics, row) for n, row in zip(self.classes, scores[:, place], strict=True)
-                },
-            }
-            for place, kind in enumerate(CONVENTIONS)
-        }
+        """By convention the means and, `per_class`, the scores that they are of."""
+        block: Json = {}
+        for kind, row, columns in zip(CONVENTIONS, means, scores.swapaxes(0, 1), strict=True):
+            per_class = {name: named(self.metrics, one) for name, one in zip(self.classes, columns, strict=True)}
+            block[kind] = {**named(self.metrics, row), "per_class": per_class}
+        return block
 
 
 def summarize(results: Sequence[CaseResult], class_names: Sequence[str], *, unit: str = "voxels") -> Summary:
-    """The summary of scored cases, whose classes from 1 on are named.
-
-    Raises:
-        ValueError: there are no results, or the names are not as many as the classes.
-    """
-    if not results:
-        raise ValueError("there are no results; expected at least one case")
+    """The summary of scored cases, at least one, whose classes from 1 on are named."""
     metrics = list(TITLES if all(result.scores_mm for result in results) else METRICS)
-    scores = []
+    rows = []
     for result in results:
-        if len(result.scores) != len(class_names):
-            raise ValueError(
-                f"{result.name}: {len(result.scores)} classes were scored but {len(class_names)} are named; expected "
-                "one name for each class from 1 on, without the background"
-            )
         for voxels, mm in zip(result.scores, result.scores_mm or result.scores, strict=True):
             for kind in CONVENTIONS:
                 own, in_mm = getattr(voxels, kind), getattr(mm, kind)
-                scores.append([*(own[name] for name in METRICS), in_mm["hd95"], in_mm["assd"]][: len(metrics)])
-    array = np.array(scores, np.float64).reshape(len(results), len(class_names), len(CONVENTIONS), len(metrics))
-    return Summary(unit, [result.name for result in results], list(class_names), metrics, array)
+                rows.append([*(own[name] for name in METRICS), in_mm["hd95"], in_mm["assd"]][: len(metrics)])
+    scores = np.array(rows, np.float64).reshape(len(results), len(class_names), len(CONVENTIONS), len(metrics))
+    return Summary(unit, [result.name for result in results], class_names, metrics, scores)
 
 
 def mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -156,14 +142,12 @@ def format_table(summary: Summary) -> str:
     for title, block in summary.tables().items():
         rows.append([title, *(TITLES[name] for name in metrics)])
         rows += [[name, *map(number, row.flat, metrics, "-" * len(metrics))] for name, row in block.items()]
-    return "\n".join(
-        [
-            f"cases: {count}; Dice and Jaccard from 0 to 1, HD95 and ASSD in {summary.unit}{in_mm}; - is undefined",
-            *aligned(rows),
-            f"strict: of {count * len(summary.classes)} values each, {summary.undefined('dice')} of Dice and "
-            f"{summary.undefined('hd95')} of HD95 are undefined and left out of the means",
-        ]
+    head = f"cases: {count}; Dice and Jaccard from 0 to 1, HD95 and ASSD in {summary.unit}{in_mm}; - is undefined"
+    foot = (
+        f"strict: of {count * len(summary.classes)} values each, {summary.undefined('dice')} of Dice and "
+        f"{summary.undefined('hd95')} of HD95 are undefined and left out of the means"
     )
+    return "\n".join([head, *aligned(rows), foot])
 
 
 def write_csv(path: Path, summary: Summary) -> None:

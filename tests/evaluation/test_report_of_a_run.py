@@ -48,7 +48,7 @@ def test_a_damaged_record_does_not_lose_the_evaluation(run: Path, tmp_path: Path
     assert "WARNING the report has no training curves:" in log and "metrics.jsonl: line" in log
 
 
-def test_figures_that_are_not_finite_are_left_out_of_the_curves(run: Path, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_left_out_of_the_curves(run: Path, tmp_path: Path) -> None:
     rows = [
         '{"step": 1, "loss": NaN}',
         '{"step": 2, "loss": 1e400}',
