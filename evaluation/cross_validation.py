@@ -57,8 +57,8 @@ def cross_validate(
 def is_tested(run: Path) -> bool:
     """Whether the folder of a run holds a test that is newer than its training and its configuration."""
     tested, *before = (run / name for name in ("summary.json", "last.pth", "config.yaml"))
-    is_whole = all(path.is_file() for path in (tested, *before))
-    return is_whole and tested.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in before)
+    is_complete = all(path.is_file() for path in (tested, *before))
+    return is_complete and tested.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in before)
 
 
 def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:

@@ -32,7 +32,7 @@ class Provenance:
     """The origin of a report.
 
     Attributes:
-        settings: the few that a reader looks for first.
+        settings: the few that matter most.
         configuration: all of them, as text.
         environment: device and versions.
         curves: steps and values by name, as training logged them.

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason="there is no Chromium;
 
 
 class Visit(NamedTuple):
-    """A page as it lies open, and what was heard while it was opened."""
+    """A page that was opened, with its console messages and requests."""
 
     page: Any
     messages: list[str]
@@ -41,66 +41,57 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
-        try:
-            yield browser
-        finally:
-            browser.close()
+        yield browser
+        browser.close()
 
 
-def in_every_way(browser: Any, path: Path) -> dict[tuple[str, str], Visit]:
-    """A page opened at each size in each theme."""
-    return {(name, theme): _opened(browser, path, size, theme) for name, size in SIZES.items() for theme in THEMES}
+def visits_of(browser: Any, path: Path) -> dict[tuple[str, str], Visit]:
+    """A page opened at each size in each theme: nothing is logged, nothing fetched, nothing wider than the screen."""
+    found = {}
+    for name, (width, height) in SIZES.items():
+        for theme in THEMES:
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
+            visit = found[name, theme] = Visit(page, [], [])
+            page.on("console", lambda message, visit=visit: visit.messages.append(message.text))
+            page.on("pageerror", lambda error, visit=visit: visit.messages.append(str(error)))
+            page.on("request", lambda request, visit=visit: visit.requests.append(request.url))
+            page.goto(path.as_uri(), wait_until="load")
+            assert visit.messages == []
+            assert [url for url in visit.requests if not url.startswith("data:")] == [path.as_uri()]
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    return found
 
 
 @pytest.fixture(scope="module")
 def visits(browser: Any, report: Path) -> dict[tuple[str, str], Visit]:
-    return in_every_way(browser, report)
-
-
-def _opened(browser: Any, path: Path, size: tuple[int, int], theme: str) -> Visit:
-    page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=theme)
-    visit = Visit(page, [], [])
-    page.on("console", lambda message: visit.messages.append(message.text))
-    page.on("pageerror", lambda error: visit.messages.append(str(error)))
-    page.on("request", lambda request: visit.requests.append(request.url))
-    page.goto(path.as_uri(), wait_until="load")
-    return visit
+    return visits_of(browser, report)
 
 
 @pytest.fixture(params=[(name, theme) for name in SIZES for theme in THEMES], ids="-".join)
-def visit(visits: dict[tuple[str, str], Visit], request: pytest.FixtureRequest) -> Visit:
-    return visits[request.param]
+def page(visits: dict[tuple[str, str], Visit], request: pytest.FixtureRequest) -> Any:
+    return visits[request.param].page
 
 
-def test_nothing_is_complained_of_and_nothing_fetched(visit: Visit, report: Path) -> None:
-    assert visit.messages == []
-    assert [url for url in visit.requests if not url.startswith("data:")] == [report.as_uri()]
-
-
-def test_the_page_is_no_wider_than_the_screen(visit: Visit) -> None:
-    assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def test_every_picture_is_there(visit: Visit) -> None:
-    widths = visit.page.eval_on_selector_all("img", "all => all.map(one => [one.naturalWidth, one.clientWidth])")
+def test_every_image_is_loaded(page: Any) -> None:
+    widths = page.eval_on_selector_all("img", "all => all.map(one => [one.naturalWidth, one.clientWidth])")
     assert len(widths) == 4  # two cases, two halves each
     assert all(natural == 800 and shown > 100 for natural, shown in widths)
 
 
-def test_charts_are_seen_and_their_letters_can_be_read(visit: Visit) -> None:
-    charts = visit.page.eval_on_selector_all(
+def test_charts_are_visible_and_their_text_is_legible(page: Any) -> None:
+    charts = page.eval_on_selector_all(
         "svg.chart", "all => all.map(one => [one.getBoundingClientRect().width, one.getBoundingClientRect().height])"
     )
     assert len(charts) == 2 + 6  # both conventions; five terms of the loss and the validation
     assert all(250 < width < 500 and height > 100 for width, height in charts)
-    letters = visit.page.eval_on_selector_all(
+    sizes = page.eval_on_selector_all(
         "svg.chart text", "all => all.map(one => parseFloat(getComputedStyle(one).fontSize) * one.getScreenCTM().a)"
     )
-    assert min(letters) > 10
+    assert min(sizes) > 10
 
 
-def test_no_letters_of_a_chart_are_cut_off(visit: Visit) -> None:
-    outside = visit.page.eval_on_selector_all(
+def test_no_text_of_a_chart_is_cut_off(page: Any) -> None:
+    outside = page.eval_on_selector_all(
         "svg.chart text",
         """all => all.filter(one => {
             const [inner, outer] = [one, one.ownerSVGElement].map(each => each.getBoundingClientRect());
@@ -110,21 +101,18 @@ def test_no_letters_of_a_chart_are_cut_off(visit: Visit) -> None:
     assert outside == []
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_light_and_dark_differ(visits: dict[tuple[str, str], Visit], size: str) -> None:
-    def colour(theme: str, selector: str, kind: str) -> str:
-        return visits[size, theme].page.eval_on_selector(selector, f"one => getComputedStyle(one).{kind}")
-
+def test_light_and_dark_differ(visits: dict[tuple[str, str], Visit]) -> None:
     for selector, kind in (("body", "backgroundColor"), ("svg.chart text", "fill"), ("figure", "backgroundColor")):
-        assert colour("light", selector, kind) != colour("dark", selector, kind), selector
+        script = f"one => getComputedStyle(one).{kind}"
+        assert len({visits["desk", theme].page.eval_on_selector(selector, script) for theme in THEMES}) == 2, selector
 
 
-def test_pictures_stand_beside_each_other_only_where_there_is_room(visits: dict[tuple[str, str], Visit]) -> None:
-    for size, beside in (("phone", False), ("desk", True)):
+def test_halves_are_in_one_row_only_on_a_wide_screen(visits: dict[tuple[str, str], Visit]) -> None:
+    for size, in_one_row in (("phone", False), ("desk", True)):
         tops = visits[size, "light"].page.eval_on_selector_all(
             ".halves:first-of-type img", "all => all.slice(0, 2).map(one => one.getBoundingClientRect().top)"
         )
-        assert (tops[0] == tops[1]) == beside
+        assert (tops[0] == tops[1]) == in_one_row
 
 
 def test_the_configuration_unfolds(visits: dict[tuple[str, str], Visit]) -> None:
@@ -135,16 +123,9 @@ def test_the_configuration_unfolds(visits: dict[tuple[str, str], Visit]) -> None
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_the_comparison_of_two_runs(
-    browser: Any, report: Path, trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_comparison_of_two_runs(browser: Any, report: Path, trained: tuple[Path, Path], tmp_path: Path) -> None:
     assert test_command.main(["--checkpoint", str(trained[1] / "last.pth"), "--output", str(tmp_path / "b")]) == 0
     assert compare.main([str(report.parent), str(tmp_path / "b"), "--output", str(tmp_path)]) == 0
-    for visit in in_every_way(browser, tmp_path / "comparison.html").values():
-        assert visit.messages == []
-        assert [url for url in visit.requests if not url.startswith("data:")] == [
-            (tmp_path / "comparison.html").as_uri()
-        ]
-        assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for visit in visits_of(browser, tmp_path / "comparison.html").values():
         assert visit.page.locator("svg.chart").count() == 2 and visit.page.locator("img").count() == 8
         assert all(visit.page.eval_on_selector_all("img", "all => all.map(one => one.naturalWidth > 0)"))

@@ -15,7 +15,7 @@ from scripts import compare
 
 @pytest.fixture(scope="module")
 def tested(trained: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The run that several tests share, tested by its last and by its first weights' neighbours: two folders."""
+    """The folders of two tests of the shared run: by its best and by its last weights."""
     folder = tmp_path_factory.mktemp("tested")
     root, run = trained
     for name, checkpoint in (("a", "best.pth"), ("b", "last.pth")):
@@ -56,7 +56,7 @@ def test_refusals(tested: tuple[Path, Path], tmp_path: Path, refused: Callable) 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_overlay_is_named_before_anything_is_said(
+def test_a_damaged_overlay_is_named_and_nothing_written(
     tested: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, refused: Callable
 ) -> None:
     other = Path(shutil.copytree(tested[1], tmp_path / "other"))

@@ -15,11 +15,11 @@ from scripts import plot_curves
 def test_draws_runs_over_each_other(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     other, out = shutil.copytree(run, tmp_path / "other"), tmp_path / "new/curves.png"
     assert plot_curves.main([str(run), str(other), "--output", str(out)]) == 0
-    picture = matplotlib.image.imread(out)
-    assert picture.ndim == 3 and picture.std() > 0.01
+    image = matplotlib.image.imread(out)
+    assert image.ndim == 3 and image.std() > 0.01
     assert capsys.readouterr().out.strip() == str(out)
     assert plot_curves.main([str(run), "--output", str(out), "--keys", "lr", "nothing"]) == 0
-    assert matplotlib.image.imread(out).shape != picture.shape
+    assert matplotlib.image.imread(out).shape != image.shape
 
 
 def test_refusals(run: Path, tmp_path: Path, refused: Callable) -> None:
