@@ -73,7 +73,7 @@ class Summary:
         content = self._block(mean(self.of_cases), mean(self.scores))
         for kind, row in zip(CONVENTIONS, std(self.of_cases), strict=True):
             content[kind]["std"] = named(self.metrics, row)
-        counts = np.isnan(self.scores).sum(axis=0)
+        counts = np.isnan(self.scores[..., : len(METRICS)]).sum(axis=0)
         content["strict"]["undefined"] = self._block(counts.sum(axis=0), counts)["strict"]
         blocks = map(self._block, self.of_cases, self.scores)
         cases = [{"name": name, **block} for name, block in zip(self.cases, blocks, strict=True)]
@@ -113,7 +113,7 @@ def std(values: np.ndarray) -> np.ndarray:
 
 def named(names: Iterable[str], values: np.ndarray) -> dict[str, float | None]:
     """Values by name, None for NaN, as JSON has them."""
-    return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)}
+    return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=False)}
 
 
 def number(value: float | None, metric: str, missing: str = "\N{EN DASH}") -> str:

@@ -109,6 +109,7 @@ def test_an_overlay_is_embedded_in_two_halves(tmp_path: Path) -> None:
     page = write_page(tmp_path, cases=results()[:1])
     whole = np.asarray(Image.open(tmp_path / "overlays/a.png").convert("RGB"))
     np.testing.assert_array_equal(np.concatenate([*map(pixels, page.values("img", "src"))], axis=1), whole)
+    assert not any(text.startswith(" \N{PLUS-MINUS SIGN}") for text in page.texts), "one case has no deviation"
     first, second = page.values("img", "alt")
     assert first.startswith("The only case: a, Dice 0.7000 published, 0.7000 strict") and second == ""
 
