@@ -6,49 +6,62 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from types import FrameType
 from typing import NoReturn
 
-from configs.schema import DISTANCES, PRECISIONS
+from configs.schema import DISTANCES, PRECISIONS, Config
 
-# Flag to configuration key; a flag that is not given leaves the key as the yaml has it.
-FLAGS = {
-    "dataset": "DATA.DATASET",
-    "root_path": "DATA.ROOT_PATH",
-    "volume_path": "DATA.VOLUME_PATH",
-    "list_dir": "DATA.LIST_DIR",
-    "num_classes": "MODEL.NUM_CLASSES",
-    "output_dir": "OUTPUT_DIR",
-    "max_epochs": "TRAIN.EPOCHS",
-    "max_iterations": "TRAIN.MAX_ITERATIONS",
-    "batch_size": "DATA.BATCH_SIZE",
-    "base_lr": "TRAIN.BASE_LR",
-    "img_size": "DATA.IMG_SIZE",
-    "n_gpu": "N_GPU",
-    "gpu_id": "GPU_ID",
-    "deterministic": "DETERMINISTIC",
-    "seed": "SEED",
-    "lambda_1": "LOSS.LAMBDA_1",
-    "lambda_2": "LOSS.LAMBDA_2",
-    "distance": "LOSS.DISTANCE",
-    "warmup_epochs": "LOSS.WARMUP_EPOCHS",
-    "use_checkpoint": "TRAIN.USE_CHECKPOINT",
-    "accumulation_steps": "TRAIN.ACCUMULATION_STEPS",
-    "precision": "PRECISION",
-    "compile": "COMPILE",
-    "sync_bn": "TRAIN.SYNC_BN",
-    "workers": "DATA.NUM_WORKERS",
-    "cache": "DATA.CACHE",
-    "val_cases": "DATA.VAL_CASES",
-    "axis": "DATA.AXIS",
-    "folds": "DATA.FOLDS",
-    "fold": "DATA.FOLD",
-    "metrics": "TEST.METRICS",
-    "inference": "TEST.INFERENCE",
-    "overlap": "TEST.OVERLAP",
+# Flag: configuration key, help, metavar. A flag that is not given leaves the key as the yaml has it.
+Flags = Mapping[str, tuple[str, str] | tuple[str, str, str]]
+_BASE: Flags = {
+    "dataset": ("DATA.DATASET", "Synapse, ACDC, GlaS, MoNuSeg, Phantom, or Folder: images/ and labels/ of your own"),
+    "root_path": ("DATA.ROOT_PATH", "data folder (default: data/<dataset>)", "DIR"),
+    "volume_path": ("DATA.VOLUME_PATH", "folder of the test volumes (default: as --root_path)", "DIR"),
+    "list_dir": (
+        "DATA.LIST_DIR",
+        "folder of the lists (default: lists/lists_<dataset>, the data's own, the shipped split)",
+        "DIR",
+    ),
+    "num_classes": ("MODEL.NUM_CLASSES", "classes, with the background (default: those of the data set)"),
+    "batch_size": ("DATA.BATCH_SIZE", "slices a step"),
+    "img_size": ("DATA.IMG_SIZE", "side of the network's input in pixels, or H W", "SIDE"),
+    "n_gpu": ("N_GPU", "1, or 0 for the CPU"),
+    "gpu_id": ("GPU_ID", "which GPU, where there are several"),
+    "deterministic": ("DETERMINISTIC", "the same numbers again on the same machine (default: 1)", "0|1"),
+    "seed": ("SEED", "seed of weights, order, augmentation and channel draws"),
 }
+_RUN: Flags = {  # of train.py and test.py, as the published commands have them
+    "output_dir": ("OUTPUT_DIR", "folder of the run", "DIR"),
+    "max_epochs": ("TRAIN.EPOCHS", "epochs to train"),
+    "max_iterations": ("TRAIN.MAX_ITERATIONS", "steps to train at most"),
+    "base_lr": ("TRAIN.BASE_LR", "learning rate before the schedule"),
+    "precision": ("PRECISION", "of the network's arithmetic (default: float32)", "|".join(PRECISIONS)),
+    "lambda_1": ("LOSS.LAMBDA_1", "weight of semantic consistency (SCR) alone"),
+    "lambda_2": ("LOSS.LAMBDA_2", "weight of internal feature distillation (IFD) alone"),
+    "accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", "batches whose gradients make one step"),
+    "use-checkpoint": ("TRAIN.USE_CHECKPOINT", "gradient checkpointing: less memory, more time"),
+}
+_TRAIN: Flags = {
+    "axis": ("DATA.AXIS", "slice volumes of --dataset Folder along it (default: the coarsest)", "x|y|z"),
+    "folds": ("DATA.FOLDS", "cross-validation: train and test K times, each fold held out once", "K"),
+    "fold": ("DATA.FOLD", "of --folds K, only fold I, counted from 0", "I"),
+    "val_cases": ("DATA.VAL_CASES", "training cases held out to select best.pth by (0: none, as published)"),
+    "distance": ("LOSS.DISTANCE", "between channels in the regularizer (default: as published)", "|".join(DISTANCES)),
+    "warmup_epochs": ("LOSS.WARMUP_EPOCHS", "epochs over which the weights of the regularizer rise from 0"),
+    "workers": ("DATA.NUM_WORKERS", "processes that load data"),
+    "cache": ("DATA.CACHE", "folder of a memory-mapped copy of the training slices, read instead of them", "DIR"),
+    "sync_bn": ("TRAIN.SYNC_BN", "batch norm over all processes of torchrun (GPUs only)"),
+    "compile": ("COMPILE", "torch.compile: minutes at the start, faster steps after"),
+}
+_TEST: Flags = {
+    "metrics": ("TEST.METRICS", "how distances are computed; both give the same numbers", "fast|medpy"),
+    "inference": ("TEST.INFERENCE", "resize slices (the default), or use a sliding window", "zoom|slide"),
+    "overlap": ("TEST.OVERLAP", "of neighboring windows, a fraction from 0 to below 1 (default: 0.5)"),
+}
+FLAGS = {**_BASE, **_RUN, **_TRAIN, **_TEST}
 
 _FINE = -1
 _MAX_MESSAGE = 1500  # characters; longer than any path and what is reported of it
@@ -63,125 +76,79 @@ class OneLineParser(argparse.ArgumentParser):
 
 def train_parser() -> argparse.ArgumentParser:
     """The parser of train.py."""
-    parser = _shared_parser("train.py", "Train a network with the SelfReg loss; everything is written to --output_dir.")
+    parser = _parser("train.py", "Train a network with the SelfReg loss; everything is written to --output_dir.", _RUN)
     add = parser.add_argument
-    add(
-        "--resume",
-        nargs="?",
-        const="auto",
-        default="",
-        metavar="auto|FILE",
-        help="resume from FILE, or (auto) from output_dir/last.pth where there is one",
-    )
+    text = "resume from FILE, or (auto) from output_dir/last.pth where there is one"
+    add("--resume", nargs="?", const="auto", default="", metavar="auto|FILE", help=text)
     add("--ignore_head", action="store_true", help="load PRETRAIN_CKPT without its last layer: other classes")
-    add("--axis", choices=("x", "y", "z"), help="slice volumes of --dataset Folder along it (default: the coarsest)")
-    add("--folds", type=int, metavar="K", help="cross-validation: train and test K times, each fold held out once")
-    add("--fold", type=int, metavar="I", help="of --folds K, only fold I, counted from 0")
-    add("--val_cases", type=int, help="training cases held out to select best.pth by (0: none, as published)")
-    add(
-        "--distance",
-        metavar="|".join(DISTANCES),
-        help="between channels in the regularizer (default: mse, as published)",
-    )
-    add("--warmup_epochs", type=float, help="epochs over which the weights of the regularizer rise from 0")
-    add("--workers", type=int, help="processes that load data")
-    add("--cache", metavar="DIR", help="folder of a memory-mapped copy of the training slices, read instead of them")
     add("--amp", dest="precision", action="store_const", const="bfloat16", help="the same as --precision bfloat16")
-    add("--sync_bn", action="store_const", const=True, help="batch norm over all processes of torchrun (GPUs only)")
-    add("--compile", action="store_const", const=True, help="torch.compile: minutes at the start, faster steps after")
+    _add_flags(parser, _TRAIN)
     return parser
 
 
 def test_parser() -> argparse.ArgumentParser:
     """The parser of test.py."""
-    parser = _shared_parser("test.py", "Evaluate a run or a checkpoint, or predict volumes and images.")
+    parser = _parser("test.py", "Evaluate a run or a checkpoint, or predict volumes and images.", _RUN)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        default="",
-        metavar="FILE_OR_RUN",
-        help="weights, or the folder of a run (default: --output_dir)",
-    )
+    text = "weights, or the folder of a run (default: --output_dir)"
+    add("--checkpoint", default="", metavar="FILE_OR_RUN", help=text)
     add("--input", default="", metavar="FILE_OR_FOLDER", help="NIfTI, DICOM or images to predict, without labels")
     add("--output", default="", metavar="DIR", help="folder of the results (default: --output_dir)")
-    add("--metrics", choices=("fast", "medpy"), help="how distances are computed; both give the same numbers")
-    add("--inference", choices=("zoom", "slide"), help="resize slices (the default), or use a sliding window")
-    add("--overlap", type=float, help="of neighboring windows, a fraction from 0 to below 1 (default: 0.5)")
     add("--is_savenii", action="store_true", help="accepted for the published command; predictions are always written")
+    _add_flags(parser, _TEST)
     return parser
 
 
 def analysis_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """The parser of a command in analysis/, which adds its own flags; a network is named as in test.py."""
-    parser = _base_parser(prog, description)
+    parser = _parser(prog, description, {})
     parser.set_defaults(output_dir=None)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE_OR_RUN", help="weights, or the folder of a run")
     add("--input", default="", metavar="FILE_OR_FOLDER", help="NIfTI, DICOM or images in place of the test set")
     add("--output", required=True, metavar="DIR", help="folder of the figure and its numbers")
-    add(
-        "--layers",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="modules by name, or by place: encoder[1][0], final (default: the regularized ones)",
-    )
+    text = "modules by name, or by place: encoder[1][0], final (default: the regularized ones)"
+    add("--layers", nargs="+", default=[], metavar="NAME", help=text)
     return parser
 
 
-def _base_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """What every command takes: configuration, data, device."""
+def _parser(prog: str, description: str, flags: Flags) -> argparse.ArgumentParser:
+    """A parser of what every command takes (configuration, data, device), and of more flags."""
     parser = OneLineParser(prog=prog, description=description)
     add = parser.add_argument
     add("--cfg", default="", metavar="FILE", help="experiment file (yaml), such as those in configs/")
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="set any key of the configuration")
-    add("--dataset", help="Synapse, ACDC, GlaS, MoNuSeg, Phantom, or Folder: images/ and labels/ of your own")
-    add("--root_path", metavar="DIR", help="data folder (default: data/<dataset>)")
-    add("--volume_path", metavar="DIR", help="folder of the test volumes (default: as --root_path)")
-    add(
-        "--list_dir",
-        metavar="DIR",
-        help="folder of the lists (default: lists/lists_<dataset>, else the data's own, else the shipped split)",
-    )
-    add("--num_classes", type=int, help="classes, with the background (default: those of the data set)")
-    add("--batch_size", type=int, help="slices a step")
-    add("--img_size", type=int, nargs="+", metavar="SIDE", help="side of the network's input in pixels, or H W")
-    add("--n_gpu", type=int, help="1, or 0 for the CPU")
-    add("--gpu_id", type=int, help="which GPU, where there are several")
-    add("--deterministic", type=int, choices=(0, 1), help="the same numbers again on the same machine (default: 1)")
-    add("--seed", type=int, help="seed of weights, order, augmentation and channel draws")
     add("--trust_checkpoint", action="store_true", help="unpickle checkpoints, code included: only for your own files")
+    _add_flags(parser, _BASE)
+    if flags:
+        add("--lambda_x", type=float, help="weight of both terms of the regularizer; 0 is the plain baseline")
+        _add_flags(parser, flags)
     return parser
 
 
-def _shared_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """What train.py and test.py take, as the published commands do."""
-    parser = _base_parser(prog, description)
-    add = parser.add_argument
-    add("--output_dir", metavar="DIR", help="folder of the run")
-    add("--max_epochs", type=int, help="epochs to train")
-    add("--max_iterations", type=int, help="steps to train at most")
-    add("--base_lr", type=float, help="learning rate before the schedule")
-    add("--precision", metavar="|".join(PRECISIONS), help="of the network's arithmetic (default: float32)")
-    add("--lambda_x", type=float, help="weight of both terms of the regularizer; 0 is the plain baseline")
-    add("--lambda_1", type=float, help="weight of semantic consistency (SCR) alone")
-    add("--lambda_2", type=float, help="weight of internal feature distillation (IFD) alone")
-    add("--accumulation-steps", type=int, help="batches whose gradients make one step")
-    add("--use-checkpoint", action="store_const", const=True, help="gradient checkpointing: less memory, more time")
-    return parser
+def _add_flags(parser: argparse.ArgumentParser, flags: Flags) -> None:
+    """Add flags of configuration keys, each of its key's type; `get_config` checks ranges and choices."""
+    for flag, (key, text, *metavar) in flags.items():
+        default = reduce(getattr, key.lower().split("."), Config())
+        if default is False:
+            parser.add_argument(f"--{flag}", action="store_const", const=True, help=text)
+        else:
+            several = isinstance(default, tuple)
+            kind = int if several or default is True else type(default)
+            nargs = "+" if several else None
+            parser.add_argument(f"--{flag}", type=kind, nargs=nargs, metavar=metavar[0] if metavar else None, help=text)
 
 
 def overrides_of(args: argparse.Namespace) -> dict[str, object]:
     """The configuration keys that the given flags set."""
-    overrides = {key: getattr(args, flag) for flag, key in FLAGS.items() if getattr(args, flag, None) is not None}
-    if getattr(args, "lambda_x", None) is not None:
-        overrides = {"LOSS.LAMBDA_1": args.lambda_x, "LOSS.LAMBDA_2": args.lambda_x} | overrides
-    return overrides
+    given = {key: getattr(args, flag.replace("-", "_"), None) for flag, (key, *_) in FLAGS.items()}
+    both = dict.fromkeys(("LOSS.LAMBDA_1", "LOSS.LAMBDA_2"), getattr(args, "lambda_x", None))
+    return {key: value for key, value in (*both.items(), *given.items()) if value is not None}
 
 
 def flag_hint(key: str) -> str:
     """The flag that sets a key of the configuration, for the end of a message."""
-    return next((f" (--{flag})" for flag, own in FLAGS.items() if own == key), "")
+    return next((f" (--{flag})" for flag, (own, *_) in FLAGS.items() if own == key), "")
 
 
 def check_command_line(prog: str, parser: argparse.ArgumentParser) -> None:

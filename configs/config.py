@@ -118,6 +118,15 @@ def default_tree() -> CfgNode:
     return CfgNode(tree)
 
 
+def leaves(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The values of nested sections, each with its dotted key."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def _tree(section: object) -> dict[str, object]:
     assert is_dataclass(section)
     values = {f.name: getattr(section, f.name) for f in fields(section) if f.name != "options"}
@@ -208,13 +217,6 @@ def _value(tree: CfgNode, dotted: str) -> object:
     return node
 
 
-def _keys(tree: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        yield prefix + key
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
 def _merge(tree: CfgNode, content: Mapping[str, object], source: str, prefix: str = "") -> None:
     for key, value in content.items():
         _set(tree, f"{prefix}{key}", value, source)
@@ -226,7 +228,7 @@ def _set(tree: CfgNode, dotted: str, value: object, source: str) -> None:
     node, _, last = dotted.rpartition(".")
     parent, before = _value(tree, node) if node else tree, _value(tree, dotted)
     if not isinstance(parent, CfgNode) or before is None:
-        close = difflib.get_close_matches(dotted.upper(), list(_keys(tree)), n=1)
+        close = difflib.get_close_matches(dotted.upper(), [*tree, *dict(leaves(tree))], n=1)
         hint = f"did you mean {close[0]}?" if close else "see configs/schema.py for the keys there are"
         raise ValueError(f"{source}: unknown key {dotted}; {hint}")
     if isinstance(before, CfgNode):

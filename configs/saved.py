@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
-from configs.config import fill, get_config, to_dict
+from configs.config import fill, get_config, leaves, to_dict
 from configs.schema import Config
 
 # What may differ between a run and its continuation: paths, length, and when it logs, validates and saves.
@@ -47,7 +47,7 @@ def is_of(config: Config, run: Path) -> bool:
     if not path.is_file():
         return False
     saved = get_config(path)
-    values = dict(_leaves(to_dict(saved)))
+    values = dict(leaves(to_dict(saved)))
     ours = fill(config, {key: values[key] for key in _OF_THE_DATA})
     _check_same(ours, saved, path, tuple(key for key in _MAY_DIFFER if key not in _SELECTS))
     length = [(one.train.epochs, one.train.max_iterations) for one in (saved, config)]
@@ -72,18 +72,10 @@ def check_continues(config: Config, saved: object, where: object = "--resume") -
 
 
 def _check_same(config: Config, saved: Config, where: object, may_differ: tuple[str, ...]) -> None:
-    ours = dict(_leaves(to_dict(config)))
-    for key, value in _leaves(to_dict(saved)):
+    ours = dict(leaves(to_dict(config)))
+    for key, value in leaves(to_dict(saved)):
         if ours.get(key) != value and not key.startswith(may_differ):
             raise ValueError(
                 f"{where}: {key} is {ours.get(key)!r} but the run was begun with {value!r}; "
                 "give the same, or another --output_dir"
             )
-
-
-def _leaves(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
