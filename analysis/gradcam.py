@@ -1,36 +1,52 @@
-"""Heat maps of the evidence for a class in an image, by Grad-CAM of every stage of a trained network."""
+"""Grad-CAM of every stage of a trained network: where a layer's map holds the evidence for a class.
+
+Selvaraju et al. 2017; the logits of a class summed over its pixels, as in Seg-Grad-CAM (Vinogradova et al. 2020).
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+if __name__ == "__main__":
+    import _path  # noqa: F401  puts the repository on sys.path
+
+from configs.arguments import check_command_line, gradcam_parser, run_guarded
+
+if __name__ == "__main__":  # before torch is imported
+    check_command_line("gradcam.py", gradcam_parser())
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import utils
+from analysis.layers import Layer, Session, channels_first, layer_maps, open_session, padded_size, regularized_stages
+from datasets import class_names
+from datasets.base import Volume
+from datasets.transforms import resize_label
+from evaluation.overlay import display, richest_slice, upright
+from evaluation.predict import predict_volume
 
 _log = logging.getLogger("gradcam.py")
+
+_OUTLINES = {"truth": ("cyan", "#00E5FF"), "prediction": ("white", "#FFFFFF")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute and draw as the command line says; returns 0 when done, 2 on bad input."""
-    from configs.arguments import analysis_parser, run_guarded
-
-    parser = analysis_parser("gradcam.py", __doc__ or "")
-    add = parser.add_argument
-    add("--case", default="", metavar="NAME", help="which case (default: the first)")
-    add("--slice", type=int, metavar="N", help="which slice of it, from 1 on (default: that with most classes)")
-    add("--class", dest="target", metavar="NAME_OR_NUMBER", help="default: the one with most pixels in the prediction")
-    return run_guarded("gradcam.py", lambda: gradcam(parser.parse_args(argv)))
+    return run_guarded("gradcam.py", lambda: gradcam(gradcam_parser().parse_args(argv)))
 
 
 def gradcam(args: argparse.Namespace) -> int:
     """Find slice and class, compute the heat of every layer, write figure, arrays and numbers."""
-    import numpy as np
-
-    import utils
-    from analysis.heat import draw, find_subject, fraction_in, grad_cam, onto_image
-    from analysis.layers import regularized_stages
-    from analysis.session import open_session
-
     with utils.logging_session("gradcam.py"):
         session = open_session(args)
         network, size = session.network, session.config.data.img_size
@@ -71,7 +87,118 @@ def gradcam(args: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    import _path  # noqa: F401  puts the repository on sys.path
+class Subject(NamedTuple):
+    """A slice of a case and the class that is asked for."""
 
+    volume: Volume
+    number: int  # of the slice, from 1 on
+    image: Tensor  # (1, C, H, W), as the network takes it
+    pixels: np.ndarray  # (H, W) bool, where the network predicts the class for that image
+    class_name: str
+    target: int
+    masks: dict[str, np.ndarray]  # (H, W) bool, of the slice's own size: truth, where there are labels, and prediction
+
+
+def find_subject(session: Session, case: str, number: int | None, named: str | None) -> Subject:
+    """A slice and a class of it, by the case's name, the slice's number from 1 on, and the class's name or number.
+
+    By default the first case, its slice with most classes, and the class with most pixels in prediction, else truth.
+
+    Raises:
+        ValueError: there is no such case, slice or class.
+    """
+    config, network = session.config, session.network
+    size, batch_size = config.data.img_size, config.test.batch_size
+    predict = partial(predict_volume, network, img_size=size, batch_size=batch_size, device=session.device)
+    volume = session.find_volume(case)
+    if number is not None and not 1 <= number <= len(volume.image):
+        raise ValueError(f"--slice is {number}; expected 1..{len(volume.image)}, {volume.name} has so many")
+    if number is None:
+        richest = volume.label if volume.label is not None and volume.label.any() else predict(volume.image)
+        number = 1 + richest_slice(richest)
+    image = session.network_input(volume, number - 1)
+    labels = predict(image)[0]
+    slices = {} if volume.label is None else {"truth": volume.label[number - 1]}
+    slices["prediction"] = resize_label(labels, (volume.image.shape[-2], volume.image.shape[-1]))
+    names = ["background", *class_names(config.data.dataset, config.model.num_classes)]
+    known = {word: number for number, name in enumerate(names) for word in (str(number), name.lower())}
+    if named is not None and named.lower() not in known:
+        raise ValueError(f"--class is {named!r}; expected 0..{len(names) - 1} or one of {', '.join(names)}")
+    foreground = [array[array > 0] for array in reversed(slices.values()) if array.any()]
+    commonest = int(np.bincount(foreground[0]).argmax()) if foreground else 1
+    target = commonest if named is None else known[named.lower()]
+    masks = {name: array == target for name, array in slices.items()}
+    return Subject(volume, number, image, labels == target, names[target], target, masks)
+
+
+def grad_cam(
+    network: nn.Module, image: Tensor, layers: Sequence[Layer], target: int, pixels: np.ndarray
+) -> list[np.ndarray]:
+    """Grad-CAM of layers for a class: ReLU of the sum over channels of map times mean gradient, each (h, w) float32.
+
+    The gradient is that of the logits of class `target`, summed over `pixels` (H, W) bool, for an image (1, C, H, W) on
+    the device of the network, which is in eval mode.
+
+    Raises:
+        ValueError: the logits do not depend on a layer.
+    """
+    logits, maps = layer_maps(network, layers, image.clone().requires_grad_())
+    evidence = logits[0, target][torch.from_numpy(pixels).to(logits.device)].sum()
+    gradients, heats = torch.autograd.grad(evidence, maps, allow_unused=True), []
+    for layer, feature, gradient in zip(layers, maps, gradients, strict=True):
+        if gradient is None:
+            raise ValueError(f"layer {layer}: the logits do not depend on it; expected one that they do (--layers)")
+        gradient, feature = (channels_first(network, layer, x.detach(), image.shape[2:]) for x in (gradient, feature))
+        heats.append(F.relu((gradient.mean((2, 3), keepdim=True) * feature).sum(1))[0].cpu().numpy())
+    return heats
+
+
+def onto_image(heat: np.ndarray, network: nn.Module, size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """A layer's heat (h, w) on the pixels of the slice, bilinearly, its maximum 1 (or all 0): (*shape) float32.
+
+    `size` is that of the network's input, to which the slice, of `shape`, was resized. Inside, the network pads below
+    and to the right; the heat there is cut off.
+    """
+    inside = F.interpolate(torch.from_numpy(heat)[None, None], padded_size(network, size), mode="bilinear")
+    on_slice = F.interpolate(inside[..., : size[0], : size[1]], tuple(shape), mode="bilinear")[0, 0].numpy()
+    return on_slice / (on_slice.max() or 1)
+
+
+def fraction_in(mask: np.ndarray | None, heat: np.ndarray) -> float | None:
+    """The fraction of the heat (H, W) in a mask (H, W); None without a mask, pixels in it, or heat."""
+    known = mask is not None and mask.any() and heat.any()
+    return float(heat[mask].sum(dtype=np.float64) / heat.sum(dtype=np.float64)) if known else None
+
+
+def draw(subject: Subject, maps: Mapping[Layer, np.ndarray], heats: Mapping[Layer, np.ndarray]) -> Figure:
+    """The slice with the outlines of the class, then each layer's heat (H, W), whose own map is (h, w), over it."""
+    volume, number, masks = subject.volume, subject.number, subject.masks
+    image = upright(display(volume.image[number - 1 : number][0]), volume.geometry)
+    outlines = {name: upright(mask, volume.geometry) for name, mask in masks.items() if mask.any()}
+    where = next(iter(outlines), "prediction")  # the heat is compared with the truth where there is any
+    legend = [f"{_OUTLINES[name][0]}: {name}" for name in outlines]
+    panels = [("image", image, [*legend, f"{where}: {masks[where].mean():.0%} of the pixels"])]
+    for layer, heat in heats.items():
+        share = f"{fraction_in(masks[where], heat) or 0:.0%} of the heat in the {where}" if heat.any() else "no heat"
+        heat = upright(heat, volume.geometry)
+        opacity = 0.15 + 0.7 * heat[..., None]  # the hotter, the less of the image is seen
+        shown = (1 - opacity) * 0.75 * image.mean(axis=2, keepdims=True) + opacity * colormaps["inferno"](heat)[..., :3]
+        panels.append((layer.label, shown, [layer.short_name, "{} x {}".format(*maps[layer].shape), share]))
+    figure = Figure((2 * len(panels), min(2 * image.shape[0] / image.shape[1], 6) + 0.96), 150, layout="constrained")
+    place = volume.name if volume.is_picture else f"{volume.name}, slice {number} of {len(volume.image)}"
+    figure.suptitle(f"Grad-CAM of {subject.class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
+    for axis, (title, pixels, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axis.imshow(pixels, interpolation="nearest")
+        for name, mask in outlines.items():
+            if not mask.all() and min(mask.shape) > 1:  # around everything there is no line
+                edges = np.count_nonzero(np.diff(mask, axis=0))  # those of hundreds of nuclei are drawn thinner
+                width = 0.6 * min(1, sum(mask.shape) / (1 + edges))
+                axis.contour(mask.astype(float), levels=[0.5], colors=[_OUTLINES[name][1]], linewidths=width)
+        axis.set_title(title, fontsize=8.5, fontweight="bold", pad=4)
+        axis.set_xlabel("\n".join(lines), fontsize=7.5)
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    return figure
+
+
+if __name__ == "__main__":
     sys.exit(main())

@@ -7,26 +7,28 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
+if __name__ == "__main__":
+    import _path  # noqa: F401  puts the repository on sys.path
+
+from configs.arguments import check_command_line, run_guarded, similarity_parser
+
+if __name__ == "__main__":  # before torch is imported
+    check_command_line("similarity.py", similarity_parser())
+
+import numpy as np
+
+import utils
+from analysis.channels import draw, measure_channels
+from analysis.layers import open_session, regularized_stages, spread_slices
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and draw as the command line says; returns 0 when done, 2 on bad input."""
-    from configs.arguments import analysis_parser, run_guarded
-
-    parser = analysis_parser("similarity.py", __doc__ or "")
-    text = "slices at most, evenly spread over the cases (default: 64); those without a label are left out"
-    parser.add_argument("--images", type=int, default=64, metavar="N", help=text)
-    return run_guarded("similarity.py", lambda: similarity(parser.parse_args(argv)))
+    return run_guarded("similarity.py", lambda: similarity(similarity_parser().parse_args(argv)))
 
 
 def similarity(args: argparse.Namespace) -> int:
     """Compare the channels of every layer over some slices; print a table, write figure, arrays and numbers."""
-    import numpy as np
-
-    import utils
-    from analysis.channels import draw, measure_channels
-    from analysis.layers import regularized_stages
-    from analysis.session import open_session, spread_slices
-
     if args.images < 1:
         raise ValueError(f"--images is {args.images}; expected at least 1")
     with utils.logging_session("similarity.py"):
@@ -50,6 +52,4 @@ def similarity(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    import _path  # noqa: F401  puts the repository on sys.path
-
     sys.exit(main())

@@ -99,8 +99,28 @@ def test_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def analysis_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a command in analysis/, which adds its own flags; a network is named as in test.py."""
+def gradcam_parser() -> argparse.ArgumentParser:
+    """The parser of analysis/gradcam.py."""
+    parser = _analysis_parser("gradcam.py", "Draw where each layer of a trained network holds evidence for a class.")
+    add = parser.add_argument
+    add("--case", default="", metavar="NAME", help="which case (default: the first)")
+    add("--slice", type=int, metavar="N", help="which slice of it, from 1 on (default: that with most classes)")
+    add("--class", dest="target", metavar="NAME_OR_NUMBER", help="default: the one with most pixels in the prediction")
+    return parser
+
+
+def similarity_parser() -> argparse.ArgumentParser:
+    """The parser of analysis/similarity.py."""
+    parser = _analysis_parser(
+        "similarity.py", "Compare the channels of a trained network, in the halves that IFD pairs."
+    )
+    text = "slices at most, evenly spread over the cases (default: 64); those without a label are left out"
+    parser.add_argument("--images", type=int, default=64, metavar="N", help=text)
+    return parser
+
+
+def _analysis_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """What the commands of analysis/ take; a network is named as in test.py."""
     parser = _parser(prog, description, {})
     parser.set_defaults(output_dir=None)
     add = parser.add_argument

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from analysis import gradcam, similarity
-from analysis.session import spread_slices
+from analysis.layers import spread_slices
 from datasets.base import Volume
 from networks import build_network
 from tests.test_commands import write_ct

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analysis.heat import grad_cam, onto_image
+from analysis.gradcam import grad_cam, onto_image
 from analysis.layers import Layer, padded_size, regularized_stages
 from networks import list_networks
 from tests.networks.small import build_small, settled
