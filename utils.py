@@ -271,22 +271,16 @@ def environment(device: torch.device) -> dict[str, str]:
     """Versions, device and the commit of the repository, for the record of a run."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
     found["processor"] = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    found["git_commit"] = _git_commit()
+    found["git_commit"] = ""  # outside a checkout
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+        found["git_commit"] = done.stdout.strip()
     return found
-
-
-def _git_commit() -> str:
-    """The commit of this checkout, with `-dirty` where files differ from it; empty outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
