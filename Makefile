@@ -1,6 +1,6 @@
 # make demo: install, make phantom data, train, evaluate, report.   make test: install, all tests.
 # make browser: Debian's Chromium, in which a test opens report.html; without one that test is skipped.
-# make test-reliability: the long form of the tests that kill runs and damage files.
+# make test-reliability: the tests that kill runs and damage files in their long form, and all that take long.
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -25,8 +25,8 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup
 
 test-reliability: $(INSTALLED)
-	@echo "== running all kills and the whole fuzz; some 8 minutes on 2 cores"
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup -m reliability --long
+	@echo "== running all kills, the whole fuzz and what else takes long"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup -m "reliability or long" --long
 
 browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \

@@ -167,10 +167,13 @@ def test_a_cache_changes_nothing(synapse: Path, tmp_path: Path) -> None:
         assert all(torch.equal(value, found[0][0][key]) for key, value in weights.items())
 
 
+SLOW = ["--opts", "SLOW_BFLOAT16", "True"]  # where the CPU has no bfloat16
+
+
 def test_an_evaluation_in_bfloat16(run: Path) -> None:
     summaries = []
     for precision in ("float32", "bfloat16"):
-        assert test_command.main(["--output_dir", str(run), "--precision", precision]) == 0
+        assert test_command.main(["--output_dir", str(run), "--precision", precision, *SLOW]) == 0
         summaries.append(json.loads((run / "summary.json").read_text()))
         assert precision in (run / "report.html").read_text(encoding="utf-8")
     dice = [summary["published"]["dice"] for summary in summaries]
@@ -207,6 +210,7 @@ def test_unet_and_other_options(synapse: Path, tmp_path: Path) -> None:
         "constant",
         "TRAIN.BASE_LR",
         "1e-3",
+        *SLOW[1:],
     ]
     assert train_command.main(words) == 0
     assert test_command.main(["--output_dir", str(tmp_path / "u")]) == 0
@@ -305,8 +309,8 @@ def clone(tmp_path: Path) -> Path:
 
 
 @pytest.mark.xdist_group("long")
-def test_the_published_command_lines_verbatim(clone: Path) -> None:
-    """All 150 epochs of the full-size network, on a data set of one slice."""
+def test_the_published_command_lines_verbatim(clone: Path, long: bool) -> None:
+    """The full-size network on a data set of one slice; all 150 epochs in the long form, else two."""
     root = make_synapse(clone / "data/Synapse", train=1, test=1, shape=(1, 64, 64))
     (clone / "lists").mkdir()
     (root / "lists").rename(clone / "lists/lists_Synapse")
@@ -314,11 +318,12 @@ def test_the_published_command_lines_verbatim(clone: Path) -> None:
     def command(script: str, words: list[str]) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, script, *words], cwd=clone, capture_output=True, text=True)
 
-    done = command("train.py", PUBLISHED_TRAIN)
+    epochs = 150 if long else 2
+    done = command("train.py", [*PUBLISHED_TRAIN, "--max_iterations", str(epochs)])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ImageNet weights: ./pretrained_ckpt/swin_tiny_patch4_window7_224.pth does not exist") == 1
     state = torch.load(clone / "11_1/last.pth", weights_only=True)
-    assert (state["epoch"], state["step"]) == (150, 150)
+    assert (state["epoch"], state["step"]) == (epochs, epochs)
     assert sum(v.numel() for v in state["model"].values()) == 27_168_900
     done = command("test.py", PUBLISHED_TEST)
     assert done.returncode == 0, done.stderr

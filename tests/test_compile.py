@@ -42,7 +42,10 @@ def counting(graphs: list[int]) -> Callable:
     return backend
 
 
-@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize(
+    "name",
+    [name if "unet" in name else pytest.param(name, marks=pytest.mark.long) for name in list_networks()],
+)
 def test_a_tapped_network_is_one_graph(name: str, graphs: list[int]) -> None:
     network = build_network(name, num_classes=3, **SMALL_NETWORKS[name], **CALM[name]).train()
     side = SMALL_NETWORKS[name]["img_size"]

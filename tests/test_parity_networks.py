@@ -84,8 +84,10 @@ def outputs(network: nn.Module, mode: str, shape: list[int], seed: int, dtype: t
 
 
 @pytest.mark.parametrize("dtype", ["f64", "f32"])
-def test_forward(published: tuple[str, nn.Module], dtype: str) -> None:
+def test_forward(published: tuple[str, nn.Module], dtype: str, long: bool) -> None:
     name, network = published
+    if dtype == "f64" and name.startswith("unet_hd") and not long:
+        pytest.skip("--long")
     skip_without(f"forward/{name}")
     kind = {"f64": torch.float64, "f32": torch.float32}[dtype]
     network = copy.deepcopy(network).to(kind)

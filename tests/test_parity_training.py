@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from datasets.loading import Batch
 from engine.logger import MetricLogger
@@ -69,8 +70,14 @@ def build(figures: dict, dtype: torch.dtype, folder: Path) -> Trainer:
     return Trainer(network, criterion, optimizer, loader, schedule, folder, device, logger=Terms())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", CASES)
+def both_types(name: str) -> Iterator[ParameterSet]:
+    """Float64 without --long, and float32 where the five steps of the U-Net would take minutes."""
+    quick = "f32" if name == "train/unet_hd_bilinear_nc9_sgd" else "f64"
+    for dtype in DTYPES:
+        yield pytest.param(name, dtype, marks=() if dtype == quick else pytest.mark.long)
+
+
+@pytest.mark.parametrize("name, dtype", [param for name in CASES for param in both_types(name)])
 def test_trajectory(name: str, dtype: str, tmp_path: Path) -> None:
     figures, found = golden.figures(name), golden.arrays(name)
     exact = figures["f64"]["steps"]

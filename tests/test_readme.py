@@ -68,7 +68,8 @@ def test_command_lines_parse(line: str) -> None:
 
 
 def test_flags_and_files_exist() -> None:
-    parsers = (arguments.train_parser(), arguments.test_parser(), arguments.analysis_parser("analysis", ""))
+    parsers = [arguments.train_parser(), arguments.test_parser()]
+    parsers += [arguments.gradcam_parser(), arguments.similarity_parser()]
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     for script in [path for room in ("scripts", "analysis") for path in (ROOT / room).glob("*.py")]:
         known |= set(re.findall(r'"(--[a-z_-]+)"', script.read_text(encoding="utf-8")))

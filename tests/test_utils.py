@@ -25,7 +25,7 @@ def _as_before() -> None:
 
 def test_precision() -> None:
     cpu = torch.device("cpu")
-    assert utils.select_precision("bfloat16", cpu) is torch.bfloat16
+    assert utils.select_precision("bfloat16", cpu, allow_slow=True) is torch.bfloat16
     torch.backends.cudnn.allow_tf32 = True  # torch's own default: float32 has to mean float32
     assert utils.select_precision("float32", cpu) is None
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32

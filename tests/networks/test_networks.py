@@ -23,7 +23,11 @@ CASES = [(name, SMALL[name]) for name in list_networks()] + [
     ("hiformer_b", {**SMALL["hiformer_b"], "use_fusion": True}),
     ("trans_cascade", {**SMALL["trans_cascade"], "recreate_embeddings": True}),
 ]
-EXPORTED = [(name, options) for name, options in CASES if "recreate_embeddings" not in options]
+EXPORTED = [
+    pytest.param(name, options, marks=() if "unet" in name else pytest.mark.long)
+    for name, options in CASES
+    if "recreate_embeddings" not in options
+]
 
 
 def build(name: str, options: dict, classes: int = 5) -> torch.nn.Module:

@@ -46,6 +46,7 @@ def test_the_step_is_that_of_one_process_that_averages_the_half_batches(tmp_path
     assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(losses, abs=1e-6)
 
 
+@pytest.mark.long
 def test_parameters_without_a_gradient_keep_nobody_waiting(synapse: Path, tmp_path: Path) -> None:
     """HiFormer's discarded fusion has some."""
     words = ["--dataset", "Synapse", "--root_path", synapse, "--cfg", small_config("hiformer_s", tmp_path)]
@@ -118,6 +119,7 @@ print(f"{threads() - before} more")
 """
 
 
+@pytest.mark.long
 def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
     """One that does may abort a process whose run is done."""
     script = tmp_path / "leaves.py"
@@ -161,6 +163,7 @@ def exit_codes(error: str) -> set[int]:
     return {int(code) for code in re.findall(r"exitcode +: (-?\d+)", error)}
 
 
+@pytest.mark.long
 def test_an_interruption_stops_all_at_one_step(synapse: Path, tmp_path: Path) -> None:
     """SIGTERM to one rank alone: both save and leave, and the run goes on from that step."""
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -178,6 +181,7 @@ def test_an_interruption_stops_all_at_one_step(synapse: Path, tmp_path: Path) ->
     runs.assert_same_run(run, whole)
 
 
+@pytest.mark.long
 def test_another_number_of_processes_does_not_resume(synapse: Path, tmp_path: Path) -> None:
     words = runs.words(synapse, tmp_path / "run", *STEPS)
     runs.finish([*runs.TORCHRUN, *words])
@@ -188,6 +192,7 @@ def test_another_number_of_processes_does_not_resume(synapse: Path, tmp_path: Pa
     assert "2 processes trained it, here are 1" in error
 
 
+@pytest.mark.long
 def test_what_diverges_ends_in_all(synapse: Path, tmp_path: Path) -> None:
     words = runs.words(synapse, tmp_path / "run", *STEPS, "--base_lr", "9e5", "--max_epochs", 30)
     process = runs.start([*runs.TORCHRUN, *words])
@@ -220,6 +225,7 @@ def test_shares_are_a_partition(length: int, world: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.long
 def test_batch_norm_over_all_needs_gpus(synapse: Path, tmp_path: Path) -> None:
     words = runs.words(synapse, tmp_path / "run", "--sync_bn", "--n_gpu", 0)
     _, error = runs.finish([*runs.PYTHON, *words], code=2)

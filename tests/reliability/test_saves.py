@@ -225,6 +225,7 @@ def test_two_runs_do_not_share_a_folder(synapse: Path, tmp_path: Path) -> None:
     assert not (run / ".lock").exists()
 
 
+@pytest.mark.long
 def test_two_runs_that_start_at_once(synapse: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["train.py", *command(synapse, run)]
@@ -235,6 +236,7 @@ def test_two_runs_that_start_at_once(synapse: Path, tmp_path: Path) -> None:
     assert "is in use by" in "".join(errors) or "holds a run already" in "".join(errors)
 
 
+@pytest.mark.long
 def test_a_file_that_breaks_in_mid_run_costs_no_step(synapse: Path, tmp_path: Path) -> None:
     """A worker meets a damaged slice: a save, one line that names it; once it is mended the run goes on from there."""
     run, whole = tmp_path / "run", tmp_path / "whole"

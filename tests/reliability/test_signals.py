@@ -13,8 +13,15 @@ from tests.reliability import runs
 pytestmark = pytest.mark.reliability
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("to_all", [True, False], ids=["group", "main"])
+@pytest.mark.parametrize(
+    "number, code, to_all",
+    [
+        (signal.SIGINT, 130, True),
+        (signal.SIGTERM, 143, False),
+        pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, 143, True, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_saves_first(number: int, code: int, to_all: bool, synapse: Path, tmp_path: Path) -> None:
     """To the whole process group, workers included, as a terminal or a cluster sends it, or to the process alone."""
     common = ["--max_epochs", 30, "--workers", 2]
