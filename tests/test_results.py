@@ -13,7 +13,7 @@ import pytest
 from configs.config import get_config
 from networks import build_network
 from scripts.studies.plan import Cell, Study, read_study
-from scripts.studies.results import CellResult, redundancy_of, summarize
+from scripts.studies.results import REDUNDANCY, CellResult, layer_table, summarize
 from scripts.studies.table import format_results
 from tests.conftest import ROOT
 
@@ -32,7 +32,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def cells() -> dict[Cell, CellResult]:
-    return {found.cell: found for found in summarize(RESULTS)[1] if isinstance(found, CellResult)}
+    return {found.cell: found for found in summarize(RESULTS)[1]}
 
 
 def test_the_tables_are_made_from_the_results() -> None:
@@ -49,7 +49,7 @@ def test_both_scorings_are_of_the_same_networks_and_agree() -> None:
     found, at_224 = summarize(RESULTS)[1], summarize(AT_224)[1]
     assert [one.verdict for one in found] == [one.verdict for one in at_224]
     assert all(one.gain is None or one.gain.high < one.published_gain for one in at_224)
-    assert abs(at_224[0].published - at_224[0].dice[0]) < 1 and at_224[0].cell == NONE
+    assert abs(at_224[0].published - at_224[0].spread("dice")[0]) < 1 and at_224[0].cell == NONE
 
 
 def test_the_results_are_those_of_the_yaml(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,15 +96,13 @@ def sentences(cells: dict[Cell, CellResult]) -> list[str]:
         f"points, IFD by {alone[0]} and both by {both[0]}; over the others the gains are {scr[1]}, {alone[1]} and "
         f"{both[1]}."
     )
-    chosen = [cell.validation[0] for cell in cells.values()]
+    chosen = [cell.spread("validation")[0] for cell in cells.values()]
     said.append(
         "On the validation images no cell is better than another: their means lie within "
         f"{max(chosen) - min(chosen):.2f} points."
     )
-    plain, ifd = cells[NONE].redundancy, cells[IFD].redundancy
-    numbers = [
-        (plain[name][0], ifd[name][0]) for name in ("mean_abs_correlation", "effective_rank_share", "pair_correlation")
-    ]
+    names = ("mean_abs_correlation", "effective_rank_share", "pair_correlation")
+    numbers = [(cells[NONE].spread(name)[0], cells[IFD].spread(name)[0]) for name in names]
     correlation, rank, pairs = (f"{before:.3f} to {after:.3f}" for before, after in numbers)
     before, after = pairs.split(" to ")
     said.append(
@@ -161,17 +159,14 @@ def test_what_is_said_without_a_number(cells: dict[Cell, CellResult]) -> None:
 
 def layers(lambda_1: float, lambda_2: float) -> list[dict[str, Any]]:
     """Every layer's numbers, the means over the runs of a cell."""
-    runs = [run["layers"] for run in RESULTS["runs"] if (run["lambda_1"], run["lambda_2"]) == (lambda_1, lambda_2)]
-    return [
-        {"layer": place[0]["layer"]}
-        | {key: fmean(redundancy_of(one)[key] for one in place) for key in redundancy_of(place[0])}
-        for place in zip(*runs, strict=True)
-    ]
+    runs = [run for run in RESULTS["runs"] if (run["lambda_1"], run["lambda_2"]) == (lambda_1, lambda_2)]
+    means = layer_table(runs).groupby("layer", sort=False)[list(REDUNDANCY)].mean()
+    return means.reset_index().to_dict("records")
 
 
 def constants(study: Study) -> set[str]:
     """The numbers of the setting, from the configuration, the networks and the split themselves."""
-    cfg = study.config(next(study.runs()))
+    cfg = study.config(study.runs()[0])
     full = get_config(ROOT / "configs/monuseg_unet.yaml")
     sizes = [
         sum(p.numel() for p in build_network("unet", num_classes=2, in_channels=3, **one.model.options).parameters())

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from evaluation.comparison import LEVEL, Paired
-from scripts.studies.plan import Plain, Study
-from scripts.studies.results import REDUNDANCY, CellResult, TooFew, cell_of, mean_defined, redundancy_of, summarize
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from scripts.studies.results import REDUNDANCY, CellResult, Plain, cell_of, layer_table, summarize
 
 _MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"  # colors
 _TITLES = {
@@ -31,97 +29,82 @@ def format_results(results: Plain) -> str:
         ValueError: as `results.summarize`.
     """
     study, cells = summarize(results)
-    parts = [_accuracy(study, cells), _redundancy(cells), *_by_layer(results, cells), _time(results)]
+    reported = [found for found in cells if found.reported]
+    parts = [
+        _table([_accuracy(found, study.min_seeds) for found in cells]),
+        _table([_redundancy(found) for found in reported]),
+        *_by_layer(results, reported),
+        _table(list(_time(results))),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _accuracy(study: Study, cells: Sequence[CellResult | TooFew]) -> str:
-    heads = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)", "seeds", "validation Dice, %", "Dice, %", "IoU, %"]
-    heads += [
-        f"gain over lambda = 0, points ({LEVEL:.0%} interval)",
-        "median case",
-        "p",
-        "published Dice",
-        "published gain",
-        "claim",
-    ]
-    return _table(heads, [_accuracy_row(study, cell) for cell in cells])
+def _accuracy(found: CellResult, min_seeds: int) -> dict[str, str]:
+    gain, published, seeds = found.gain, found.published, len(found.means)
+    row = _row_of(found) | {"seeds": str(seeds)}
+    if not found.reported:
+        return row | {"seeds": f"{seeds} of the {min_seeds} that it takes: not reported"}
+    return row | {
+        "validation Dice, %": _spread(found.spread("validation"), 2),
+        "Dice, %": _spread(found.spread("dice"), 2),
+        "IoU, %": _spread(found.spread("jaccard"), 2),
+        f"gain over lambda = 0, points ({LEVEL:.0%} interval)": _difference(gain, 2),
+        "median case": "" if gain is None else f"{gain.median:+.2f}",
+        "p": "" if gain is None else _plain(gain.p, 3),
+        "published Dice": "" if published is None else f"{published:.2f}",
+        "published gain": "" if found.published_gain is None else f"{found.published_gain:+.2f}",
+        "claim": found.verdict,
+    }
 
 
-def _accuracy_row(study: Study, found: CellResult | TooFew) -> list[str]:
-    cell = found.cell
-    row = [cell.network, f"{cell.lambda_1:g}", f"{cell.lambda_2:g}"]
-    if isinstance(found, TooFew):
-        return [*row, f"{len(found.seeds)} of the {study.min_seeds} that it takes: not reported", *[""] * 9]
-    gain = found.gain
-    return [
-        *(*row, str(len(found.seeds)), *(_spread(one, 2) for one in (found.validation, found.dice, found.iou))),
-        *([""] * 3 if gain is None else [_difference(gain, 2), f"{gain.median:+.2f}", _plain(gain.p, 3)]),
-        "" if found.published is None else f"{found.published:.2f}",
-        "" if found.published_gain is None else f"{found.published_gain:+.2f}",
-        found.verdict,
-    ]
-
-
-def _redundancy(cells: Sequence[CellResult | TooFew]) -> str:
+def _redundancy(found: CellResult) -> dict[str, str]:
     """Similarity of channels, the mean over the regularized layers."""
-    heads = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)"]
+    row = _row_of(found)
     for name in REDUNDANCY:
-        heads += [_TITLES[name], "against lambda = 0"]
-    rows = []
-    for found in cells:
-        if isinstance(found, CellResult):
-            cell = found.cell
-            row = [cell.network, f"{cell.lambda_1:g}", f"{cell.lambda_2:g}"]
-            for name in REDUNDANCY:
-                gain = found.redundancy_gain.get(name)
-                row += [_spread(found.redundancy[name], 3), "" if gain is None else _difference(gain, 3)]
-            rows.append(row)
-    return _table(heads, rows) if rows else ""
+        row[_TITLES[name]] = _spread(found.spread(name), 3)
+        # Heads are the same four times: a row keeps them apart by spaces, which Markdown does not show.
+        row["against lambda = 0" + " " * REDUNDANCY.index(name)] = _difference(found.redundancy_gain.get(name), 3)
+    return row
 
 
-def _by_layer(results: Plain, cells: Sequence[CellResult | TooFew]) -> Iterator[str]:
+def _row_of(found: CellResult) -> dict[str, str]:
+    cell = found.cell
+    return {
+        "network": cell.network,
+        "lambda_1 (SCR)": f"{cell.lambda_1:g}",
+        "lambda_2 (IFD)": f"{cell.lambda_2:g}",
+    }
+
+
+def _by_layer(results: Plain, reported: Sequence[CellResult]) -> Iterator[str]:
     """For each network: of every layer its channels, and effective rank and absolute correlation of each cell."""
-    reported = [found for found in cells if isinstance(found, CellResult)]
     for network in dict.fromkeys(found.cell.network for found in reported):
-        mine = [found for found in reported if found.cell.network == network]
-        layers = [list(_layers(results, found)) for found in mine]
-        heads = [network, "channels"]
-        for found in mine:
-            weights = f"{found.cell.lambda_1:g}, {found.cell.lambda_2:g}"
-            heads += [f"rank ({weights})", f"corr. ({weights})"]
-        rows = []
-        for place in zip(*layers, strict=True):
-            row = [f"{place[0]['layer']}, `{place[0]['module']}`", str(place[0]["channels"])]
-            for layer in place:
-                row += [_plain(layer["effective_rank_share"], 3), _plain(layer["mean_abs_correlation"], 3)]
-            rows.append(row)
-        yield _table(heads, rows)
+        rows: dict[tuple[str, str, int], dict[str, str]] = {}
+        for found in (found for found in reported if found.cell.network == network):
+            runs = [run for run in results["runs"] if cell_of(run) == found.cell and run["seed"] in found.means.index]
+            means = layer_table(runs).groupby(["layer", "module", "channels"], sort=False)[list(REDUNDANCY)].mean()
+            weights = f"({found.cell.lambda_1:g}, {found.cell.lambda_2:g})"
+            for (layer, module, channels), numbers in means.iterrows():
+                row = rows.setdefault((layer, module, channels), {network: f"{layer}, `{module}`"})
+                row["channels"] = str(channels)
+                row[f"rank {weights}"] = _plain(numbers["effective_rank_share"], 3)
+                row[f"corr. {weights}"] = _plain(numbers["mean_abs_correlation"], 3)
+        yield _table(list(rows.values()))
 
 
-def _layers(results: Plain, found: CellResult) -> Iterator[Plain]:
-    """The layers of a cell, their numbers averaged over its runs."""
-    mine = [run for run in results["runs"] if cell_of(run) == found.cell and run["seed"] in found.seeds]
-    runs = [run["layers"] for run in mine]
-    for place in zip(*runs, strict=True):
-        numbers = [redundancy_of(layer) for layer in place]
-        means = {name: mean_defined([row[name] for row in numbers]) for name in REDUNDANCY}
-        yield {key: place[0][key] for key in ("layer", "module", "channels")} | means
+def _time(results: Plain) -> Iterator[dict[str, str]]:
+    seconds = pd.DataFrame([run["seconds"] for run in results["runs"]])
+    for step, taken in seconds.items():
+        mean, minutes = f"{taken.mean():.0f}", f"{taken.sum() / 60:.1f}"
+        yield {"step": step, "runs": str(taken.count()), "seconds a run": mean, "minutes in all": minutes}
 
 
-def _time(results: Plain) -> str:
-    runs = results["runs"]
-    steps = list(dict.fromkeys(step for run in runs for step in run["seconds"]))
-    rows = []
-    for step in steps:
-        taken = [run["seconds"][step] for run in runs if step in run["seconds"]]
-        rows.append([step, str(len(taken)), f"{fmean(taken):.0f}", f"{math.fsum(taken) / 60:.1f}"])
-    return _table(["step", "runs", "seconds a run", "minutes in all"], rows) if rows else ""
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows by head as Markdown; a row may lack the last ones."""
+    heads = max(rows, key=len, default={})
+    lines = [[head.rstrip() for head in heads], ["---"] * len(heads)]
+    lines += [[row.get(head, "") for head in heads] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
 
 
 def _plain(value: float, digits: int) -> str:
@@ -133,7 +116,9 @@ def _spread(both: tuple[float, float], digits: int) -> str:
     return _plain(mean, digits) if math.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
-def _difference(gain: Paired, digits: int) -> str:
+def _difference(gain: Paired | None, digits: int) -> str:
+    if gain is None:
+        return ""
     interval = "" if math.isnan(gain.low) else f" ({gain.low:+.{digits}f} to {gain.high:+.{digits}f})"
     return f"{gain.mean:+.{digits}f}{interval}"
 
@@ -144,10 +129,8 @@ def draw(results: Plain, path: Path) -> None:
     Raises:
         ValueError: as `results.summarize`, or there is no cell to draw.
     """
-    from matplotlib.figure import Figure
-
     study, cells = summarize(results)
-    found = [cell for cell in cells if isinstance(cell, CellResult)]
+    found = [cell for cell in cells if cell.reported]
     if not found:
         raise ValueError(
             f"no cell of the study has the {study.min_seeds} seeds that it takes; there is nothing to draw"
@@ -156,15 +139,15 @@ def draw(results: Plain, path: Path) -> None:
     figure.suptitle(study.title, fontsize=10, parse_math=False)
     dice, gain, rank = figure.subplots(1, 3, sharey=True)
     for row, cell in enumerate(found):
-        _draw_dice(dice, row, cell)
-        if cell.gain is not None:
-            _draw_interval(gain, row, cell.gain)
-        if "effective_rank_share" in cell.redundancy_gain:
-            _draw_interval(rank, row, cell.redundancy_gain["effective_rank_share"])
-        if cell.published_gain is not None:
-            gain.plot(cell.published_gain, row, "D", color=_PUBLISHED, markersize=5, fillstyle="none")
-    names = [_name(cell, several=len(study.networks) > 1) for cell in found]
-    dice.set_yticks(range(len(found)), names, fontsize=8)
+        mean, values = cell.spread("dice")[0], cell.means["dice"]
+        dice.plot(values, [row] * len(values), "o", color=_MEASURED, alpha=0.55, markersize=5, mew=0)
+        dice.plot([mean] * 2, [row - 0.28, row + 0.28], color=_MEASURED, linewidth=2)
+        _draw_interval(gain, row, cell.gain)
+        _draw_interval(rank, row, cell.redundancy_gain.get("effective_rank_share"))
+        for panel, published in ((dice, cell.published), (gain, cell.published_gain)):
+            if published is not None:
+                panel.plot(published, row, "D", color=_PUBLISHED, markersize=5, fillstyle="none")
+    dice.set_yticks(range(len(found)), [_name(cell, several=len(study.networks) > 1) for cell in found], fontsize=8)
     dice.invert_yaxis()
     titles = (
         "Dice, % (a point a seed; line: mean)",
@@ -182,7 +165,7 @@ def draw(results: Plain, path: Path) -> None:
         panel.axvline(0, color="0.4", linewidth=0.8)
     dice.plot([], [], "o-", color=_MEASURED, markersize=5, linewidth=2, label=f"measured, {LEVEL:.0%} interval")
     if any(cell.published is not None for cell in found):
-        dice.plot([], [], "D", color=_PUBLISHED, markersize=5, fillstyle="none", label="published", linestyle="none")
+        dice.plot([], [], "D", color=_PUBLISHED, markersize=5, fillstyle="none", label="published")
     figure.legend(loc="outside lower right", fontsize=7.5, frameon=False, ncols=2)
     figure.savefig(path, format="png")
 
@@ -194,13 +177,7 @@ def _name(found: CellResult, several: bool) -> str:
     return f"{cell.network}: {words}" if several else words
 
 
-def _draw_dice(panel: Axes, row: int, found: CellResult) -> None:
-    panel.plot(found.dice_by_seed, [row] * len(found.seeds), "o", color=_MEASURED, alpha=0.55, markersize=5, mew=0)
-    panel.plot([found.dice[0]] * 2, [row - 0.28, row + 0.28], color=_MEASURED, linewidth=2)
-    if found.published is not None:
-        panel.plot(found.published, row, "D", color=_PUBLISHED, markersize=5, fillstyle="none")
-
-
-def _draw_interval(panel: Axes, row: int, gain: Paired) -> None:
-    panel.plot([gain.low, gain.high], [row, row], color=_MEASURED, linewidth=2)
-    panel.plot(gain.mean, row, "o", color=_MEASURED, markersize=5)
+def _draw_interval(panel: Axes, row: int, gain: Paired | None) -> None:
+    if gain is not None:
+        panel.plot([gain.low, gain.high], [row, row], color=_MEASURED, linewidth=2)
+        panel.plot(gain.mean, row, "o", color=_MEASURED, markersize=5)

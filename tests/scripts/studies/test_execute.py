@@ -14,7 +14,7 @@ import pytest
 from configs.arguments import overrides_of, train_parser
 from configs.config import get_config, to_dict
 from evaluation.cross_validation import is_tested
-from scripts.studies.execute import Step, execute, read_times, steps_left
+from scripts.studies.execute import Step, execute, steps_left
 from scripts.studies.plan import Cell, Run, as_study
 from tests.conftest import ROOT
 from tests.scripts.studies.test_plan import content
@@ -112,13 +112,6 @@ def test_after_bad_input_nothing_more_is_begun(script: str, tmp_path: Path) -> N
 def test_a_command_that_is_killed(script: str, tmp_path: Path) -> None:
     assert execute({RUNS[0]: steps(script, tmp_path, "die", "test")}, ["cpu"], tmp_path) == 128 + 9
     assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize("text", ["{", "[3]", '{"train": "x"}', '{"train": NaN}'])
-def test_damaged_times_are_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "seconds.json").write_text(text)
-    with pytest.raises(ValueError, match="seconds.json: "):
-        read_times(tmp_path / "seconds.json")
 
 
 def test_an_interruption_is_passed_on(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

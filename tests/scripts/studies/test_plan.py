@@ -30,7 +30,7 @@ def content(**changes: Any) -> dict[str, Any]:
 def test_the_grid() -> None:
     study = as_study(content(folds=2), "x.yaml")
     # lambda_1 with lambda_2 crossed, lambda_x as both, none of them twice.
-    assert study.weights == ((0, 0), (0.1, 0), (0.1, 0.1))
+    assert study.weights == [(0, 0), (0.1, 0), (0.1, 0.1)]
     runs = list(study.runs())
     assert len(runs) == len(set(runs)) == 2 * 3 * 2 * 2
     assert len({run.folder for run in runs}) == len(runs)
@@ -58,7 +58,7 @@ def test_opts_are_added_to_those_of_the_yaml(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="TEST.SCORE"):
         read_study(path, ["TEST.SCORE", "network"])
     path.write_text(yaml.safe_dump(content(opts=None)))
-    with pytest.raises(ValueError, match="opts is None; expected a section of keys"):
+    with pytest.raises(ValueError, match="opts is None; expected type dict"):
         read_study(path, ["TRAIN.EPOCHS", "3"])
 
 
@@ -86,10 +86,9 @@ def test_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"seeds": []}, "there are no runs"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]; expected whole numbers, each once"),
         ({"seeds": ["one", "two"]}, "expected whole numbers"),
-        ({"seeds": 3}, "seeds is 3; expected a list"),
+        ({"seeds": 3}, "seeds is 3; expected type list"),
         ({"min_seeds": 3}, "min_seeds is 3 but there are 2 seeds; expected 1 to that many"),
-        ({"min_seeds": 0}, "min_seeds is 0"),
-        ({"folds": True}, "folds is True; expected a whole number"),
+        ({"folds": True}, "folds is True; expected type int"),
         ({"lambda_1": ["0.1"]}, "lambda_1 is ['0.1']; expected a list of finite numbers"),
         ({"lambda_1": [-1]}, "lambda_1 is [-1]; expected a list of finite numbers of at least 0"),
         ({"lambda_x": [float("nan")]}, "lambda_x is [nan]; expected"),
@@ -99,7 +98,6 @@ def test_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"seeds": [3, 2**32]}, "SEED is 4294967296; expected 4294967295 at most"),
         ({"folds": -2}, "folds is -2; expected 2 or more, or 0"),
         ({"folds": 1}, "folds is 1; expected 2 or more, or 0"),
-        ({"folds": 10**6}, "expected 10000 at most"),
         ({"networks": {3: UNET}}, "networks: 3: its name is that of a folder"),
         ({"networks": {"-a": UNET}}, "networks: -a: its name"),
         ({"networks": {"a b|c": UNET}}, "networks: a b|c: its name"),
@@ -125,7 +123,7 @@ def test_refusals(changes: dict[str, Any], message: str, tmp_path: Path) -> None
 def test_a_file_that_is_not_there_or_no_yaml(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none.yaml: no such"):
         read_study(tmp_path / "none.yaml")
-    with pytest.raises(FileNotFoundError, match="x: a, lambda_1 0, lambda_2 0: gone.yaml: no such"):
+    with pytest.raises(ValueError, match="x: a, lambda_1 0, lambda_2 0: gone.yaml: no such"):
         as_study(content(networks={"a": {"cfg": "gone.yaml"}}), "x")
     for text in ("a: [", "- 1", ""):
         (tmp_path / "a.yaml").write_text(text)
