@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import LAST, save_checkpoint, save_last
+from engine.checkpoint import LAST, PREVIOUS, save_checkpoint
 from engine.distributed import Ranks
 from engine.logger import MetricLogger
 from engine.resume import Progress, State, generator_states, pack_state, restore_state
@@ -71,10 +71,6 @@ Monitor = Callable[[int, float, Logits, Tensor, Features], None]
 Validation = Callable[[nn.Module, Callable[[Iterable[int]], Iterator[int]]], Mapping[str, float]]
 
 
-class Diverged(RuntimeError):
-    """The loss, the gradient or the weights are not finite."""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """How long to train and at what rate.
@@ -120,32 +116,30 @@ class Options:
     save_seconds: float = 60.0
 
 
-def skip_step(at: Progress, what: str, names: Iterable[str], last: Path) -> None:
-    """The policy on a loss or gradient that is not finite: its step is skipped, and the third in a row ends the run.
+class Diverged(RuntimeError):
+    """Loss, gradient or weights are not finite; `last` is the path of the run's last.pth."""
 
-    Raises:
-        Diverged: it is the third.
-    """
+    def __init__(self, at: Progress, last: Path) -> None:
+        kept = f"{last} is from before" if last.exists() else "nothing was saved yet"
+        super().__init__(
+            f"loss or gradient not finite {max(1, at.bad_steps)} times in a row, {kept}; "
+            "lower --base_lr or the weight of the regularizer (see log.txt)"
+        )
+
+
+def skip_step(at: Progress, what: str, names: Iterable[str], last: Path) -> None:
+    """The policy on a loss or gradient that is not finite: its step is skipped, and the third in a row ends the run."""
     at.bad_steps += 1
     at.accumulated = 0
     _log.warning("step %d skipped, its %s not finite: slices %s", at.step, what, ", ".join(names))
     if at.bad_steps >= _MAX_BAD_STEPS:
-        raise diverged(at, last)
-
-
-def diverged(at: Progress, last: Path) -> Diverged:
-    """The error of a run that cannot recover; `last` is the path of its last.pth."""
-    kept = f"{last} is from before" if last.exists() else "nothing was saved yet"
-    return Diverged(
-        f"loss or gradient not finite {max(1, at.bad_steps)} times in a row, {kept}; "
-        "lower --base_lr or the weight of the regularizer (see log.txt)"
-    )
+        raise Diverged(at, last)
 
 
 def check_weights(network: nn.Module, at: Progress, last: Path) -> None:
     """Weights that are not finite are neither saved nor validated."""
     if not all(torch.isfinite(p).all() for p in network.parameters()):
-        raise diverged(at, last)
+        raise Diverged(at, last)
 
 
 class Trainer:
@@ -183,6 +177,7 @@ class Trainer:
     ) -> None:
         self.network, self.criterion, self.optimizer, self.loader = network, criterion, optimizer, loader
         self.schedule, self.output_dir, self.device = schedule, output_dir, device
+        self.last = output_dir / LAST
         self.options, self.validate, self.monitor = options or Options(), validate, monitor
         self.config, self.ranks = config or {}, ranks or Ranks(device=device)
         self.logger = logger or MetricLogger(output_dir if self.ranks.first else None, schedule.total_steps)
@@ -204,7 +199,7 @@ class Trainer:
         if self.at.step:
             _log.info("resumed at epoch %d, step %d", self.at.epoch, self.at.step)
         self.logger.begin(self.at.step, self.at.metrics_size)
-        with self.signals:
+        with self.signals.caught():
             while not self._finished():
                 self.network.train()
                 for batch in self._batches():
@@ -229,10 +224,10 @@ class Trainer:
                         break
                 means = self._end_epoch()
         if self.at.bad_steps:
-            raise diverged(self.at, self.output_dir / LAST)
-        if self.ranks.any(self.ranks.first and not (self.output_dir / LAST).exists()):
+            raise Diverged(self.at, self.last)
+        if self.ranks.any(self.ranks.first and not self.last.exists()):
             self._save_last()  # of a finished run that was resumed into another folder
-        if not (self.output_dir / "best.pth").exists():
+        if not (self.validate and (self.output_dir / "best.pth").exists()):
             self._save_weights("best.pth")
         return {**means, "best_dice": self.at.best if math.isfinite(self.at.best) else None}
 
@@ -279,7 +274,7 @@ class Trainer:
         if what:
             self.optimizer.zero_grad(set_to_none=True)
             everyone = [name for part in self.ranks.gather(names) for name in part]
-            skip_step(self.at, what, everyone, self.output_dir / LAST)
+            skip_step(self.at, what, everyone, self.last)
         return not what
 
     def _log_batch(self, batch: Batch, logits: Logits, values: Mapping[str, float]) -> None:
@@ -293,7 +288,7 @@ class Trainer:
 
     def _end_epoch(self) -> dict[str, float]:
         """Validate where it is due, and save; returns the mean terms of the epoch."""
-        check_weights(self.network, self.at, self.output_dir / LAST)
+        check_weights(self.network, self.at, self.last)
         means, epoch = self.at.means(), self.at.epoch + 1
         last = epoch >= self.schedule.epochs or self._out_of_steps()
         terms = self.logger.describe(self.at.step, means)
@@ -306,8 +301,6 @@ class Trainer:
             if better:
                 self.at.best = scores["dice"]
                 self._save_weights("best.pth")
-        elif last and not self.validate:
-            self._save_weights("best.pth")
         if self.options.save_freq and epoch % self.options.save_freq == 0:
             self._save_weights(f"epoch_{epoch}.pth")
         self.at.epoch, self.at.batch_in_epoch = epoch, 0
@@ -333,13 +326,13 @@ class Trainer:
             save_checkpoint(self.network.state_dict(), self.output_dir / name)
 
     def _save_last(self) -> None:
-        check_weights(self.network, self.at, self.output_dir / LAST)
+        check_weights(self.network, self.at, self.last)
         generators = self.ranks.gather(generator_states(self.device))
         if self.ranks.first:
             self.at.metrics_size = self.logger.size()
             state = pack_state(self.at, self.network, self.optimizer)
             run = {"slices": self.loader.sampler.length, "generators": generators, "config": self.config}
-            save_last(state | run, self.output_dir)
+            save_checkpoint(state | run, self.last, keep=self.output_dir / PREVIOUS)
         self.ranks.barrier()  # whoever ends first has the others killed, and the save is the first's
         self._saved_at = time.monotonic()
 
@@ -347,7 +340,7 @@ class Trainer:
         """Save and end the process."""
         self._save_last()
         _log.info("stopped by signal %d after step %d; resume with --resume", self.signals.number, self.at.step)
-        raise SystemExit(self.signals.exit_code)
+        raise SystemExit(128 + self.signals.number)
 
     def resume(self, state: State, source: Path) -> None:
         """Restore `state`, the content of the `last.pth` in `source`; see `engine.resume.restore_state`."""
