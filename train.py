@@ -146,7 +146,7 @@ def build_trainer(
         loader,
         schedule,
         output_dir,
-        device,
+        logger,
         options=Options(
             autocast=autocast,
             accumulation_steps=config.train.accumulation_steps,
@@ -157,7 +157,6 @@ def build_trainer(
         ),
         validate=build_validation(config, ranks, autocast),
         monitor=build_monitor(config, network, criterion, logger, ranks),
-        logger=logger,
         config=to_dict(config),
         ranks=ranks,
     )
@@ -304,12 +303,12 @@ def begin_run(trainer: Trainer, config: Config, saved: Saved | None, output_dir:
             list_dir=data.list_dir,
         )
     utils.log_to(output_dir / "log.txt")
-    text = config_text(config, utils.environment(trainer.device))
+    text = config_text(config, utils.environment(trainer.ranks.device))
     utils.atomic_write(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
     millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     processes = f" in {trainer.ranks.world} processes" if trainer.ranks.world > 1 else ""
     what = f"{config.model.type} on {data.dataset}: {trainer.loader.sampler.length} slices, {millions:.1f} M parameters"
-    _log.info("%s, first rate %g, %s%s", what, trainer.schedule.base_lr, trainer.device, processes)
+    _log.info("%s, first rate %g, %s%s", what, trainer.schedule.base_lr, trainer.ranks.device, processes)
 
 
 if __name__ == "__main__":

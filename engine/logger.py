@@ -43,7 +43,7 @@ class MetricLogger:
         self.log_freq, self.image_freq = log_freq, image_freq
         self.writer: SummaryWriter | None = None
         self._path = folder / _METRICS if folder else None
-        self._bar = tqdm(disable=True)
+        self._bar, self._watched = tqdm(disable=True), ""
         self._first_step, self._begun = 0, time.monotonic()
         self._line_at = self._begun
 
@@ -117,16 +117,17 @@ class MetricLogger:
 
     def watch(self, items: Iterable[Item], what: str, done: int = 0, total: int | None = None) -> Iterator[Item]:
         """The items, with a progress bar where standard error is a terminal."""
+        self._watched = what
         self._bar = progress_bar(what, enabled=self.folder is not None)(items, initial=done, total=total)
         return iter(self._bar)
 
-    def progress(self, step: int, epoch: str, terms: Mapping[str, float]) -> None:
+    def progress(self, step: int, terms: Mapping[str, float]) -> None:
         """Show the progress: on the bar, or every half minute in a line."""
         if not self._bar.disable:
             self._bar.set_postfix(left=self.time_left(step), **{name: f"{value:.3f}" for name, value in terms.items()})
         elif self.folder and time.monotonic() - self._line_at >= _LINE_SECONDS:
             self._line_at = time.monotonic()
-            _log.info("%s  step %d/%d  %s", epoch, step, self.total_steps, self.describe(step, terms))
+            _log.info("%s  step %d/%d  %s", self._watched, step, self.total_steps, self.describe(step, terms))
 
     def describe(self, step: int, terms: Mapping[str, float]) -> str:
         """Terms and time left, as text."""

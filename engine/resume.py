@@ -62,7 +62,6 @@ def restore_state(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     ranks: Ranks,
-    *,
     slices: int,
     per_epoch: int,
     accumulation_steps: int,
