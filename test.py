@@ -27,7 +27,7 @@ from datasets.base import Volume, Volumes
 from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
-from engine.logger import format_duration, has_record, read_curves
+from engine.logger import format_duration, read_curves
 from evaluation.inference import find_trained, find_volumes, label_values, load_network
 from evaluation.masks import write_image_mask, write_mask
 from evaluation.metrics import ClassScores, compare_at_spacings
@@ -155,7 +155,7 @@ def provenance(config: Config, weights: Path, device: torch.device) -> Provenanc
         "score_at": config.test.score_at,
     }
     curves = {}
-    if has_record(weights.parent):
+    if (weights.parent / "metrics.jsonl").is_file():
         try:
             curves = read_curves(weights.parent)
         except (ValueError, OSError) as error:

@@ -69,9 +69,10 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
         utils.seed_everything(config.seed, config.deterministic, ranks.rank)
         config = inspect_once(config, ranks)
         trainer = build_trainer(config, args, saved, output_dir, ranks)
-        run.callback(trainer.logger.close)
         if ranks.first:
             begin_run(trainer, config, saved, output_dir)
+            writer = SummaryWriter(str(output_dir / "log"), purge_step=trainer.at.step)
+            trainer.logger.writer = run.enter_context(writer)
         try:
             trainer.fit()
         except Diverged as error:
@@ -144,7 +145,7 @@ def build_trainer(
         loader,
         schedule,
         output_dir,
-        device,
+        logger,
         options=Options(
             autocast=autocast,
             accumulation_steps=config.train.accumulation_steps,
@@ -155,7 +156,6 @@ def build_trainer(
         ),
         validate=build_validation(config, ranks, autocast),
         monitor=build_monitor(config, network, criterion, logger, ranks),
-        logger=logger,
         config=to_dict(config),
         ranks=ranks,
     )
@@ -179,7 +179,9 @@ def build_network(config: Config, args: argparse.Namespace, saved: Saved | None,
                 path,
             )
     if config.train.sync_bn:
-        network = distributed.synchronize_batch_norm(network, device)
+        if device.type != "cuda":  # torch has no such layer for CPUs
+            raise ValueError("--sync_bn needs GPUs, and the device is the CPU; leave it out, or give larger batches")
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(device)
     if config.compile:
         network.compile()
@@ -289,7 +291,7 @@ def build_schedule(config: Config, batches: int) -> Schedule:
 
 
 def begin_run(trainer: Trainer, config: Config, saved: Saved | None, output_dir: Path) -> None:
-    """Begin to write: the folds, the log, the configuration and TensorBoard's events."""
+    """Begin to write: the folds, the log and the configuration."""
     data = config.data
     if saved and saved.instead_of:  # it is damaged, and would replace the undamaged save at the next one
         saved.instead_of.unlink(missing_ok=True)
@@ -303,13 +305,12 @@ def begin_run(trainer: Trainer, config: Config, saved: Saved | None, output_dir:
             list_dir=data.list_dir,
         )
     utils.log_to(output_dir / "log.txt")
-    text = config_text(config, utils.environment(trainer.device))
+    text = config_text(config, utils.environment(trainer.ranks.device))
     utils.atomic_write(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-    trainer.logger.writer = SummaryWriter(str(output_dir / "log"), purge_step=trainer.at.step)
     millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     processes = f" in {trainer.ranks.world} processes" if trainer.ranks.world > 1 else ""
     what = f"{config.model.type} on {data.dataset}: {trainer.loader.sampler.length} slices, {millions:.1f} M parameters"
-    _log.info("%s, first rate %g, %s%s", what, trainer.schedule.base_lr, trainer.device, processes)
+    _log.info("%s, first rate %g, %s%s", what, trainer.schedule.base_lr, trainer.ranks.device, processes)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import LAST, save_checkpoint, save_last
+from engine.checkpoint import LAST, PREVIOUS, save_checkpoint
 from engine.distributed import Ranks
 from engine.logger import MetricLogger
 from engine.resume import Progress, State, generator_states, pack_state, restore_state
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_BAD_STEPS = 3
 Logits = Tensor | Sequence[Tensor]
+Terms = Mapping[str, Tensor]
 
 
 class Batch(Protocol):
@@ -62,17 +64,11 @@ class Loss(Protocol):
 
     @property
     def needs_features(self) -> bool: ...
-    def __call__(
-        self, logits: Logits, label: Tensor, features: Features | None, epoch: float
-    ) -> Mapping[str, Tensor]: ...
+    def __call__(self, logits: Logits, label: Tensor, features: Features | None, epoch: float) -> Terms: ...
 
 
 Monitor = Callable[[int, float, Logits, Tensor, Features], None]
 Validation = Callable[[nn.Module, Callable[[Iterable[int]], Iterator[int]]], Mapping[str, float]]
-
-
-class Diverged(RuntimeError):
-    """The loss, the gradient or the weights are not finite."""
 
 
 @dataclass(frozen=True)
@@ -120,78 +116,61 @@ class Options:
     save_seconds: float = 60.0
 
 
-def skip_step(at: Progress, what: str, names: Iterable[str], last: Path) -> None:
-    """The policy on a loss or gradient that is not finite: its step is skipped, and the third in a row ends the run.
+class Diverged(RuntimeError):
+    """Loss, gradient or weights are not finite; `last` is the path of the run's last.pth."""
 
-    Raises:
-        Diverged: it is the third.
-    """
+    def __init__(self, at: Progress, last: Path) -> None:
+        kept = f"{last} is from before" if last.exists() else "nothing was saved yet"
+        super().__init__(
+            f"loss or gradient not finite {max(1, at.bad_steps)} times in a row, {kept}; "
+            "lower --base_lr or the weight of the regularizer (see log.txt)"
+        )
+
+
+def skip_step(at: Progress, what: str, names: Iterable[str], last: Path) -> None:
+    """The policy on a loss or gradient that is not finite: its step is skipped, and the third in a row ends the run."""
     at.bad_steps += 1
     at.accumulated = 0
     _log.warning("step %d skipped, its %s not finite: slices %s", at.step, what, ", ".join(names))
     if at.bad_steps >= _MAX_BAD_STEPS:
-        raise diverged(at, last)
-
-
-def diverged(at: Progress, last: Path) -> Diverged:
-    """The error of a run that cannot recover; `last` is the path of its last.pth."""
-    kept = f"{last} is from before" if last.exists() else "nothing was saved yet"
-    return Diverged(
-        f"loss or gradient not finite {max(1, at.bad_steps)} times in a row, {kept}; "
-        "lower --base_lr or the weight of the regularizer (see log.txt)"
-    )
+        raise Diverged(at, last)
 
 
 def check_weights(network: nn.Module, at: Progress, last: Path) -> None:
     """Weights that are not finite are neither saved nor validated."""
     if not all(torch.isfinite(p).all() for p in network.parameters()):
-        raise diverged(at, last)
+        raise Diverged(at, last)
 
 
+@dataclass(eq=False)
 class Trainer:
     """Train a network; weights, saves and metrics go to `output_dir`.
 
-    Args:
-        network: on its device already; maps images to logits, or to a tuple of several heads'.
-        criterion: the loss; `needs_features` says whether the network is tapped.
-        optimizer: over the network's parameters.
-        loader: batches on the device, and their order.
-        schedule: length and rate.
-        validate: (network, progress) -> scores by name, of which `dice` selects best.pth; `progress` wraps the
-            iterator over the cases. None: the last weights are the best.
-        monitor: called before the first backward pass of a step, as (step, epochs trained, logits, label, features).
-        config: of the run, kept in last.pth.
-        ranks: the processes that train together, each with its part of every batch; the first writes.
+    `validate` maps (network, progress) to scores by name, of which `dice` selects best.pth; `progress` wraps the
+    iterator over the cases. `monitor` is called before the first backward pass of a step, as (step, epochs trained,
+    logits, label, features).
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        criterion: Loss,
-        optimizer: torch.optim.Optimizer,
-        loader: Loader,
-        schedule: Schedule,
-        output_dir: Path,
-        device: torch.device,
-        *,
-        options: Options | None = None,
-        validate: Validation | None = None,
-        monitor: Monitor | None = None,
-        logger: MetricLogger | None = None,
-        config: Mapping[str, object] | None = None,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.network, self.criterion, self.optimizer, self.loader = network, criterion, optimizer, loader
-        self.schedule, self.output_dir, self.device = schedule, output_dir, device
-        self.options, self.validate, self.monitor = options or Options(), validate, monitor
-        self.config, self.ranks = config or {}, ranks or Ranks(device=device)
-        self.logger = logger or MetricLogger(output_dir if self.ranks.first else None, schedule.total_steps)
-        tapped = _Tapped(network, criterion.needs_features, self.options.autocast)
-        self.model = self.ranks.wrap(tapped, find_unused=bool(getattr(network, "has_unused_parameters", False)))
-        self.signals = StopSignals()
-        self.at = Progress()
+    network: nn.Module  # on its device already; maps images to logits, or to a tuple of several heads'
+    criterion: Loss
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    schedule: Schedule
+    output_dir: Path
+    logger: MetricLogger
+    options: Options = Options()
+    validate: Validation | None = None  # the last weights are the best
+    monitor: Monitor | None = None
+    config: Mapping[str, object] = field(default_factory=dict)  # of the run, kept in last.pth
+    ranks: Ranks = Ranks()  # train together, each with its part of every batch; the first writes
+
+    def __post_init__(self) -> None:
+        tapped = _Tapped(self.network, self.criterion.needs_features, self.options.autocast)
+        self.model = self.ranks.wrap(tapped, find_unused=getattr(self.network, "has_unused_parameters", False))
+        self.at, self.signals = Progress(), StopSignals()
+        self.last, self.best = self.output_dir / LAST, self.output_dir / "best.pth"
         self._saved_at = time.monotonic()
-        schedule.set_lr(optimizer, 0)
+        self.schedule.set_lr(self.optimizer, 0)
 
     def fit(self) -> dict[str, float | None]:
         """Train to the end of the schedule; returns the last epoch's mean terms and the best validation score.
@@ -204,7 +183,7 @@ class Trainer:
         if self.at.step:
             _log.info("resumed at epoch %d, step %d", self.at.epoch, self.at.step)
         self.logger.begin(self.at.step, self.at.metrics_size)
-        with self.signals:
+        with self.signals.caught():
             while not self._finished():
                 self.network.train()
                 for batch in self._batches():
@@ -225,15 +204,13 @@ class Trainer:
                         self._stop()
                     if save and not self.at.bad_steps:  # never a save of what leads into a divergence
                         self._save_last()
-                    if self._out_of_steps():
-                        break
                 means = self._end_epoch()
         if self.at.bad_steps:
-            raise diverged(self.at, self.output_dir / LAST)
-        if self.ranks.any(self.ranks.first and not (self.output_dir / LAST).exists()):
+            raise Diverged(self.at, self.last)
+        if self.ranks.any(self.ranks.first and not self.last.exists()):
             self._save_last()  # of a finished run that was resumed into another folder
-        if not (self.output_dir / "best.pth").exists():
-            self._save_weights("best.pth")
+        if not (self.validate and self.best.exists()):
+            self._save_weights(self.best)
         return {**means, "best_dice": self.at.best if math.isfinite(self.at.best) else None}
 
     def _out_of_steps(self) -> bool:
@@ -245,13 +222,13 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """The rest of the epoch; a file that cannot be read ends the run, but after a save."""
-        if self._out_of_steps():  # interrupted in the validation after the last step
-            return
         sampler = self.loader.sampler
         sampler.epoch, sampler.start = self.at.epoch, self.at.batch_in_epoch
         title = f"epoch {self.at.epoch + 1}/{self.schedule.epochs}"
+        batches = self.logger.watch(self.loader, title, self.at.batch_in_epoch, sampler.per_epoch)
         try:
-            yield from self.logger.watch(self.loader, title, self.at.batch_in_epoch, sampler.per_epoch)
+            while not self._out_of_steps() and (batch := next(batches, None)):
+                yield batch
         except Exception:
             if self.ranks.world == 1 and self.at.step:  # a save of several processes needs all of them
                 self._save_last()
@@ -259,28 +236,35 @@ class Trainer:
 
     def _accept(self, values: Mapping[str, float], names: list[str]) -> bool:
         """Take the step where the batch completes one; False where a value is not finite and the step is skipped."""
-        count, last = self.options.accumulation_steps, self.at.batch_in_epoch == self.loader.sampler.per_epoch
-        what = "" if math.isfinite(values["loss"]) else f"loss is ({values})"
-        if not what and (last or self.at.batch_in_epoch % count == 0):
-            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-            if self.at.accumulated < count:  # at the end of an epoch, or after a skipped batch: the mean all the same
-                for gradient in gradients:
-                    gradient.mul_(count / self.at.accumulated)
-            norm = nn.utils.get_total_norm(gradients)
-            if torch.isfinite(norm):
-                if self.options.clip_grad:
-                    nn.utils.clip_grads_with_norm_(self.network.parameters(), self.options.clip_grad, norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                self.at.bad_steps = self.at.accumulated = 0
-                self.at.step += 1
-            else:
-                what = "gradient is"
-        if what:
-            self.optimizer.zero_grad(set_to_none=True)
-            everyone = [name for part in self.ranks.gather(names) for name in part]
-            skip_step(self.at, what, everyone, self.output_dir / LAST)
-        return not what
+        count, batch = self.options.accumulation_steps, self.at.batch_in_epoch
+        completes = batch % count == 0 or batch == self.loader.sampler.per_epoch
+        if not math.isfinite(values["loss"]):
+            what = f"loss is ({values})"
+        elif completes and not self._step():
+            what = "gradient is"
+        else:
+            return True
+        self.optimizer.zero_grad()
+        skip_step(self.at, what, chain.from_iterable(self.ranks.gather(names)), self.last)
+        return False
+
+    def _step(self) -> bool:
+        """Take a step by the gradients that were added up; False where they are not finite."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        missing = self.options.accumulation_steps / self.at.accumulated
+        if missing > 1:  # at the end of an epoch, or after a skipped batch: the mean all the same
+            for gradient in gradients:
+                gradient.mul_(missing)
+        norm = nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            return False
+        if self.options.clip_grad:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.options.clip_grad, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.at.bad_steps = self.at.accumulated = 0
+        self.at.step += 1
+        return True
 
     def _log_batch(self, batch: Batch, logits: Logits, values: Mapping[str, float]) -> None:
         self.at.sums = {name: self.at.sums.get(name, 0.0) + value for name, value in values.items()}
@@ -289,15 +273,15 @@ class Trainer:
             self.logger.log_step(self.at.step, self.at.epoch, self.optimizer.param_groups[0]["lr"], values)
             self.logger.log_images(self.at.step, batch.image, batch.label, sum_heads(logits).detach())
             self.schedule.set_lr(self.optimizer, self.at.step)
-        self.logger.progress(self.at.step, f"epoch {self.at.epoch + 1}/{self.schedule.epochs}", self.at.means())
+        self.logger.progress(self.at.step, self.at.means())
 
     def _end_epoch(self) -> dict[str, float]:
         """Validate where it is due, and save; returns the mean terms of the epoch."""
-        check_weights(self.network, self.at, self.output_dir / LAST)
+        check_weights(self.network, self.at, self.last)
         means, epoch = self.at.means(), self.at.epoch + 1
         last = epoch >= self.schedule.epochs or self._out_of_steps()
-        terms = self.logger.describe(self.at.step, means)
-        _log.info("epoch %d/%d  step %d  %s", epoch, self.schedule.epochs, self.at.step, terms)
+        described = self.logger.describe(self.at.step, means)
+        _log.info("epoch %d/%d  step %d  %s", epoch, self.schedule.epochs, self.at.step, described)
         if self.validate and (epoch % self.options.val_freq == 0 or last):
             scores = self.validate(self.network, self._watch_validation)
             self.logger.log_scores(self.at.step, epoch, scores)
@@ -305,11 +289,9 @@ class Trainer:
             _log.info("epoch %d  validation Dice %.4f%s", epoch, scores["dice"], ", the best so far" if better else "")
             if better:
                 self.at.best = scores["dice"]
-                self._save_weights("best.pth")
-        elif last and not self.validate:
-            self._save_weights("best.pth")
+                self._save_weights(self.best)
         if self.options.save_freq and epoch % self.options.save_freq == 0:
-            self._save_weights(f"epoch_{epoch}.pth")
+            self._save_weights(self.output_dir / f"epoch_{epoch}.pth")
         self.at.epoch, self.at.batch_in_epoch = epoch, 0
         self.at.sums, self.at.summed = {}, 0
         if self.ranks.any(self.signals.received > 0):
@@ -328,18 +310,18 @@ class Trainer:
     def _time_to_save(self) -> bool:
         return time.monotonic() - self._saved_at >= self.options.save_seconds
 
-    def _save_weights(self, name: str) -> None:
+    def _save_weights(self, path: Path) -> None:
         if self.ranks.first:
-            save_checkpoint(self.network.state_dict(), self.output_dir / name)
+            save_checkpoint(self.network.state_dict(), path)
 
     def _save_last(self) -> None:
-        check_weights(self.network, self.at, self.output_dir / LAST)
-        generators = self.ranks.gather(generator_states(self.device))
+        check_weights(self.network, self.at, self.last)
+        generators = self.ranks.gather(generator_states(self.ranks.device))
         if self.ranks.first:
             self.at.metrics_size = self.logger.size()
             state = pack_state(self.at, self.network, self.optimizer)
             run = {"slices": self.loader.sampler.length, "generators": generators, "config": self.config}
-            save_last(state | run, self.output_dir)
+            save_checkpoint(state | run, self.last, keep=self.output_dir / PREVIOUS)
         self.ranks.barrier()  # whoever ends first has the others killed, and the save is the first's
         self._saved_at = time.monotonic()
 
@@ -347,13 +329,14 @@ class Trainer:
         """Save and end the process."""
         self._save_last()
         _log.info("stopped by signal %d after step %d; resume with --resume", self.signals.number, self.at.step)
-        raise SystemExit(self.signals.exit_code)
+        raise SystemExit(128 + self.signals.number)
 
     def resume(self, state: State, source: Path) -> None:
         """Restore `state`, the content of the `last.pth` in `source`; see `engine.resume.restore_state`."""
         sampler, count = self.loader.sampler, self.options.accumulation_steps
-        run = {"slices": sampler.length, "per_epoch": sampler.per_epoch, "accumulation_steps": count}
-        self.at = restore_state(state, source, self.network, self.optimizer, self.ranks, **run)
+        self.at = restore_state(
+            state, source, self.network, self.optimizer, self.ranks, sampler.length, sampler.per_epoch, count
+        )
         self.schedule.set_lr(self.optimizer, self.at.step)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import pickle
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from utils import atomic_write
@@ -25,10 +25,8 @@ LAST, PREVIOUS = "last.pth", "previous.pth"  # all that resuming needs, and the 
 
 # torch.save writes a zip file, whose last record of 22 bytes ends with the length of a comment, and the comment:
 # it holds the checksum of all bytes before, and other readers skip it.
-_ZIP_MARK = b"PK\3\4"  # by which torch tells it from its older format
-_END_MARK, _END_BYTES = b"PK\5\6", 22
-_LENGTH = struct.Struct("<H")
-_CHECKSUM_BYTES = len("sha256=") + 64
+_ZIP_MARK, _END_MARK, _END_BYTES = b"PK\3\4", b"PK\5\6", 22
+_LENGTH_BYTES, _CHECKSUM_BYTES = 2, len("sha256=") + 64
 
 
 class Damaged(ValueError):
@@ -53,16 +51,12 @@ def save_checkpoint(content: Mapping[str, object], path: Path, *, keep: Path | N
     def write(temporary: Path) -> None:
         torch.save(content, temporary)
         with open(temporary, "r+b") as file:
-            comment = _checksum(file, os.path.getsize(temporary) - _LENGTH.size)
-            file.seek(-_LENGTH.size, os.SEEK_END)
-            file.write(_LENGTH.pack(len(comment)) + comment)
+            end = file.seek(-_LENGTH_BYTES, os.SEEK_END)
+            comment = _comment(file, end)
+            file.seek(end)
+            file.write(comment)
 
     atomic_write(path, write, keep=keep)
-
-
-def save_last(content: Mapping[str, object], folder: Path) -> None:
-    """Write a run's `last.pth`; the one before stays as `previous.pth`."""
-    save_checkpoint(content, folder / LAST, keep=folder / PREVIOUS)
 
 
 def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
@@ -74,14 +68,14 @@ def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     for path in paths:
         try:
-            saved = Saved(path, read_checkpoint(path, trust=trust))
+            state = read_checkpoint(path, trust=trust)
         except (Damaged, OSError) as error:  # a disk may refuse to read what it has lost
             _log.warning("%s", error)
             continue
-        if path.name == PREVIOUS:
-            _log.warning("%s is damaged or missing: resuming from the save before it, %s", folder / LAST, path)
-            return saved._replace(instead_of=folder / LAST)
-        return saved
+        if path.name == LAST:
+            return Saved(path, state)
+        _log.warning("%s is damaged or missing: resuming from the save before it, %s", folder / LAST, path)
+        return Saved(path, state, instead_of=folder / LAST)
     if paths:
         raise ValueError(
             f"{paths[0]}: is damaged, and so is any save before it; put back a copy of {LAST}, "
@@ -125,8 +119,6 @@ def _load(path: Path, trust: bool) -> object:
     unreadable = f"{path}: is not a readable checkpoint; copy or download it again"
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         _check_stored(path)
         if path.suffix == ".npz":  # as Google releases its vision transformers
@@ -154,11 +146,11 @@ def _check_stored(path: Path) -> None:
         if file.read(len(_ZIP_MARK)) != _ZIP_MARK:
             return
     with zipfile.ZipFile(path) as archive:
-        compressed = next((record for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED), None)
+        compressed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
     if compressed:
         raise Damaged(
-            f"{path}: its record {compressed.filename[:80]!r} is compressed, expected records as torch.save writes "
-            "them; save it again with torch.save (an .npz with numpy.savez)"
+            f"{path}: its records are compressed, expected them as torch.save writes them; "
+            "save it again with torch.save (an .npz with numpy.savez)"
         )
 
 
@@ -166,21 +158,17 @@ def _verify_checksum(path: Path) -> None:
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _END_BYTES - _CHECKSUM_BYTES))
-        tail = file.read()
-        end = tail.rfind(_END_MARK)
-        if end < 0 or tail[end:].endswith(b"\0\0") and len(tail) - end == _END_BYTES:
-            return  # no zip file, or one without a comment
-        length, comment = tail[end + _END_BYTES - _LENGTH.size : end + _END_BYTES], tail[end + _END_BYTES :]
-        written = _checksum(file, size - len(comment) - _LENGTH.size)
-        if length + comment != _LENGTH.pack(len(written)) + written:
+        _, mark, last_record = file.read().rpartition(_END_MARK)
+        comment = last_record[_END_BYTES - _LENGTH_BYTES - len(_END_MARK) :]
+        if mark and comment != b"\0\0" and comment != _comment(file, size - len(comment)):
             raise Damaged(f"{path}: is damaged: it does not match its checksum; copy it again, or use another save")
 
 
-def _checksum(file: BinaryIO, length: int) -> bytes:
-    """SHA-256 of the first `length` bytes, as it is written into the file."""
-    digest, left = hashlib.sha256(), length
+def _comment(file: BinaryIO, left: int) -> bytes:
+    """The SHA-256 of so many bytes, as it is written into the file after them: its length and itself."""
+    digest = hashlib.sha256()
     file.seek(0)
     while left > 0 and (block := file.read(min(left, 1 << 20))):
         digest.update(block)
         left -= len(block)
-    return b"sha256=" + digest.hexdigest().encode()
+    return _CHECKSUM_BYTES.to_bytes(_LENGTH_BYTES, "little") + b"sha256=" + digest.hexdigest().encode()

@@ -21,16 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
-# Longer than the first process may check data while the others wait for it.
-_TIMEOUT = timedelta(minutes=30)
-_TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_TIMEOUT = timedelta(minutes=30)  # longer than the first process may check data while the others wait for it
 
 
 @dataclass(frozen=True)
 class Ranks:
     """This process among all: `rank` of `world`, and `local_rank` among those of its machine.
 
-    Every method is called by all processes at the same place, and waits for all.
+    Every method but `shard` is called by all processes at the same place, and waits for all.
     """
 
     rank: int = 0
@@ -52,27 +50,22 @@ class Ranks:
             return module
         return DistributedDataParallel(module, find_unused_parameters=find_unused)
 
-    def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
-        if self.world > 1:
-            values = values.to(self.device, copy=True)
-            dist.all_reduce(values)
-        return values
-
     def any(self, wish: bool) -> bool:
         """Whether it is true in one of the processes."""
-        return bool(self.all_reduce(torch.tensor(float(wish))) > 0)
+        return any(self.gather(wish))
 
     def mean_and_any(self, terms: Mapping[str, Tensor], *wishes: bool) -> tuple[dict[str, float], list[bool]]:
         """The mean of scalar terms over all processes, and whether each wish is one process's, in one reduction.
 
         Call it after the backward pass: reading the values waits for a GPU.
         """
-        values, votes = torch.stack([value.detach() for value in terms.values()]), [float(wish) for wish in wishes]
+        values = torch.stack([value.detach() for value in terms.values()])
+        sums = torch.cat([values, values.new_tensor(wishes)])
         if self.world > 1:
-            reduced = self.all_reduce(torch.cat([values, values.new_tensor(votes)]))
-            values, votes = reduced[: len(terms)] / self.world, reduced[len(terms) :].tolist()
-        return dict(zip(terms, values.tolist(), strict=True)), [vote > 0 for vote in votes]
+            sums = sums.to(self.device)
+            dist.all_reduce(sums)
+        means = (sums[: len(terms)] / self.world).tolist()
+        return dict(zip(terms, means, strict=True)), [votes > 0 for votes in sums[len(terms) :].tolist()]
 
     def gather(self, value: T) -> list[T]:
         """The value of every process, in order of rank."""
@@ -98,8 +91,9 @@ class Ranks:
 
 
 def local_rank() -> int | None:
-    """The rank of this process among those of its machine; None where torchrun did not start it."""
-    return int(os.environ["LOCAL_RANK"]) if _started_by_torchrun() else None
+    """The rank of this process among those of its machine; None where torchrun did not start several."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return int(os.environ["LOCAL_RANK"]) if several and "LOCAL_RANK" in os.environ else None
 
 
 def is_restart() -> bool:
@@ -107,47 +101,23 @@ def is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with batch statistics over all processes, under the same parameter names.
-
-    Raises:
-        ValueError: the device is a CPU, for which torch has no such layer.
-    """
-    if device.type != "cuda":
-        raise ValueError("--sync_bn needs GPUs, and the device is the CPU; leave it out, or give larger batches")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-
-
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
     """Join the processes of the run, by NCCL on GPUs and Gloo on CPUs, for the length of a context."""
-    if not _started_by_torchrun():
+    local = local_rank()
+    if local is None:
         yield Ranks(device=device)
         return
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store, rank, world = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    # torchrun keeps one store over its restarts, in which a process that is started again may find the address of one
+    # that is gone. On several machines restarts are not counted alike: there a new store for each start has to be asked
+    # for, by TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/distributed.md).
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_store(), rank=rank, world_size=world, timeout=_TIMEOUT)
-    yield Ranks(rank, world, int(os.environ["LOCAL_RANK"]), device)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
+    yield Ranks(rank, world, local, device)
     dist.destroy_process_group()  # not after an error: some wait for the others, which wait for this one
     # Gloo's threads end with the last reference to the group, and DDP holds one in a cycle; a thread that frees a
     # tensor while Python exits would crash the process after its work is done.
     gc.collect()
-
-
-def _store() -> dist.Store:
-    """The store in which the processes find each other, a fresh one for each time that torchrun starts them.
-
-    torchrun keeps one store over its restarts, in which a process that is started again may find the address of one
-    that is gone. On several machines restarts are not counted alike: there a store of its own for each start has to be
-    asked for, by TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/distributed.md).
-    """
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    leads = not shared and os.environ["RANK"] == "0"
-    store = dist.TCPStore(address, port, is_master=leads, timeout=_TIMEOUT, multi_tenant=not shared)
-    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
-    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0) if alone else 0}", store)
-
-
-def _started_by_torchrun() -> bool:
-    return all(name in os.environ for name in _TORCHRUN_VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1

@@ -9,14 +9,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-import numpy as np
+from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
-
-from utils import atomic_write
 
 Curve = tuple[list[int], list[float]]  # steps and values
 Item = TypeVar("Item")
@@ -25,16 +24,6 @@ _log = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
 _LINE_SECONDS = 30.0  # at least this long from one line of progress to the next, where there is no bar
-
-
-class Writer(Protocol):
-    """A TensorBoard writer, such as tensorboardX's."""
-
-    def add_scalar(self, tag: str, value: float, step: int) -> object: ...
-
-    def add_image(self, tag: str, image: np.ndarray, step: int) -> object: ...
-
-    def close(self) -> None: ...
 
 
 class MetricLogger:
@@ -46,15 +35,15 @@ class MetricLogger:
         log_freq: steps between rows of metrics.jsonl.
         image_freq: steps between TensorBoard images.
 
-    `writer` is a TensorBoard writer, or None.
+    `writer` is TensorBoard's, or None.
     """
 
     def __init__(self, folder: Path | None, total_steps: int, *, log_freq: int = 20, image_freq: int = 200) -> None:
         self.folder, self.total_steps = folder, total_steps
         self.log_freq, self.image_freq = log_freq, image_freq
-        self.writer: Writer | None = None
+        self.writer: SummaryWriter | None = None
         self._path = folder / _METRICS if folder else None
-        self._bar = tqdm(disable=True)
+        self._bar, self._watched = tqdm(disable=True), ""
         self._first_step, self._begun = 0, time.monotonic()
         self._line_at = self._begun
 
@@ -64,29 +53,21 @@ class MetricLogger:
         self._first_step, self._begun = step, time.monotonic()
         self._line_at = self._begun
         if self._path and self._path.is_file():
-            content = self._path.read_bytes()
-            kept = content[:size]
-            kept = kept[: kept.rfind(b"\n") + 1]
-            if kept != content:
-                atomic_write(self._path, lambda temporary: temporary.write_bytes(kept))
-
-    def close(self) -> None:
-        """Flush and close TensorBoard's events."""
-        if self.writer:
-            self.writer.close()
+            kept = self._path.read_bytes()[:size]
+            os.truncate(self._path, kept.rfind(b"\n") + 1)
 
     def size(self) -> int:
         """Bytes of metrics.jsonl, all of them on the disk."""
-        if not self._path or not self._path.is_file():
+        if not self._path:
             return 0
-        with open(self._path, "rb") as file:
+        with open(self._path, "ab") as file:
             os.fsync(file.fileno())
-            return file.seek(0, os.SEEK_END)
+            return file.tell()
 
     def log_step(self, step: int, epoch: int, lr: float, terms: Mapping[str, float]) -> None:
         """Log the terms of an optimizer step, every `log_freq` steps."""
         if step % self.log_freq == 0 or step in (1, self.total_steps):
-            self._write({"step": step, "epoch": epoch, "lr": lr, **terms}, "train", {"lr": lr, **terms})
+            self._write(step, epoch, {"lr": lr, **terms}, "train")
 
     def log_gradients(self, step: int, epoch: int, norms: Mapping[str, float], factor: float) -> None:
         """Log the gradient norm of each part of the loss; warn of one above `factor` times the segmentation's."""
@@ -100,21 +81,21 @@ class MetricLogger:
                     "most (LOSS.GRADIENT_FACTOR): lower its weight, or see docs/stability.md for other distances",
                     *(step, name, norm / norms["segmentation"], factor),
                 )
-        self._write({"step": step, "epoch": epoch, **{f"grad_{k}": v for k, v in norms.items()}}, "gradient", norms)
+        self._write(step, epoch, norms, "gradient", "grad_")
 
     def log_scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
         """Log the scores of a validation after `epoch` epochs."""
-        named = {name.replace(" ", "_"): value for name, value in scores.items()}
-        row = {"step": step, "epoch": epoch, **{f"val_{name}": value for name, value in named.items()}}
-        self._write(row, "val", named)
+        self._write(step, epoch, {name.replace(" ", "_"): score for name, score in scores.items()}, "val", "val_")
 
-    def _write(self, row: Mapping[str, float], group: str, scalars: Mapping[str, float]) -> None:
+    def _write(self, step: int, epoch: int, values: Mapping[str, float], group: str, prefix: str = "") -> None:
+        """A row of metrics.jsonl, its names with `prefix`, and scalars of TensorBoard in `group`."""
         if self._path:
+            row = {"step": step, "epoch": epoch, **{f"{prefix}{name}": value for name, value in values.items()}}
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self.writer:
-            for name, value in scalars.items():
-                self.writer.add_scalar(f"{group}/{name}", value, int(row["step"]))
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def log_images(self, step: int, image: Tensor, label: Tensor, logits: Tensor) -> None:
         """Log a slice with its prediction and truth to TensorBoard, every `image_freq` steps.
@@ -123,32 +104,30 @@ class MetricLogger:
         """
         if not self.writer or not (step % self.image_freq == 0 or step == 1):
             return
-        classes = max(1, logits.shape[1] - 1)
         # The slice with most classes; many hold nothing but background.
-        index = max(range(len(label)), key=lambda i: len(label[i].unique()))
+        index, last_class = max(range(len(label)), key=lambda i: len(label[i].unique())), logits.shape[1] - 1
         shown = image[index, :1].float()
         low, high = shown.min(), shown.max()
         for name, panel in (
             ("image", (shown - low) / (high - low).clamp_min(1e-6)),
-            ("prediction", logits[index].argmax(0, keepdim=True) / classes),
-            ("truth", label[index, None] / classes),
+            ("prediction", logits[index].argmax(0, keepdim=True) / last_class),
+            ("truth", label[index, None] / last_class),
         ):
             self.writer.add_image(f"train/{name}", panel.cpu().numpy(), step)
 
     def watch(self, items: Iterable[Item], what: str, done: int = 0, total: int | None = None) -> Iterator[Item]:
         """The items, with a progress bar where standard error is a terminal."""
+        self._watched = what
         self._bar = progress_bar(what, enabled=self.folder is not None)(items, initial=done, total=total)
         return iter(self._bar)
 
-    def progress(self, step: int, epoch: str, terms: Mapping[str, float]) -> None:
+    def progress(self, step: int, terms: Mapping[str, float]) -> None:
         """Show the progress: on the bar, or every half minute in a line."""
-        if not self.folder:
-            return
         if not self._bar.disable:
             self._bar.set_postfix(left=self.time_left(step), **{name: f"{value:.3f}" for name, value in terms.items()})
-        elif time.monotonic() - self._line_at >= _LINE_SECONDS:
+        elif self.folder and time.monotonic() - self._line_at >= _LINE_SECONDS:
             self._line_at = time.monotonic()
-            _log.info("%s  step %d/%d  %s", epoch, step, self.total_steps, self.describe(step, terms))
+            _log.info("%s  step %d/%d  %s", self._watched, step, self.total_steps, self.describe(step, terms))
 
     def describe(self, step: int, terms: Mapping[str, float]) -> str:
         """Terms and time left, as text."""
@@ -157,22 +136,13 @@ class MetricLogger:
 
     def time_left(self, step: int) -> str:
         """How long the rest will take at the pace so far, validation and saves included."""
-        taken = step - self._first_step
-        if not taken:
-            return "?"
-        return format_duration((time.monotonic() - self._begun) / taken * (self.total_steps - step))
+        taken, left = step - self._first_step, self.total_steps - step
+        return format_duration((time.monotonic() - self._begun) / taken * left) if taken else "?"
 
 
 def progress_bar(what: str, *, enabled: bool = True) -> Callable[..., tqdm]:
     """A tqdm bar over the iterator it is called with, where standard error is a terminal."""
-    return lambda items, **options: tqdm(
-        items, desc=what, leave=False, disable=not (enabled and sys.stderr.isatty()), **options
-    )
-
-
-def has_record(folder: Path) -> bool:
-    """Whether a folder holds the metrics of a run."""
-    return (folder / _METRICS).is_file()
+    return partial(tqdm, desc=what, leave=False, disable=not (enabled and sys.stderr.isatty()))
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
@@ -182,7 +152,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
         ValueError: the folder has no metrics.jsonl, or a line of it is no row of numbers.
     """
     path = run / _METRICS
-    if not has_record(run):
+    if not path.is_file():
         raise ValueError(f"{run}: has no {_METRICS}; expected the folder of a run that train.py wrote")
     curves: dict[str, Curve] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):

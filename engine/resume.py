@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from utils import first_line
 State = Mapping[str, Any]
 
 # What a save of another run or program can raise where it is restored.
-_OF_ANOTHER_RUN = (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
+_OF_ANOTHER_RUN = (LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 _MAX_COUNT = 2**40
 _NUMPY_WORDS = 624  # of the state of NumPy's generator, which reads beyond them
 # The trainer sets the rate; the others choose between kernels for the same step.
-_MAY_DIFFER = ("lr", "foreach", "fused", "capturable")
+_MAY_DIFFER = {"lr", "foreach", "fused", "capturable"}
 
 
 @dataclass
@@ -62,7 +62,6 @@ def restore_state(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     ranks: Ranks,
-    *,
     slices: int,
     per_epoch: int,
     accumulation_steps: int,
@@ -81,6 +80,7 @@ def restore_state(
             raise ValueError(f"it trained on {state['slices']} slices, here are {slices}")
         if len(state["generators"]) != ranks.world:
             raise ValueError(f"{len(state['generators'])} processes trained it, here are {ranks.world}")
+        state = {"accumulated": state["batch_in_epoch"] % accumulation_steps, **state}  # earlier runs did not save it
         check_state(state, network, optimizer, per_epoch)
         network.load_state_dict(state["model"])
         groups = optimizer.state_dict()["param_groups"]  # a file's own would be taken unchecked
@@ -88,8 +88,7 @@ def restore_state(
         for parameter, gradient in zip(network.parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         restore_generators(state["generators"][ranks.rank], ranks.device)
-        before = {"accumulated": state["batch_in_epoch"] % accumulation_steps}  # of runs that did not save it
-        return Progress(**{name: (before | dict(state))[name] for name in Progress.__dataclass_fields__})
+        return Progress(**{each.name: state[each.name] for each in fields(Progress)})
     except _OF_ANOTHER_RUN as error:
         why = f"it holds no {error}" if isinstance(error, KeyError) else first_line(error)
         raise ValueError(
@@ -125,10 +124,10 @@ def check_state(state: State, network: nn.Module, optimizer: torch.optim.Optimiz
     Raises:
         ValueError: a value is not; KeyError, TypeError, AttributeError: one is missing, or of another type.
     """
-    _check_count("epoch", state["epoch"], _MAX_COUNT)
-    _check_count("batch_in_epoch", state["batch_in_epoch"], per_epoch)
     batches = state["epoch"] * per_epoch + state["batch_in_epoch"]
-    for name, most in (("step", batches), ("bad_steps", batches), ("summed", per_epoch), ("metrics_size", _MAX_COUNT)):
+    of_epoch = dict.fromkeys(("batch_in_epoch", "accumulated", "summed"), per_epoch)
+    counts = {"epoch": _MAX_COUNT, **of_epoch, "step": batches, "bad_steps": batches, "metrics_size": _MAX_COUNT}
+    for name, most in counts.items():
         _check_count(name, state[name], most)
     if not state["best"] < math.inf or not all(map(math.isfinite, state["sums"].values())):
         raise ValueError("its scores are not finite")
@@ -139,25 +138,21 @@ def check_state(state: State, network: nn.Module, optimizer: torch.optim.Optimiz
         if gradient is not None:  # it may be infinite: its step will be skipped
             _check_like(gradient, parameter, "a gradient", finite=False)
     for theirs, ours in zip(state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
-        for key in theirs.keys() & ours.keys() - set(_MAY_DIFFER):
+        for key in theirs.keys() & ours.keys() - _MAY_DIFFER:
             if theirs[key] != ours[key]:
                 raise ValueError(f"{key} of its optimizer is {theirs[key]!r:.40}, here it is {ours[key]!r:.40}")
-    _check_moments(state["optimizer"]["state"], optimizer, state["step"])
-
-
-def _check_moments(saved: Mapping[int, Mapping[str, Any]], optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Of each weight all that the optimizer keeps, or nothing where it never had a gradient: torch checks none of it,
-    and a fused step would write beyond a tensor of another shape."""
+    # torch checks none of what the optimizer keeps of a weight, nothing where it never had a gradient.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     expected = {"exp_avg", "exp_avg_sq", "step"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
-    for index, values in saved.items():
-        if values.keys() != expected:
-            raise ValueError(f"its optimizer holds {list(values)!r:.40} of weight {index}, expected {sorted(expected)}")
-        for name, value in values.items():
-            if name != "step":
-                _check_like(value, parameters[index], f"{name} of weight {index}")
-            elif not 0 <= float(value) <= step:
-                raise ValueError(f"the step of weight {index} is {float(value)}, expected 0 to {step}")
+    for index, moments in state["optimizer"]["state"].items():
+        if moments.keys() != expected:
+            raise ValueError(
+                f"its optimizer holds {list(moments)!r:.40} of weight {index}, expected {sorted(expected)}"
+            )
+        if "step" in expected and not 0 <= float(moments["step"]) <= state["step"]:
+            raise ValueError(f"the step of weight {index} is {moments['step']}, expected 0 to {state['step']}")
+        for name in expected - {"step"}:
+            _check_like(moments[name], parameters[index], f"{name} of weight {index}")
 
 
 def _check_count(name: str, value: object, most: int) -> None:
@@ -166,12 +161,12 @@ def _check_count(name: str, value: object, most: int) -> None:
 
 
 def _check_like(value: object, own: Tensor, name: str, *, finite: bool = True) -> None:
-    """An expanded view is refused too: fused steps write beyond it."""
-    if not isinstance(value, Tensor) or not is_dense(value):
-        raise ValueError(f"{name} is no plain tensor")
+    """Refuse a tensor of another shape, or an expanded view: a fused step would write beyond it."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}, expected a tensor")
     if value.shape != own.shape or value.dtype != own.dtype:
         raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, expected {own.dtype} {tuple(own.shape)}")
-    if value.untyped_storage().nbytes() < own.nbytes:
-        raise ValueError(f"{name} is a view, expected a tensor of its own")
+    if not is_dense(value) or value.untyped_storage().nbytes() < own.nbytes:
+        raise ValueError(f"{name} is a view or sparse, expected a plain tensor of its own")
     if finite and not torch.isfinite(value).all():
         raise ValueError(f"{name} is not finite")

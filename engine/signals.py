@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class StopSignals:
-    """A context in which the first signal sets `received`; outside the main thread nothing is caught."""
+    """`received` is the number of the last signal that came within `caught`, or 0."""
 
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, object] = {}
+    received = 0
 
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Note both signals for the length of a context; outside the main thread Python catches none."""
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        before = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
     @property
     def number(self) -> int:
-        """The signal to end by: SIGTERM where another process of the run received it."""
+        """The signal to end by: SIGTERM where another process of the run received one."""
         return self.received or signal.SIGTERM
-
-    @property
-    def exit_code(self) -> int:
-        """130 after SIGINT, 143 after SIGTERM."""
-        return 128 + self.number

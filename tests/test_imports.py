@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "losses": ({"selfreg"}, {"torch"}),
     "networks": ({"selfreg", "engine"}, {"torch", "timm", "einops", "safetensors"}),
     "datasets": ({"utils"}, {"numpy", "scipy", "torch", "h5py", "PIL", "SimpleITK"}),
-    "engine": ({"utils"}, {"numpy", "torch", "safetensors", "tqdm"}),
+    "engine": ({"utils"}, {"numpy", "torch", "safetensors", "tqdm", "tensorboardX"}),
     # `inference` alone needs configs and the registry of networks: a trained network as a command line names it.
     "evaluation/inference": ({"configs", "datasets", "networks", "engine"}, {"torch"}),
     "evaluation": (

@@ -62,12 +62,11 @@ def build(figures: dict, dtype: torch.dtype, folder: Path) -> Trainer:
     criterion = Criterion(classes, ce_weight=config["ce_w"], dice_weight=config["dice_w"], kd=kd)
     power = 0.9 if config["poly"] else 0.0
     schedule = Schedule(epochs=config["max_iterations"], steps_per_epoch=1, base_lr=config["base_lr"], power=power)
-    device = torch.device("cpu")
     image = golden.image(config["seed"], (config["batch"], 1, 224, 224), dtype)
     label = golden.block_labels(config["seed"] + 1, config["batch"], classes)
     batch = Batch(image, label.float() if config["float_label"] else label, ["golden"])
     loader = OneBatch(batch, len(figures["f64"]["steps"]))
-    return Trainer(network, criterion, optimizer, loader, schedule, folder, device, logger=Terms())
+    return Trainer(network, criterion, optimizer, loader, schedule, folder, Terms())
 
 
 def both_types(name: str) -> Iterator[ParameterSet]:

@@ -86,8 +86,8 @@ def build(
     options = options or Options(save_seconds=0)
     schedule = Schedule(epochs, -(-len(data) // options.accumulation_steps), base_lr=0.1, max_steps=max_steps)
     logger = MetricLogger(folder, schedule.total_steps, log_freq=1)
-    parts = network, Criterion(), optimizer, data, schedule, folder, torch.device("cpu")
-    return Trainer(*parts, options=options, logger=logger)
+    parts = network, Criterion(), optimizer, data, schedule, folder, logger
+    return Trainer(*parts, options)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -305,8 +305,8 @@ def regularized(
     criterion, logger = losses.Criterion(2, kd=kd), MetricLogger(folder, schedule.total_steps, log_freq=1)
     config = get_config(overrides={"LOSS.GRADIENT_FACTOR": factor, "LOSS.GRADIENT_FREQ": freq})
     monitor = build_monitor(config, network, criterion, logger, Ranks())
-    parts = network, criterion, optimizer, data, schedule, folder, torch.device("cpu")
-    trainer = Trainer(*parts, logger=logger, monitor=monitor)
+    parts = network, criterion, optimizer, data, schedule, folder, logger
+    trainer = Trainer(*parts, monitor=monitor)
     trainer.fit()
     return trainer
 

@@ -59,11 +59,13 @@ SPOILED = {
     "a gradient is torch.float32 .2,.*expected": _deep("gradients", 0, value=torch.zeros(2)),
     "momentum of its optimizer is nan": _deep("optimizer", "param_groups", 0, "momentum", value=float("nan")),
     "its optimizer holds .* of weight 1": _deep("optimizer", "state", 1, value={"exp_avg": torch.zeros(4)}),
-    "momentum_buffer of weight 0 is no plain": _deep("optimizer", "state", 0, "momentum_buffer", value="much"),
+    "momentum_buffer of weight 0 is a str, expected a tensor": _deep(
+        "optimizer", "state", 0, "momentum_buffer", value="much"
+    ),
     "momentum_buffer of weight 0 is not finite": _deep(
         "optimizer", "state", 0, "momentum_buffer", value=lambda t: t / 0
     ),
-    "momentum_buffer of weight 0 is a view": _deep(
+    "momentum_buffer of weight 0 is a view or sparse": _deep(
         "optimizer", "state", 0, "momentum_buffer", value=lambda t: torch.zeros(()).expand(t.shape)
     ),
 }

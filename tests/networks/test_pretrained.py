@@ -246,7 +246,7 @@ def test_an_npz_is_read_as_plain_arrays(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "packed.npz", **arrays)
     whole = (tmp_path / "plain.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    for name, message in (("objects", "not a readable"), ("packed", "is compressed"), ("cut", "not a readable")):
+    for name, message in (("objects", "not a readable"), ("packed", "are compressed"), ("cut", "not a readable")):
         with pytest.raises(ValueError, match=f"{name}.npz: .*{message}"):
             load_weights(other, tmp_path / f"{name}.npz")
 

@@ -145,7 +145,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     save_checkpoint({"step": 1}, path)
     code = (
-        "import os, sys, torch\nfrom engine import checkpoint\n"
+        "import os, sys, torch\nfrom engine.checkpoint import save_checkpoint\n"
         "from pathlib import Path\n"
         "real = torch.save\n"
         "def half(content, file):\n"
@@ -153,9 +153,10 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
         "    os.truncate(file, os.path.getsize(file) // 2)\n"
         "    os.kill(os.getpid(), 9)\n"
         "torch.save = half\n"
-        "checkpoint.save_last({'step': 2, 'w': torch.ones(1000)}, Path(sys.argv[1]))\n"
+        "last, previous = map(Path, sys.argv[1:])\n"
+        "save_checkpoint({'step': 2, 'w': torch.ones(1000)}, last, keep=previous)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code, path, tmp_path / "previous.pth"], cwd=ROOT)
     assert done.returncode == -9 and (tmp_path / ".partial-last.pth").exists()
     assert read_checkpoint(path) == {"step": 1} and not (tmp_path / "previous.pth").exists()
 

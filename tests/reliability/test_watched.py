@@ -62,7 +62,7 @@ def test_a_long_epoch_in_a_pipe_tells_where_it_is(
     with caplog.at_level(logging.INFO):
         for step in watcher.watch(range(101, 201), "epoch 1/5", total=100):
             now[0] += 1.0
-            watcher.progress(step, "epoch 1/5", {"loss": 0.5})
+            watcher.progress(step, {"loss": 0.5})
     lines = [found.getMessage() for found in caplog.records]
     assert lines == [
         "epoch 1/5  step 130/1000  loss 0.5000  14 min 30 s left",
