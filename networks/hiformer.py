@@ -8,7 +8,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Pyramid, Sum, SwinStages
+from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Pyramid, SwinStages
 from networks.layers import run
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 from networks.pretrained import ImageNetStart
@@ -134,7 +134,7 @@ class HiFormer(Network):
         self.position_grids = {f"All2Cross.pos_embed.{i}": grid for i, grid in enumerate(self.All2Cross.grids)}
         self.ConvUp_s = ConvUpsample(4 * embed_dim, decoder_width, doublings=2)
         self.ConvUp_l = ConvUpsample(embed_dim, decoder_width, doublings=0)
-        self.merge = Sum()
+        self.merge = nn.Identity()  # a module, so that the sum of both branches can be tapped
         self.segmentation_head = nn.Sequential(nn.Conv2d(_FINAL_WIDTH, num_classes, kernel_size=3, padding=1))
         self.conv_pred = nn.Sequential(
             nn.Conv2d(decoder_width, _FINAL_WIDTH, kernel_size=1),
@@ -167,7 +167,7 @@ class HiFormer(Network):
         fine, coarse = self.All2Cross(self.pad(x).expand(-1, 3, -1, -1))
         coarse = run(self.ConvUp_s, coarse, recompute=self.use_checkpoint)
         fine = run(self.ConvUp_l, fine, recompute=self.use_checkpoint)
-        return self.segmentation_head(self.conv_pred(self.merge(coarse, fine)))[:, :, :height, :width]
+        return self.segmentation_head(self.conv_pred(self.merge(coarse + fine)))[:, :, :height, :width]
 
 
 class HiFormerS(HiFormer):

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from timm.layers import trunc_normal_
 from timm.models.crossvit import MultiScaleBlock
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -18,20 +19,6 @@ from networks.swin_unet import Block, PatchMerging, Stage
 STRIDES = (4, 8, 16)  # of the three levels
 GROUPS = 32  # of the decoder's group norms
 _SWIN_T_BLOCKS = 12  # stochastic depth rises over all of Swin-T, whose last two blocks are not used here
-
-
-class Level(nn.Module):
-    """The CNN's map plus the transformer's tokens, both (B, H, W, C), as the map (B, C, H, W)."""
-
-    def forward(self, cnn: Tensor, swin: Tensor) -> Tensor:
-        return rearrange(cnn + swin, "b h w c -> b c h w")
-
-
-class Sum(nn.Module):
-    """The sum of two maps of one size."""
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
 
 
 class SwinStages(nn.Module):
@@ -117,19 +104,20 @@ class Pyramid(nn.Module):
         self.p3 = self.resnet_layers[6]
         self.p3_ch = nn.Conv2d(channels[3], dims[2], kernel_size=1)
         self.norm_2 = nn.LayerNorm(dims[2])
-        self.level_1, self.level_2, self.level_3 = Level(), Level(), Level()
+        # Each level from (B, H, W, C) to a map, as modules, so that they can be tapped.
+        self.level_1, self.level_2, self.level_3 = (Rearrange("b h w c -> b c h w") for _ in STRIDES)
         self.resnet_layers.apply(init_conv)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         stages = self.swin_transformer.layers
         x = run(self.resnet_layers[:3], x, recompute=self.use_checkpoint)
         x = run(self.resnet_layers[3:5], x, recompute=self.use_checkpoint)
-        cnn = as_tokens(self.p1_ch(x))
-        fine = self.level_1(cnn, stages[0](cnn))
+        tokens = self.p1_ch(x).movedim(1, -1)
+        fine = self.level_1(tokens + stages[0](tokens))
         x = run(self.p2, x, recompute=self.use_checkpoint)
-        middle = self.level_2(as_tokens(self.p2_ch(x)), stages[1](self.p1_pm(as_tokens(fine))))
+        middle = self.level_2(self.p2_ch(x).movedim(1, -1) + stages[1](self.p1_pm(fine.movedim(1, -1))))
         x = run(self.p3, x, recompute=self.use_checkpoint)
-        coarse = self.level_3(as_tokens(self.p3_ch(x)), stages[2](self.p2_pm(as_tokens(middle))))
+        coarse = self.level_3(self.p3_ch(x).movedim(1, -1) + stages[2](self.p2_pm(middle.movedim(1, -1))))
         return fine, coarse
 
 
@@ -221,8 +209,3 @@ class ConvUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_tower(x)
-
-
-def as_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H, W, C)."""
-    return rearrange(x, "b c h w -> b h w c")

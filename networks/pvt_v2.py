@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from einops import rearrange
 from timm.models.pvt_v2 import Block, OverlapPatchEmbed
 from torch import Tensor, nn
 
-from networks.layers import init_conv, init_linear, run
+from networks.layers import init_conv, init_linear, named, run
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 
 STRIDE = 32  # of the coarsest map
@@ -78,7 +77,7 @@ class PVTv2(nn.Module):
                     drop_path=rate,
                 )
                 # One name deeper than in timm, as in the public weights: `mlp.dwconv.dwconv`.
-                block.mlp.add_module("dwconv", nn.Sequential(OrderedDict(dwconv=block.mlp.dwconv)))
+                block.mlp.add_module("dwconv", named(dwconv=block.mlp.dwconv))
                 blocks.append(block)
             self.add_module(f"block{i + 1}", blocks)
             self.add_module(f"norm{i + 1}", NormToMap(dim, eps=1e-6))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
 from networks.base import pad_to
-from networks.layers import Mlp, run
+from networks.layers import Mlp, named, run
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 from networks.pretrained import ImageNetStart, resize_positions
 
@@ -58,8 +58,8 @@ class ResNetV2(nn.Module):
     def __init__(self, width: int, units: Sequence[int], *, groups: int, use_checkpoint: bool) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        root = {"conv": _conv(3, width, 7, 2), "gn": nn.GroupNorm(groups, width, eps=1e-6)}
-        self.root = nn.Sequential(OrderedDict(root, relu=nn.ReLU(inplace=True)))
+        conv, norm = _conv(3, width, 7, 2), nn.GroupNorm(groups, width, eps=1e-6)
+        self.root = named(conv=conv, gn=norm, relu=nn.ReLU(inplace=True))
         self.body = nn.Sequential()
         in_channels = width
         for i, count in enumerate(units):
@@ -152,17 +152,6 @@ class Encoder(nn.Module):
         return self.encoder_norm(x)
 
 
-class TokensToMap(nn.Module):
-    """Tokens (B, h*w, C) as the map (B, C, h, w); a module of its own so that it can be tapped."""
-
-    def __init__(self, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b (h w) c -> b c h w", h=self.grid[0], w=self.grid[1])
-
-
 class R50ViT(nn.Module):
     """Hybrid encoder: (B, 3, 16h, 16w) to the map (B, hidden_size, h, w) and the skips at /8, /4 and /2.
 
@@ -221,7 +210,8 @@ class R50ViT(nn.Module):
             for _ in range(num_layers)
         ]
         self.encoder = Encoder(layers, hidden_size, use_checkpoint)
-        self.to_map = TokensToMap(self.grid)
+        # A module, so that it can be tapped.
+        self.to_map = Rearrange("b (h w) c -> b c h w", h=self.grid[0], w=self.grid[1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         tokens, skips = self.embeddings(x)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
@@ -17,18 +18,6 @@ from networks.layers import init_linear, run
 from networks.options import check_divides, check_multiple, check_positive, check_rates, check_stages
 from networks.pretrained import ImageNetStart
 from selfreg import TapSpec
-
-
-class PatchEmbed(nn.Module):
-    """Cut (B, 3, H, W) into patches and embed each: (B, H/p, W/p, dim)."""
-
-    def __init__(self, patch_size: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(rearrange(self.proj(x), "b c h w -> b h w c"))
 
 
 class PatchMerging(nn.Module):
@@ -182,7 +171,7 @@ class SwinTransformerSys(nn.Module):
                 for j, rate in enumerate(path_rates[i].tolist())
             ]
 
-        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.patch_embed = PatchEmbed(None, patch_size, 3, embed_dim, nn.LayerNorm, output_fmt="NHWC")
         self.pos_drop = nn.Dropout(drop_rate)
         self.layers = nn.ModuleList()
         for i in range(stages):
@@ -202,28 +191,16 @@ class SwinTransformerSys(nn.Module):
         self.apply(init_linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom, skips = self.encode(x)
-        return self.head(self.decode(bottom, skips))
-
-    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, 3, H, W) to the bottleneck's tokens and the input of every encoder stage, fine to coarse."""
         x = self.pos_drop(self.patch_embed(x))
         skips = []
         for layer in self.layers:
             skips.append(x)
             x = layer(x)
-        return self.norm(x), skips
-
-    def decode(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """Tokens of the bottleneck back to the patch resolution (B, H/p, W/p, dim)."""
-        x = self.layers_up[0](x)
+        x = self.layers_up[0](self.norm(x))
         for layer, back, skip in zip(self.layers_up[1:], self.concat_back_dim[1:], skips[-2::-1], strict=True):
             x = layer(back(torch.cat([x, skip], dim=-1)))
-        return self.norm_up(x)
-
-    def head(self, x: Tensor) -> Tensor:
-        """Tokens (B, H/p, W/p, dim) to logits (B, K, H, W)."""
-        return self.output(rearrange(self.up(x), "b h w c -> b c h w"))
+        x = self.up(self.norm_up(x))
+        return self.output(rearrange(x, "b h w c -> b c h w"))
 
 
 class SwinUnet(Network):
