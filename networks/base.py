@@ -35,6 +35,7 @@ class Network(nn.Module):
     name: str  # for `build_network`
     head_prefix: str | tuple[str, ...]  # of the names of the output layers' parameters
     tap_spec: TapSpec  # the tapped layers
+    encoder_type: type[nn.Module] | None = None  # whose options are the network's too
     has_unused_parameters = False  # whether some get no gradient, which DistributedDataParallel has to know
     any_size = False  # whether images of other sizes than `img_size` are taken
     class_tokens = 0  # ahead of the patches in position embeddings

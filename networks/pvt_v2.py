@@ -28,10 +28,10 @@ class PVTv2(nn.Module):
     """PVTv2: (B, 3, H, W) to four maps, fine to coarse, (B, C_i, H/s, W/s) at s = 4, 8, 16, 32.
 
     Args:
+        use_checkpoint: recompute blocks in the backward pass.
         embed_dims, depths, num_heads, mlp_ratios: width, blocks, heads and hidden width of each of the four stages.
         drop_rate, attn_drop_rate: dropout of projections and of attention weights.
         drop_path_rate: stochastic depth, rising linearly over the blocks.
-        use_checkpoint: recompute blocks in the backward pass.
 
     H and W are whole multiples of `STRIDE`.
 
@@ -42,14 +42,14 @@ class PVTv2(nn.Module):
     def __init__(
         self,
         *,
-        embed_dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        mlp_ratios: Sequence[float],
+        use_checkpoint: bool = False,
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0),
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        use_checkpoint: bool = False,
+        drop_path_rate: float = 0.1,
     ) -> None:
         super().__init__()
         stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
@@ -57,7 +57,7 @@ class PVTv2(nn.Module):
         check_multiple("pvt_v2", 2, embed_dims=embed_dims)
         check_divides("pvt_v2", "num_heads", num_heads, "embed_dims", embed_dims)
         check_rates("pvt_v2", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.use_checkpoint = use_checkpoint
+        self.embed_dims, self.use_checkpoint = embed_dims, use_checkpoint
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
         # All patch embeddings stand before all blocks, in the order of the published names.
         for i, dim in enumerate(embed_dims):
