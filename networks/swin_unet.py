@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +137,14 @@ class Stage(nn.Module):
         return x if rescale is None else rescale(x)
 
 
+def swin_blocks(
+    dim: int, size: tuple[int, int], stride: int, num_heads: int, path_rates: Tensor, **options: Any
+) -> list[Block]:
+    """The blocks of a stage, every second one shifted, on images of a size; `path_rates` are of stochastic depth."""
+    block = partial(Block, dim, (size[0] // stride, size[1] // stride), num_heads, **options)
+    return [block(shifted=j % 2 == 1, drop_path_rate=rate) for j, rate in enumerate(path_rates.tolist())]
+
+
 class SwinTransformerSys(nn.Module):
     """Encoder, decoder with skip connections and x`patch_size` head on tokens (B, H, W, C); see `SwinUnet`."""
 
@@ -145,31 +154,33 @@ class SwinTransformerSys(nn.Module):
         num_classes: int,
         img_size: tuple[int, int],
         patch_size: int,
-        embed_dim: int,
         depths: Sequence[int],
-        num_heads: Sequence[int],
-        window_size: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_rate: float,
-        drop_path_rate: float,
         use_checkpoint: bool,
+        embed_dim: int = 96,
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
     ) -> None:
         super().__init__()
         stages = len(depths)
         dims = [embed_dim * 2**i for i in range(stages)]
+        check_multiple("swin_unet", window_size=window_size, num_heads=num_heads)
+        check_multiple("swin_unet", 2, embed_dim=embed_dim)
+        check_stages("swin_unet", stages, num_heads=num_heads)
+        check_positive("swin_unet", mlp_ratio=mlp_ratio)
+        check_divides("swin_unet", "num_heads", num_heads, "embed_dim", dims)
+        check_rates("swin_unet", drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         strides = [patch_size * 2**i for i in range(stages)]
-        resolutions = [(img_size[0] // stride, img_size[1] // stride) for stride in strides]
-        tiled = all(side <= window_size or side % window_size == 0 for sides in resolutions for side in sides)
+        sides = [side // stride for side in img_size for stride in strides]
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
-        block = partial(Block, window_size=window_size, always_partition=not tiled, drop_rate=drop_rate)
-        block = partial(block, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
+        options = {"window_size": window_size, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "drop_rate": drop_rate}
+        options["always_partition"] = any(side > window_size and side % window_size for side in sides)
 
         def blocks(i: int) -> list[Block]:
-            return [
-                block(dims[i], resolutions[i], num_heads[i], shifted=j % 2 == 1, drop_path_rate=rate)
-                for j, rate in enumerate(path_rates[i].tolist())
-            ]
+            return swin_blocks(dims[i], img_size, strides[i], num_heads[i], path_rates[i], **options)
 
         self.patch_embed = PatchEmbed(None, patch_size, 3, embed_dim, nn.LayerNorm, output_fmt="NHWC")
         self.pos_drop = nn.Dropout(drop_rate)
@@ -211,7 +222,7 @@ class SwinUnet(Network):
         img_size: side or (H, W), one token at the coarsest stage (32 pixels) or more; filled up to whole ones by zeros
             below and to the right. Where windows do not tile a stage (at 224 they do), those at its border are smaller.
         in_channels: 1 or 3; the stem takes either.
-        embed_dim, depths, num_heads, window_size, patch_size, mlp_ratio, qkv_bias: as in Swin-T by default.
+        depths, patch_size, embed_dim, num_heads, window_size, mlp_ratio, qkv_bias: as in Swin-T by default.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the encoder's blocks.
         use_checkpoint: recompute blocks in the backward pass, which saves memory and costs time.
 
@@ -221,6 +232,7 @@ class SwinUnet(Network):
 
     name = "swin_unet"
     head_prefix = "swin_unet.output."
+    encoder_type = SwinTransformerSys
 
     def __init__(
         self,
@@ -228,24 +240,13 @@ class SwinUnet(Network):
         num_classes: int,
         img_size: int | Sequence[int] = 224,
         in_channels: int = 1,
-        embed_dim: int = 96,
         depths: Sequence[int] = (2, 2, 2, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
         patch_size: int = 4,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.2,
         use_checkpoint: bool = False,
+        **options: Any,
     ) -> None:
-        check_multiple(self.name, patch_size=patch_size, window_size=window_size, depths=depths, num_heads=num_heads)
-        check_multiple(self.name, 2, embed_dim=embed_dim)
-        check_stages(self.name, max(len(depths), 2), depths=depths, num_heads=num_heads)
-        check_positive(self.name, mlp_ratio=mlp_ratio)
-        widths = [embed_dim * 2**i for i in range(len(depths))]
-        check_divides(self.name, "num_heads", num_heads, "embed_dim", widths)
-        check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_multiple(self.name, patch_size=patch_size, depths=depths)
+        check_stages(self.name, max(len(depths), 2), depths=depths)
         merges = len(depths) - 1
         stride = patch_size * 2**merges
         reason = f"patches of {patch_size} merged {merges} times"
@@ -254,15 +255,9 @@ class SwinUnet(Network):
             num_classes=num_classes,
             img_size=self.padded_size,
             patch_size=patch_size,
-            embed_dim=embed_dim,
             depths=depths,
-            num_heads=num_heads,
-            window_size=window_size,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
             use_checkpoint=use_checkpoint,
+            **options,
         )
 
         def blocks(part: str, i: int, depth: int) -> list[str]:
