@@ -46,8 +46,9 @@ def build_network(
         name: one of `list_networks()`.
         num_classes: K, background included.
         img_size: side or (H, W) in pixels.
-        in_channels: channels of the images.
-        options: see `list_options`.
+        in_channels: channels of the images, 1 or 3; in the U-Net any number.
+        options: see `list_options` and the classes of the networks. `use_checkpoint`, which all have, recomputes
+            activations in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: an unknown name or option (the closest one is named), or values that the network refuses.

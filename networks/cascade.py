@@ -56,11 +56,8 @@ class PVTCascade(_Cascade):
 
     One channel goes through the network's own 1-to-3 convolution. Inside, the image is padded to multiples of 32.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), each above 32; only checked, the network takes any such size.
-        in_channels: 1 or 3; the network takes either.
-        use_checkpoint: recompute blocks in the backward pass, which saves memory and costs time.
         options: of the encoder, see `PVTv2`.
 
     Raises:
@@ -113,14 +110,11 @@ class TransCascade(_Cascade):
 
     One channel goes through the network's own 1-to-3 convolution. Inside, the image is padded to multiples of 16.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), each above 16.
-        in_channels: 1 or 3; the network takes either.
         recreate_embeddings: as the published code does, draw new patch embeddings (torch's default init, float32,
             the CPU's global generator) and zero position embeddings at every forward, in training and in use; those
             of the state_dict are then neither used nor trained, and the network cannot be exported.
-        use_checkpoint: recompute stages and layers in the backward pass, which saves memory and costs time.
         options: of the encoder, see `R50ViT`.
 
     Raises:

@@ -43,18 +43,15 @@ class HiFormer(Network):
     for each level, of which it does not say how it reaches the decoder, which reads patches: here it is added to the
     patches of its level. No published weights were trained so.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), from 17 on; filled up to multiples of 16 by zeros below and to the right. Where
             windows do not tile a stage (at 224 they do), those at its border are smaller.
-        in_channels: 1 or 3; the stem takes either.
         use_fusion: let the fusion reach the logits, see above.
         embed_dim, swin_depths, num_heads, window_size: of the Swin stages, as in Swin-T by default.
         cnn_width, cnn_depths: of the ResNet's first three stages.
         fusion_heads: attention heads of DLF at the first and the last level.
         decoder_width: channels of the upsampling branches.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the twelve blocks of Swin-T.
-        use_checkpoint: recompute stages in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: a size below 17, or options that disagree.
@@ -109,7 +106,7 @@ class HiFormer(Network):
         depths = list(swin_depths)
         path_rates = torch.linspace(0, drop_path_rate, max(_SWIN_T_BLOCKS, sum(depths)))[: sum(depths)].split(depths)
         # Always partitioned: the relative position bias fits at any image size.
-        options: dict[str, Any] = {"window_size": window_size, "always_partition": True, "drop_rate": drop_rate}
+        options: dict[str, Any] = {"window_size": window_size, "always_partition": True, "proj_drop": drop_rate}
         stages = [
             Stage(swin_blocks(dim, self.padded_size, *stage, **options), use_checkpoint=use_checkpoint)
             for dim, *stage in zip(dims, STRIDES, num_heads, path_rates, strict=True)

@@ -49,40 +49,9 @@ class PatchExpand(nn.Module):
 
 
 class Block(SwinTransformerBlock):
-    """timm's block on a map (B, H, W, C) that windows need not tile: those at the border are smaller.
-
-    A side that is no longer than the window is not shifted. With `always_partition` the window, and with it the
-    relative position bias, keeps its size on a smaller map; without, it shrinks to the map.
-    """
+    """timm's block on a map (B, H, W, C) that windows need not tile: those at the border are smaller."""
 
     input_resolution: tuple[int, int]
-
-    def __init__(
-        self,
-        dim: int,
-        resolution: tuple[int, int],
-        num_heads: int,
-        *,
-        window_size: int,
-        shifted: bool,
-        always_partition: bool = False,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-    ) -> None:
-        super().__init__(
-            dim,
-            resolution,
-            num_heads,
-            window_size=window_size,
-            shift_size=tuple(window_size // 2 if shifted and side > window_size else 0 for side in resolution),  # type: ignore[arg-type]  # timm takes a pair too
-            always_partition=always_partition,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            proj_drop=drop_rate,
-            drop_path=drop_path_rate,
-        )
 
     def _attn(self, x: Tensor) -> Tensor:
         # timm would pad after the shift, out of step with its mask, and attend to the padding.
@@ -138,11 +107,24 @@ class Stage(nn.Module):
 
 
 def swin_blocks(
-    dim: int, size: tuple[int, int], stride: int, num_heads: int, path_rates: Tensor, **options: Any
+    dim: int,
+    size: tuple[int, int],
+    stride: int,
+    num_heads: int,
+    path_rates: Tensor,
+    window_size: int,
+    **options: Any,
 ) -> list[Block]:
-    """The blocks of a stage, every second one shifted, on images of a size; `path_rates` are of stochastic depth."""
-    block = partial(Block, dim, (size[0] // stride, size[1] // stride), num_heads, **options)
-    return [block(shifted=j % 2 == 1, drop_path_rate=rate) for j, rate in enumerate(path_rates.tolist())]
+    """The blocks of a stage on images of a size, every second one shifted; `path_rates` are of stochastic depth.
+
+    A side that is no longer than the window is not shifted. With `always_partition` the window, and with it the
+    relative position bias, keeps its size on a smaller map; without, it shrinks to the map. See timm's
+    `SwinTransformerBlock` for further options.
+    """
+    grid = size[0] // stride, size[1] // stride
+    shifts: Any = 0, tuple(window_size // 2 if side > window_size else 0 for side in grid)
+    block = partial(Block, dim, grid, num_heads, window_size=window_size, **options)
+    return [block(shift_size=shifts[j % 2], drop_path=rate) for j, rate in enumerate(path_rates.tolist())]
 
 
 class SwinTransformerSys(nn.Module):
@@ -176,11 +158,11 @@ class SwinTransformerSys(nn.Module):
         strides = [patch_size * 2**i for i in range(stages)]
         sides = [side // stride for side in img_size for stride in strides]
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
-        options = {"window_size": window_size, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "drop_rate": drop_rate}
-        options["always_partition"] = any(side > window_size and side % window_size for side in sides)
+        untiled = any(side > window_size and side % window_size for side in sides)
+        options = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "proj_drop": drop_rate, "always_partition": untiled}
 
         def blocks(i: int) -> list[Block]:
-            return swin_blocks(dims[i], img_size, strides[i], num_heads[i], path_rates[i], **options)
+            return swin_blocks(dims[i], img_size, strides[i], num_heads[i], path_rates[i], window_size, **options)
 
         self.patch_embed = PatchEmbed(None, patch_size, 3, embed_dim, nn.LayerNorm, output_fmt="NHWC")
         self.pos_drop = nn.Dropout(drop_rate)
@@ -217,14 +199,11 @@ class SwinTransformerSys(nn.Module):
 class SwinUnet(Network):
     """Swin-UNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), one token at the coarsest stage (32 pixels) or more; filled up to whole ones by zeros
             below and to the right. Where windows do not tile a stage (at 224 they do), those at its border are smaller.
-        in_channels: 1 or 3; the stem takes either.
         depths, patch_size, embed_dim, num_heads, window_size, mlp_ratio, qkv_bias: as in Swin-T by default.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the encoder's blocks.
-        use_checkpoint: recompute blocks in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: a size that is too small (the nearest that is not is named), or options that disagree.

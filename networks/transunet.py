@@ -59,13 +59,10 @@ class Decoder(nn.Module):
 class TransUNet(Network):
     """TransUNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), each above 16; inside, the image is padded to multiples of 16.
-        in_channels: 1 or 3; the stem takes either.
         head_channels: what the decoder makes of the transformer's map first.
         decoder_channels: of the decoder's four blocks, coarse to fine.
-        use_checkpoint: recompute stages and layers in the backward pass, which saves memory and costs time.
         options: of the encoder, see `R50ViT`.
 
     Raises:

@@ -197,14 +197,11 @@ class UpBlock(nn.Module):
 class UCTransNet(Network):
     """UCTransNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W) from 17 on; it is padded to multiples of 16, and the logits are cropped.
-        in_channels: 1 or 3; the stem takes either.
         base_channel: channels of the first stage.
         num_layers, num_heads, expand_ratio: blocks of the transformer, their heads, and the width of their MLPs.
         embeddings_dropout_rate, attention_dropout_rate, dropout_rate: of the embeddings, the attention, the MLPs.
-        use_checkpoint: recompute each part in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: a size that is too small (the nearest that is not is named), or an impossible option.
