@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from networks.base import Network
 from networks.cascade import PVTCascade, TransCascade
@@ -15,16 +16,23 @@ from networks.transunet import TransUNet
 from networks.uctransnet import UCTransNet
 from networks.unet import UNet
 
-__all__ = ["Network", "build_network", "find_weights", "list_networks", "load_weights"]
+__all__ = ["Network", "build_network", "find_weights", "list_networks", "list_options", "load_weights"]
 
 _CLASSES = (HiFormerB, HiFormerL, HiFormerS, PVTCascade, SwinUnet, TransCascade, TransUNet, UCTransNet, UNet)
-_NETWORKS: dict[str, Callable[..., Network]] = {network.name: network for network in _CLASSES}
+_NETWORKS: dict[str, Any] = {network.name: network for network in _CLASSES}
 _NOT_OPTIONS = ("num_classes", "img_size", "in_channels")
 
 
 def list_networks() -> list[str]:
     """Every name that `build_network` takes."""
     return sorted(_NETWORKS)
+
+
+def list_options(name: str) -> dict[str, object]:
+    """The further options of a network and of its encoder, with their defaults."""
+    makers = [_NETWORKS[name], *filter(None, [_NETWORKS[name].encoder_type])]
+    parameters = [p for maker in makers for p in inspect.signature(maker).parameters.values()]
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in _NOT_OPTIONS}
 
 
 def build_network(
@@ -38,8 +46,9 @@ def build_network(
         name: one of `list_networks()`.
         num_classes: K, background included.
         img_size: side or (H, W) in pixels.
-        in_channels: channels of the images.
-        options: further keywords of the network's constructor.
+        in_channels: channels of the images, 1 or 3; in the U-Net any number.
+        options: see `list_options` and the classes of the networks. `use_checkpoint`, which all have, recomputes
+            activations in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: an unknown name or option (the closest one is named), or values that the network refuses.
@@ -48,7 +57,7 @@ def build_network(
         raise ValueError(f"unknown network {name!r}; expected one of {', '.join(list_networks())}")
     if not 2 <= num_classes <= 256:  # masks are written as bytes
         raise ValueError(f"{name}: num_classes is {num_classes}; expected 2 to 256, the background included")
-    known = [p for p in inspect.signature(_NETWORKS[name]).parameters if p not in _NOT_OPTIONS]
+    known = list_options(name)
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)

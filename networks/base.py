@@ -16,17 +16,9 @@ from selfreg import TapSpec
 class Network(nn.Module):
     """A segmentation network: images (B, C, H, W) to logits (B, K, H, W), or to a tuple of the logits of several heads.
 
-    A subclass sets `name`, `head_prefix` and `tap_spec`, and whatever else of the attributes below differs from its
-    default. One that may start from an ImageNet classifier overrides `from_imagenet`.
-
-    Args:
-        img_size: side or (H, W) in pixels.
-        in_channels: of the images.
-        channels: what `in_channels` may be; a stem for RGB takes one channel, repeated, or three.
-        stride: images are padded to multiples of it.
-        min_size: smallest side. By default the coarsest map has 2 x 2 positions: batch norm needs more than one
-            value a channel, also in a batch of one.
-        reason: what needs that size, for the error.
+    Images are padded to multiples of `stride`. `channels` are the numbers of channels that it takes, for a stem of RGB
+    one, repeated, or three. By default the coarsest map must have 2 x 2 positions or more, since batch norm needs more
+    than one value a channel; a `min_size` of another `reason` may replace that.
 
     Raises:
         ValueError: `in_channels` that the stem does not take, or a size that is too small; the nearest is named.
@@ -35,6 +27,7 @@ class Network(nn.Module):
     name: str  # for `build_network`
     head_prefix: str | tuple[str, ...]  # of the names of the output layers' parameters
     tap_spec: TapSpec  # the tapped layers
+    encoder_type: type[nn.Module] | None = None  # whose options are the network's too
     has_unused_parameters = False  # whether some get no gradient, which DistributedDataParallel has to know
     any_size = False  # whether images of other sizes than `img_size` are taken
     class_tokens = 0  # ahead of the patches in position embeddings
@@ -66,22 +59,18 @@ class Network(nn.Module):
 
     def pad(self, x: Tensor) -> Tensor:
         """Images with zeros below and to the right up to multiples of the stride; ValueError for another shape."""
-        if x.ndim != 4 or x.shape[1] not in self.channels or not self._fits(x):
-            size = ("H", "W") if self.any_size else self.img_size
-            remedy = (
-                f" with sides of at least {self.min_size}"
-                if self.any_size
-                else ": resize it, or build the network with its img_size"
-            )
+        size = tuple(x.shape[2:])
+        fits = min(size, default=0) >= self.min_size if self.any_size else size == self.img_size
+        if x.ndim != 4 or x.shape[1] not in self.channels or not fits:
+            height, width = ("H", "W") if self.any_size else self.img_size
+            remedy = ": resize it, or build the network with its img_size"
+            if self.any_size:
+                remedy = f" with sides of at least {self.min_size}"
             raise ValueError(
                 f"{self.name}: got an input of shape {tuple(x.shape)}; "
-                f"expected (B, {_either(self.channels)}, {size[0]}, {size[1]}){remedy}"
+                f"expected (B, {_either(self.channels)}, {height}, {width}){remedy}"
             )
-        return pad_to(x, round_up((x.shape[2], x.shape[3]), self.stride))
-
-    def _fits(self, x: Tensor) -> bool:
-        size = x.shape[2], x.shape[3]
-        return min(size) >= self.min_size if self.any_size else size == self.img_size
+        return pad_to(x, round_up(size, self.stride))
 
     def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
         """The tensors of an ImageNet classifier under the network's names; None where `state` is no such file."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ _DECODER_TAPS = ("decoder.ConvBlock4", "decoder.ConvBlock3", "decoder.ConvBlock2
 _FINAL_TAP = "decoder.ConvBlock1"  # which the last head reads
 
 
-class _Cascade(Network):
+class _Cascade(Network, ABC):
     """What both networks share: image to three channels, encoder, decoder, and a head for each of its four maps.
 
     A subclass sets `align_corners`, `encoder` and `decoder`, and one head for each `head_prefix`, p1 to p4.
@@ -44,9 +46,9 @@ class _Cascade(Network):
         upsample = partial(F.interpolate, size=images.shape[2:], mode="bilinear", align_corners=self.align_corners)
         return tuple(upsample(p)[:, :, : x.shape[2], : x.shape[3]] for p in logits)
 
+    @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, 3, H, W) to the coarsest map and the skips, coarse to fine."""
-        raise NotImplementedError
 
 
 class PVTCascade(_Cascade):
@@ -54,19 +56,16 @@ class PVTCascade(_Cascade):
 
     One channel goes through the network's own 1-to-3 convolution. Inside, the image is padded to multiples of 32.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), each above 32; only checked, the network takes any such size.
-        in_channels: 1 or 3; the network takes either.
-        embed_dims, depths, num_heads, mlp_ratios: of the encoder's four stages, see `PVTv2`.
-        drop_rate, attn_drop_rate, drop_path_rate: of the encoder, see `PVTv2`.
-        use_checkpoint: recompute blocks in the backward pass, which saves memory and costs time.
+        options: of the encoder, see `PVTv2`.
 
     Raises:
         ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
     """
 
     name = "pvt_cascade"
+    encoder_type = PVTv2
     head_prefix = ("out_head1.", "out_head2.", "out_head3.", "out_head4.")
     tap_spec = TapSpec(
         encoder=("backbone.norm1", "backbone.norm2", "backbone.norm3", "backbone.norm4"),  # /4 to /32
@@ -82,27 +81,12 @@ class PVTCascade(_Cascade):
         num_classes: int,
         img_size: int | Sequence[int] = 224,
         in_channels: int = 1,
-        embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (3, 4, 6, 3),
-        num_heads: Sequence[int] = (1, 2, 5, 8),
-        mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0),
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
         use_checkpoint: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(img_size, in_channels, stride=pvt_v2.STRIDE)
-        self.backbone = PVTv2(
-            embed_dims=embed_dims,
-            depths=depths,
-            num_heads=num_heads,
-            mlp_ratios=mlp_ratios,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            use_checkpoint=use_checkpoint,
-        )
-        channels = embed_dims[::-1]
+        self.backbone = PVTv2(use_checkpoint=use_checkpoint, **options)
+        channels = self.backbone.embed_dims[::-1]
         self.decoder = CascadeDecoder(channels, use_checkpoint=use_checkpoint)
         for i, width in enumerate(channels, start=1):
             self.add_module(f"out_head{i}", nn.Conv2d(width, num_classes, kernel_size=1))
@@ -126,22 +110,19 @@ class TransCascade(_Cascade):
 
     One channel goes through the network's own 1-to-3 convolution. Inside, the image is padded to multiples of 16.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), each above 16.
-        in_channels: 1 or 3; the network takes either.
-        hidden_size, num_heads, num_layers, mlp_dim, cnn_width, cnn_units, norm_groups: of the encoder, see `R50ViT`.
-        dropout_rate, attention_dropout_rate: of the transformer, see `R50ViT`.
         recreate_embeddings: as the published code does, draw new patch embeddings (torch's default init, float32,
             the CPU's global generator) and zero position embeddings at every forward, in training and in use; those
             of the state_dict are then neither used nor trained, and the network cannot be exported.
-        use_checkpoint: recompute stages and layers in the backward pass, which saves memory and costs time.
+        options: of the encoder, see `R50ViT`.
 
     Raises:
         ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
     """
 
     name = "trans_cascade"
+    encoder_type = R50ViT
     head_prefix = ("segmentation_head1.", "segmentation_head2.", "segmentation_head3.", "segmentation_head4.")
     tap_spec = TapSpec(
         encoder=tuple(f"transformer.{name}" for name in R50ViT.taps),  # /2 to /16
@@ -156,36 +137,15 @@ class TransCascade(_Cascade):
         num_classes: int,
         img_size: int | Sequence[int] = 224,
         in_channels: int = 1,
-        hidden_size: int = 768,
-        num_heads: int = 12,
-        num_layers: int = 12,
-        mlp_dim: int = 3072,
-        cnn_width: int = 64,
-        cnn_units: Sequence[int] = (3, 4, 9),
-        norm_groups: int = 32,
-        dropout_rate: float = 0.1,
-        attention_dropout_rate: float = 0.0,
         recreate_embeddings: bool = False,
         use_checkpoint: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(img_size, in_channels, stride=r50_vit.STRIDE)
         self.recreate_embeddings = recreate_embeddings
-        self.transformer = R50ViT(
-            size=self.padded_size,
-            hidden_size=hidden_size,
-            num_heads=num_heads,
-            num_layers=num_layers,
-            mlp_dim=mlp_dim,
-            cnn_width=cnn_width,
-            cnn_units=cnn_units,
-            norm_groups=norm_groups,
-            dropout_rate=dropout_rate,
-            attention_dropout_rate=attention_dropout_rate,
-            use_checkpoint=use_checkpoint,
-        )
-        channels = (hidden_size, 8 * cnn_width, 4 * cnn_width, cnn_width)
-        self.decoder = CascadeDecoder(channels, use_checkpoint=use_checkpoint)
-        for i, width in enumerate(channels, start=1):
+        self.transformer = R50ViT(size=self.padded_size, use_checkpoint=use_checkpoint, **options)
+        self.decoder = CascadeDecoder(self.transformer.channels, use_checkpoint=use_checkpoint)
+        for i, width in enumerate(self.transformer.channels, start=1):
             self.add_module(f"segmentation_head{i}", nn.Sequential(nn.Conv2d(width, num_classes, kernel_size=1)))
         self.position_grids = {f"transformer.{R50ViT.positions}": self.transformer.grid}
 

@@ -8,31 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import conv_bn_relu, run
+from networks.layers import conv_bn_relu, named, run
 
 
-class ConvBlock(nn.Module):
+def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
     """3x3 convolution, batch norm, ReLU, twice."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            *conv_bn_relu(in_channels, out_channels, bias=True), *conv_bn_relu(out_channels, out_channels, bias=True)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    return named(conv=conv_bn_relu(in_channels, out_channels, out_channels, bias=True))
 
 
-class UpConv(nn.Module):
+def up_conv(in_channels: int, out_channels: int) -> nn.Sequential:
     """Double the resolution by nearest neighbor, then 3x3 convolution, batch norm and ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.up = nn.Sequential(nn.Upsample(scale_factor=2), *conv_bn_relu(in_channels, out_channels, bias=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(x)
+    return named(up=nn.Sequential(nn.Upsample(scale_factor=2), *conv_bn_relu(in_channels, out_channels, bias=True)))
 
 
 class AttentionGate(nn.Module):
@@ -91,16 +77,16 @@ class CascadeDecoder(nn.Module):
         c4, c3, c2, c1 = channels
         self.use_checkpoint = use_checkpoint
         self.Conv_1x1 = nn.Conv2d(c4, c4, kernel_size=1)
-        self.ConvBlock4 = ConvBlock(c4, c4)
-        self.Up3 = UpConv(c4, c3)
+        self.ConvBlock4 = conv_block(c4, c4)
+        self.Up3 = up_conv(c4, c3)
         self.AG3 = AttentionGate(c3, c2)
-        self.ConvBlock3 = ConvBlock(2 * c3, c3)
-        self.Up2 = UpConv(c3, c2)
+        self.ConvBlock3 = conv_block(2 * c3, c3)
+        self.Up2 = up_conv(c3, c2)
         self.AG2 = AttentionGate(c2, c1)
-        self.ConvBlock2 = ConvBlock(2 * c2, c2)
-        self.Up1 = UpConv(c2, c1)
+        self.ConvBlock2 = conv_block(2 * c2, c2)
+        self.Up1 = up_conv(c2, c1)
         self.AG1 = AttentionGate(c1, c1 // 2)
-        self.ConvBlock1 = ConvBlock(2 * c1, c1)
+        self.ConvBlock1 = conv_block(2 * c1, c1)
         self.CA4 = ChannelAttention(c4)
         self.CA3 = ChannelAttention(2 * c3)
         self.CA2 = ChannelAttention(2 * c2)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Pyramid, Sum, SwinStages
+from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Pyramid
 from networks.layers import run
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 from networks.pretrained import ImageNetStart
+from networks.swin_unet import Stage, swin_blocks
 from selfreg import TapSpec
 
 _FINAL_WIDTH = 16
+_SWIN_T_BLOCKS = 12  # stochastic depth rises over all of Swin-T, whose last two blocks are not used here
 _PYRAMID = "All2Cross.pyramid."
 # The ResNet's layers: by their index in `resnet_layers`, the last two by a second name too.
 _RESNET = {
@@ -39,18 +43,15 @@ class HiFormer(Network):
     for each level, of which it does not say how it reaches the decoder, which reads patches: here it is added to the
     patches of its level. No published weights were trained so.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), from 17 on; filled up to multiples of 16 by zeros below and to the right. Where
             windows do not tile a stage (at 224 they do), those at its border are smaller.
-        in_channels: 1 or 3; the stem takes either.
         use_fusion: let the fusion reach the logits, see above.
         embed_dim, swin_depths, num_heads, window_size: of the Swin stages, as in Swin-T by default.
         cnn_width, cnn_depths: of the ResNet's first three stages.
         fusion_heads: attention heads of DLF at the first and the last level.
         decoder_width: channels of the upsampling branches.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the twelve blocks of Swin-T.
-        use_checkpoint: recompute stages in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: a size below 17, or options that disagree.
@@ -102,18 +103,16 @@ class HiFormer(Network):
         check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.use_checkpoint = use_checkpoint
         self.has_unused_parameters = not use_fusion
-        swin = SwinStages(
-            size=self.padded_size,
-            dims=dims,
-            depths=swin_depths,
-            num_heads=num_heads,
-            window_size=window_size,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            use_checkpoint=use_checkpoint,
-        )
+        depths = list(swin_depths)
+        path_rates = torch.linspace(0, drop_path_rate, max(_SWIN_T_BLOCKS, sum(depths)))[: sum(depths)].split(depths)
+        # Always partitioned: the relative position bias fits at any image size.
+        options: dict[str, Any] = {"window_size": window_size, "always_partition": True, "proj_drop": drop_rate}
+        stages = [
+            Stage(swin_blocks(dim, self.padded_size, *stage, **options), use_checkpoint=use_checkpoint)
+            for dim, *stage in zip(dims, STRIDES, num_heads, path_rates, strict=True)
+        ]
         pyramid = Pyramid(
-            swin,
+            stages,
             block=self.block,
             cnn_width=cnn_width,
             cnn_depths=cnn_depths,
@@ -124,17 +123,18 @@ class HiFormer(Network):
             pyramid,
             size=self.padded_size,
             dims=ends,
-            fusion_depths=self.fusion_depths,
-            fusion_heads=(fusion_heads[0], fusion_heads[1]),
-            fusion_mlp_ratio=self.fusion_mlp_ratio,
-            drop_rate=drop_rate,
             use_fusion=use_fusion,
             use_checkpoint=use_checkpoint,
+            depth=(*self.fusion_depths, 0),  # a single cross attention
+            num_heads=fusion_heads,
+            mlp_ratio=(self.fusion_mlp_ratio, self.fusion_mlp_ratio),
+            proj_drop=drop_rate,
+            drop_path=[0.0] * max(self.fusion_depths),
         )
         self.position_grids = {f"All2Cross.pos_embed.{i}": grid for i, grid in enumerate(self.All2Cross.grids)}
         self.ConvUp_s = ConvUpsample(4 * embed_dim, decoder_width, doublings=2)
         self.ConvUp_l = ConvUpsample(embed_dim, decoder_width, doublings=0)
-        self.merge = Sum()
+        self.merge = nn.Identity()  # a module, so that the sum of both branches can be tapped
         self.segmentation_head = nn.Sequential(nn.Conv2d(_FINAL_WIDTH, num_classes, kernel_size=3, padding=1))
         self.conv_pred = nn.Sequential(
             nn.Conv2d(decoder_width, _FINAL_WIDTH, kernel_size=1),
@@ -167,7 +167,7 @@ class HiFormer(Network):
         fine, coarse = self.All2Cross(self.pad(x).expand(-1, 3, -1, -1))
         coarse = run(self.ConvUp_s, coarse, recompute=self.use_checkpoint)
         fine = run(self.ConvUp_l, fine, recompute=self.use_checkpoint)
-        return self.segmentation_head(self.conv_pred(self.merge(coarse, fine)))[:, :, :height, :width]
+        return self.segmentation_head(self.conv_pred(self.merge(coarse + fine)))[:, :, :height, :width]
 
 
 class HiFormerS(HiFormer):

@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from timm.layers import trunc_normal_
 from timm.models.crossvit import MultiScaleBlock
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from networks.layers import init_conv, init_linear, run
-from networks.swin_unet import Block, PatchMerging, Stage
+from networks.swin_unet import PatchMerging
 
 STRIDES = (4, 8, 16)  # of the three levels
 GROUPS = 32  # of the decoder's group norms
-_SWIN_T_BLOCKS = 12  # stochastic depth rises over all of Swin-T, whose last two blocks are not used here
-
-
-class Level(nn.Module):
-    """The CNN's map plus the transformer's tokens, both (B, H, W, C), as the map (B, C, H, W)."""
-
-    def forward(self, cnn: Tensor, swin: Tensor) -> Tensor:
-        return rearrange(cnn + swin, "b h w c -> b c h w")
-
-
-class Sum(nn.Module):
-    """The sum of two maps of one size."""
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
-
-
-class SwinStages(nn.Module):
-    """The first three stages of Swin-T, called one by one: the CNN replaces its patch embedding."""
-
-    def __init__(
-        self,
-        *,
-        size: tuple[int, int],
-        dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        window_size: int,
-        drop_rate: float,
-        drop_path_rate: float,
-        use_checkpoint: bool,
-    ) -> None:
-        super().__init__()
-        rates = torch.linspace(0, drop_path_rate, max(_SWIN_T_BLOCKS, sum(depths)))[: sum(depths)].split(list(depths))
-        # The relative position bias fits at any image size.
-        block = partial(Block, window_size=window_size, always_partition=True, drop_rate=drop_rate)
-        self.layers = nn.ModuleList()
-        for i, stride in enumerate(STRIDES):
-            grid = size[0] // stride, size[1] // stride
-            blocks = [
-                block(dims[i], grid, num_heads[i], shifted=j % 2 == 1, drop_path_rate=rate)
-                for j, rate in enumerate(rates[i].tolist())
-            ]
-            self.layers.append(Stage(blocks, use_checkpoint=use_checkpoint))
 
 
 def resnet_stage(
@@ -87,7 +44,7 @@ class Pyramid(nn.Module):
 
     def __init__(
         self,
-        swin: SwinStages,
+        stages: Sequence[nn.Module],
         *,
         block: type[BasicBlock] | type[Bottleneck],
         cnn_width: int,
@@ -99,7 +56,8 @@ class Pyramid(nn.Module):
         self.use_checkpoint = use_checkpoint
         widths = [cnn_width * 2**i for i in range(3)]
         channels = [cnn_width] + [width * block.expansion for width in widths]
-        self.swin_transformer = swin
+        # Of Swin-T; the CNN replaces its patch embedding.
+        self.swin_transformer = nn.ModuleDict({"layers": nn.ModuleList(stages)})
         self.resnet_layers = nn.Sequential(
             nn.Conv2d(3, cnn_width, kernel_size=7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(cnn_width),
@@ -117,19 +75,20 @@ class Pyramid(nn.Module):
         self.p3 = self.resnet_layers[6]
         self.p3_ch = nn.Conv2d(channels[3], dims[2], kernel_size=1)
         self.norm_2 = nn.LayerNorm(dims[2])
-        self.level_1, self.level_2, self.level_3 = Level(), Level(), Level()
+        # Each level from (B, H, W, C) to a map, as modules, so that they can be tapped.
+        self.level_1, self.level_2, self.level_3 = (Rearrange("b h w c -> b c h w") for _ in STRIDES)
         self.resnet_layers.apply(init_conv)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        stages = self.swin_transformer.layers
+        stages = [*self.swin_transformer["layers"].children()]
         x = run(self.resnet_layers[:3], x, recompute=self.use_checkpoint)
         x = run(self.resnet_layers[3:5], x, recompute=self.use_checkpoint)
-        cnn = as_tokens(self.p1_ch(x))
-        fine = self.level_1(cnn, stages[0](cnn))
+        tokens = self.p1_ch(x).movedim(1, -1)
+        fine = self.level_1(tokens + stages[0](tokens))
         x = run(self.p2, x, recompute=self.use_checkpoint)
-        middle = self.level_2(as_tokens(self.p2_ch(x)), stages[1](self.p1_pm(as_tokens(fine))))
+        middle = self.level_2(self.p2_ch(x).movedim(1, -1) + stages[1](self.p1_pm(fine.movedim(1, -1))))
         x = run(self.p3, x, recompute=self.use_checkpoint)
-        coarse = self.level_3(as_tokens(self.p3_ch(x)), stages[2](self.p2_pm(as_tokens(middle))))
+        coarse = self.level_3(self.p3_ch(x).movedim(1, -1) + stages[2](self.p2_pm(middle.movedim(1, -1))))
         return fine, coarse
 
 
@@ -137,7 +96,7 @@ class All2Cross(nn.Module):
     """The pyramid and the double-level fusion (DLF): (B, 3, H, W) to the maps of stride 4 and of stride 16.
 
     Position embeddings are added to each level and it is normalized; with `use_fusion` both levels go through DLF
-    between the two. See `HiFormer` for what that means.
+    between the two. See `HiFormer` for what that means, and timm's `MultiScaleBlock` for the options of `fusion`.
     """
 
     def __init__(
@@ -146,12 +105,9 @@ class All2Cross(nn.Module):
         *,
         size: tuple[int, int],
         dims: tuple[int, int],
-        fusion_depths: tuple[int, int],
-        fusion_heads: tuple[int, int],
-        fusion_mlp_ratio: float,
-        drop_rate: float,
         use_fusion: bool,
         use_checkpoint: bool,
+        **fusion: Any,
     ) -> None:
         super().__init__()
         self.use_fusion, self.use_checkpoint = use_fusion, use_checkpoint
@@ -161,17 +117,8 @@ class All2Cross(nn.Module):
             trunc_normal_(torch.empty(1, 1 + rows * columns, dim), std=0.02)
             for (rows, columns), dim in zip(self.grids, dims, strict=True)
         )
-        fusion = MultiScaleBlock(
-            dim=dims,
-            patches=tuple(rows * columns for rows, columns in self.grids),
-            depth=(*fusion_depths, 0),  # a single cross attention
-            num_heads=fusion_heads,
-            mlp_ratio=(fusion_mlp_ratio, fusion_mlp_ratio),
-            qkv_bias=True,
-            proj_drop=drop_rate,
-            drop_path=[0.0] * max(fusion_depths),
-        )
-        self.blocks = nn.ModuleList([fusion])
+        patches = tuple(rows * columns for rows, columns in self.grids)
+        self.blocks = nn.ModuleList([MultiScaleBlock(dim=dims, patches=patches, qkv_bias=True, **fusion)])
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.apply(init_linear)
 
@@ -221,8 +168,3 @@ class ConvUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_tower(x)
-
-
-def as_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H, W, C)."""
-    return rearrange(x, "b c h w -> b h w c")

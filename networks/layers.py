@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -29,13 +31,18 @@ class Mlp(TimmMlp):
                 nn.init.normal_(parameter, std=1e-6)
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
+def named(**modules: nn.Module) -> nn.Sequential:
+    """A sequence of modules under the names that they have in the published weights."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+def conv_bn_relu(*channels: int, bias: bool = False) -> nn.Sequential:
+    """3x3 convolution, batch norm and ReLU from each of the numbers of channels to the next."""
+    layers: list[nn.Module] = []
+    for in_channels, out_channels in pairwise(channels):
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
+        layers += conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
+    return nn.Sequential(*layers)
 
 
 def init_linear(module: nn.Module) -> None:

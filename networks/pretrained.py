@@ -17,28 +17,20 @@ from engine.checkpoint import LAST, PREVIOUS, is_dense, read_checkpoint
 
 _log = logging.getLogger(__name__)
 
-_WRAPPERS = ("model", "state_dict")
 # Published checkpoints carry these; they follow from the architecture and are rebuilt with it.
 _DERIVED_BUFFERS = ("attn_mask", "relative_position_index")
-_COUNTERS = ("num_batches_tracked",)  # of batch norm; old files lack them
+_COUNTERS = "num_batches_tracked"  # of batch norm; old files lack them
 _MIN_COVERAGE = 0.9  # of the network's floats
 
 
 @dataclass(frozen=True)
 class ImageNetStart:
-    """An ImageNet classifier's tensors for a network, by the network's names.
-
-    Args:
-        tensors: in the network's layout.
-        sources: the file's name of each.
-        required: prefixes of parameters that must all be there and fit; of the others, what fits is loaded.
-        resized: how many position embeddings were interpolated.
-    """
+    """An ImageNet classifier's tensors for a network, by the network's names and in its layout."""
 
     tensors: Mapping[str, Tensor]
-    sources: Mapping[str, str]
-    required: tuple[str, ...]
-    resized: int = 0
+    sources: Mapping[str, str]  # the file's name of each
+    required: tuple[str, ...]  # prefixes of what must all be there and fit; of the others, what fits is loaded
+    resized: int = 0  # how many position embeddings were interpolated
 
 
 @dataclass(frozen=True)
@@ -97,11 +89,7 @@ def load_weights(
         wanted = {k: v for k, v in wanted.items() if k.startswith(start.required) or v.shape == own[k].shape}
     elif ignore_head:
         wanted = {k: v for k, v in wanted.items() if not k.startswith(head)}
-    _check_shapes(wanted, own, head, path)
-    if start:
-        _check_required(wanted, own, start, path)
-    else:
-        _check_coverage(wanted, own, path)
+    _check_fit(wanted, own, head, start, path)
     for name, tensor in wanted.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: {name} holds NaN or infinite weights; give one from before it diverged")
@@ -128,7 +116,7 @@ def load_weights(
 
 def _state_dict_of(content: Mapping[str, object], path: str | Path) -> dict[str, Tensor]:
     """The named tensors of a checkpoint's content, out of any wrapper and without DataParallel's `module.`."""
-    for key in _WRAPPERS:
+    for key in ("model", "state_dict"):
         inner = content.get(key)
         if isinstance(inner, Mapping):
             content = inner
@@ -152,44 +140,36 @@ def _own_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[s
     return {prefix + key: key for key in state}
 
 
-def _check_shapes(
-    wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str | tuple[str, ...], path: str | Path
+def _check_fit(
+    wanted: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    head: str | tuple[str, ...],
+    start: ImageNetStart | None,
+    path: str | Path,
 ) -> None:
+    """Refuse tensors of other shapes, an ImageNet classifier that lacks a required one, or too few of the weights."""
     differing = [name for name, value in wanted.items() if value.shape != own[name].shape]
-    if not differing:
-        return
-    name = differing[0]
-    theirs, ours = wanted[name].shape, own[name].shape
-    if len(theirs) > 0 and all(k.startswith(head) and wanted[k].shape[:1] != own[k].shape[:1] for k in differing):
-        raise ValueError(
-            f"{path}: is for {theirs[0]} classes, the network has {ours[0]}; give --num_classes {theirs[0]}, "
-            "or --ignore_head to leave the last layer as it is"
-        )
-    raise ValueError(
-        f"{path}: is of another network: {name} has shape {tuple(theirs)}, expected {tuple(ours)} "
-        f"({len(differing)} tensors differ); give the --cfg it was trained with, or another checkpoint"
-    )
-
-
-def _check_coverage(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
-    total = sum(v.numel() for v in own.values() if v.is_floating_point())
-    filled = sum(own[k].numel() for k in wanted if own[k].is_floating_point())
-    if filled < _MIN_COVERAGE * total:
-        raise ValueError(
-            f"{path}: is of another network: it fills {filled / total:.0%} of the weights, "
-            f"expected at least {_MIN_COVERAGE:.0%}; give the --cfg it was trained with, or another checkpoint"
-        )
-
-
-def _check_required(
-    wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], start: ImageNetStart, path: str | Path
-) -> None:
-    missing = [k for k in own if k.startswith(start.required) and k not in wanted and not k.endswith(_COUNTERS)]
-    if missing:
-        raise ValueError(
-            f"{path}: is of another network: it lacks {missing[0]} and {len(missing) - 1} more of the encoder; "
-            "give the ImageNet file of the same network"
-        )
+    if differing:
+        name = differing[0]
+        theirs, ours = wanted[name].shape, own[name].shape
+        if theirs and all(k.startswith(head) and wanted[k].shape[:1] != own[k].shape[:1] for k in differing):
+            raise ValueError(
+                f"{path}: is for {theirs[0]} classes, the network has {ours[0]}; give --num_classes {theirs[0]}, "
+                "or --ignore_head to leave the last layer as it is"
+            )
+        fault = f"{name} has shape {tuple(theirs)}, expected {tuple(ours)} ({len(differing)} tensors differ)"
+    elif start:
+        missing = [k for k in own if k.startswith(start.required) and k not in wanted and not k.endswith(_COUNTERS)]
+        if not missing:
+            return
+        fault = f"it lacks {missing[0]} and {len(missing) - 1} more of the encoder"
+    else:
+        total, filled = (sum(own[k].numel() for k in keys if own[k].is_floating_point()) for keys in (own, wanted))
+        if filled >= _MIN_COVERAGE * total:
+            return
+        fault = f"it fills {filled / total:.0%} of the weights, expected at least {_MIN_COVERAGE:.0%}"
+    remedy = "ImageNet file of the same network" if start else "--cfg it was trained with, or another checkpoint"
+    raise ValueError(f"{path}: is of another network: {fault}; give the {remedy}")
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], *, class_tokens: int = 0) -> Tensor:

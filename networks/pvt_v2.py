@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from einops import rearrange
 from timm.models.pvt_v2 import Block, OverlapPatchEmbed
 from torch import Tensor, nn
 
-from networks.layers import init_conv, init_linear, run
+from networks.layers import init_conv, init_linear, named, run
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 
 STRIDE = 32  # of the coarsest map
@@ -29,10 +28,10 @@ class PVTv2(nn.Module):
     """PVTv2: (B, 3, H, W) to four maps, fine to coarse, (B, C_i, H/s, W/s) at s = 4, 8, 16, 32.
 
     Args:
+        use_checkpoint: recompute blocks in the backward pass.
         embed_dims, depths, num_heads, mlp_ratios: width, blocks, heads and hidden width of each of the four stages.
         drop_rate, attn_drop_rate: dropout of projections and of attention weights.
         drop_path_rate: stochastic depth, rising linearly over the blocks.
-        use_checkpoint: recompute blocks in the backward pass.
 
     H and W are whole multiples of `STRIDE`.
 
@@ -43,14 +42,14 @@ class PVTv2(nn.Module):
     def __init__(
         self,
         *,
-        embed_dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        mlp_ratios: Sequence[float],
+        use_checkpoint: bool = False,
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0),
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        use_checkpoint: bool = False,
+        drop_path_rate: float = 0.1,
     ) -> None:
         super().__init__()
         stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
@@ -58,7 +57,7 @@ class PVTv2(nn.Module):
         check_multiple("pvt_v2", 2, embed_dims=embed_dims)
         check_divides("pvt_v2", "num_heads", num_heads, "embed_dims", embed_dims)
         check_rates("pvt_v2", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.use_checkpoint = use_checkpoint
+        self.embed_dims, self.use_checkpoint = embed_dims, use_checkpoint
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
         # All patch embeddings stand before all blocks, in the order of the published names.
         for i, dim in enumerate(embed_dims):
@@ -78,7 +77,7 @@ class PVTv2(nn.Module):
                     drop_path=rate,
                 )
                 # One name deeper than in timm, as in the public weights: `mlp.dwconv.dwconv`.
-                block.mlp.add_module("dwconv", nn.Sequential(OrderedDict(dwconv=block.mlp.dwconv)))
+                block.mlp.add_module("dwconv", named(dwconv=block.mlp.dwconv))
                 blocks.append(block)
             self.add_module(f"block{i + 1}", blocks)
             self.add_module(f"norm{i + 1}", NormToMap(dim, eps=1e-6))

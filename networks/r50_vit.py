@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
 from networks.base import pad_to
-from networks.layers import Mlp, run
+from networks.layers import Mlp, named, run
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 from networks.pretrained import ImageNetStart, resize_positions
 
@@ -58,8 +58,8 @@ class ResNetV2(nn.Module):
     def __init__(self, width: int, units: Sequence[int], *, groups: int, use_checkpoint: bool) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        root = {"conv": _conv(3, width, 7, 2), "gn": nn.GroupNorm(groups, width, eps=1e-6)}
-        self.root = nn.Sequential(OrderedDict(root, relu=nn.ReLU(inplace=True)))
+        conv, norm = _conv(3, width, 7, 2), nn.GroupNorm(groups, width, eps=1e-6)
+        self.root = named(conv=conv, gn=norm, relu=nn.ReLU(inplace=True))
         self.body = nn.Sequential()
         in_channels = width
         for i, count in enumerate(units):
@@ -152,31 +152,20 @@ class Encoder(nn.Module):
         return self.encoder_norm(x)
 
 
-class TokensToMap(nn.Module):
-    """Tokens (B, h*w, C) as the map (B, C, h, w); a module of its own so that it can be tapped."""
-
-    def __init__(self, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b (h w) c -> b c h w", h=self.grid[0], w=self.grid[1])
-
-
 class R50ViT(nn.Module):
     """Hybrid encoder: (B, 3, 16h, 16w) to the map (B, hidden_size, h, w) and the skips at /8, /4 and /2.
 
-    The skips have 8, 4 and 1 times `cnn_width` channels.
+    `channels` are those of the map and of the skips.
 
     Args:
         size: (H, W) of the padded image; tokens have `STRIDE` pixels a side.
+        use_checkpoint: recompute stages and layers in the backward pass.
         hidden_size, num_heads, num_layers, mlp_dim: of the transformer; ViT-B by default.
         cnn_width: channels of the convolutional root.
         cnn_units: residual units of the stages at /4, /8 and /16.
         norm_groups: groups of the group norms.
         dropout_rate: after the position embeddings and in the MLPs.
         attention_dropout_rate: of the attention weights and of what attention gives.
-        use_checkpoint: recompute stages and layers in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: options that are impossible or disagree.
@@ -195,16 +184,16 @@ class R50ViT(nn.Module):
         self,
         *,
         size: tuple[int, int],
-        hidden_size: int,
-        num_heads: int,
-        num_layers: int,
-        mlp_dim: int,
-        cnn_width: int,
-        cnn_units: Sequence[int],
-        norm_groups: int,
-        dropout_rate: float,
-        attention_dropout_rate: float,
         use_checkpoint: bool,
+        hidden_size: int = 768,
+        num_heads: int = 12,
+        num_layers: int = 12,
+        mlp_dim: int = 3072,
+        cnn_width: int = 64,
+        cnn_units: Sequence[int] = (3, 4, 9),
+        norm_groups: int = 32,
+        dropout_rate: float = 0.1,
+        attention_dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
         check_multiple("r50_vit", num_layers=num_layers, mlp_dim=mlp_dim, num_heads=num_heads, norm_groups=norm_groups)
@@ -214,6 +203,7 @@ class R50ViT(nn.Module):
         check_divides("r50_vit", "norm_groups", [norm_groups], "cnn_width", [cnn_width])
         check_rates("r50_vit", dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate)
         self.grid = size[0] // STRIDE, size[1] // STRIDE
+        self.channels = hidden_size, 8 * cnn_width, 4 * cnn_width, cnn_width
         resnet = ResNetV2(cnn_width, cnn_units, groups=norm_groups, use_checkpoint=use_checkpoint)
         self.embeddings = Embeddings(resnet, 16 * cnn_width, hidden_size, math.prod(self.grid), dropout_rate)
         layers = [
@@ -221,7 +211,8 @@ class R50ViT(nn.Module):
             for _ in range(num_layers)
         ]
         self.encoder = Encoder(layers, hidden_size, use_checkpoint)
-        self.to_map = TokensToMap(self.grid)
+        # A module, so that it can be tapped.
+        self.to_map = Rearrange("b (h w) c -> b c h w", h=self.grid[0], w=self.grid[1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         tokens, skips = self.embeddings(x)

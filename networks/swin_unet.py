@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
@@ -17,18 +19,6 @@ from networks.layers import init_linear, run
 from networks.options import check_divides, check_multiple, check_positive, check_rates, check_stages
 from networks.pretrained import ImageNetStart
 from selfreg import TapSpec
-
-
-class PatchEmbed(nn.Module):
-    """Cut (B, 3, H, W) into patches and embed each: (B, H/p, W/p, dim)."""
-
-    def __init__(self, patch_size: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(rearrange(self.proj(x), "b c h w -> b h w c"))
 
 
 class PatchMerging(nn.Module):
@@ -59,40 +49,9 @@ class PatchExpand(nn.Module):
 
 
 class Block(SwinTransformerBlock):
-    """timm's block on a map (B, H, W, C) that windows need not tile: those at the border are smaller.
-
-    A side that is no longer than the window is not shifted. With `always_partition` the window, and with it the
-    relative position bias, keeps its size on a smaller map; without, it shrinks to the map.
-    """
+    """timm's block on a map (B, H, W, C) that windows need not tile: those at the border are smaller."""
 
     input_resolution: tuple[int, int]
-
-    def __init__(
-        self,
-        dim: int,
-        resolution: tuple[int, int],
-        num_heads: int,
-        *,
-        window_size: int,
-        shifted: bool,
-        always_partition: bool = False,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-    ) -> None:
-        super().__init__(
-            dim,
-            resolution,
-            num_heads,
-            window_size=window_size,
-            shift_size=tuple(window_size // 2 if shifted and side > window_size else 0 for side in resolution),  # type: ignore[arg-type]  # timm takes a pair too
-            always_partition=always_partition,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            proj_drop=drop_rate,
-            drop_path=drop_path_rate,
-        )
 
     def _attn(self, x: Tensor) -> Tensor:
         # timm would pad after the shift, out of step with its mask, and attend to the padding.
@@ -147,6 +106,27 @@ class Stage(nn.Module):
         return x if rescale is None else rescale(x)
 
 
+def swin_blocks(
+    dim: int,
+    size: tuple[int, int],
+    stride: int,
+    num_heads: int,
+    path_rates: Tensor,
+    window_size: int,
+    **options: Any,
+) -> list[Block]:
+    """The blocks of a stage on images of a size, every second one shifted; `path_rates` are of stochastic depth.
+
+    A side that is no longer than the window is not shifted. With `always_partition` the window, and with it the
+    relative position bias, keeps its size on a smaller map; without, it shrinks to the map. See timm's
+    `SwinTransformerBlock` for further options.
+    """
+    grid = size[0] // stride, size[1] // stride
+    shifts: Any = 0, tuple(window_size // 2 if side > window_size else 0 for side in grid)
+    block = partial(Block, dim, grid, num_heads, window_size=window_size, **options)
+    return [block(shift_size=shifts[j % 2], drop_path=rate) for j, rate in enumerate(path_rates.tolist())]
+
+
 class SwinTransformerSys(nn.Module):
     """Encoder, decoder with skip connections and x`patch_size` head on tokens (B, H, W, C); see `SwinUnet`."""
 
@@ -156,33 +136,35 @@ class SwinTransformerSys(nn.Module):
         num_classes: int,
         img_size: tuple[int, int],
         patch_size: int,
-        embed_dim: int,
         depths: Sequence[int],
-        num_heads: Sequence[int],
-        window_size: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_rate: float,
-        drop_path_rate: float,
         use_checkpoint: bool,
+        embed_dim: int = 96,
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
     ) -> None:
         super().__init__()
         stages = len(depths)
         dims = [embed_dim * 2**i for i in range(stages)]
+        check_multiple("swin_unet", window_size=window_size, num_heads=num_heads)
+        check_multiple("swin_unet", 2, embed_dim=embed_dim)
+        check_stages("swin_unet", stages, num_heads=num_heads)
+        check_positive("swin_unet", mlp_ratio=mlp_ratio)
+        check_divides("swin_unet", "num_heads", num_heads, "embed_dim", dims)
+        check_rates("swin_unet", drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         strides = [patch_size * 2**i for i in range(stages)]
-        resolutions = [(img_size[0] // stride, img_size[1] // stride) for stride in strides]
-        tiled = all(side <= window_size or side % window_size == 0 for sides in resolutions for side in sides)
+        sides = [side // stride for side in img_size for stride in strides]
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
-        block = partial(Block, window_size=window_size, always_partition=not tiled, drop_rate=drop_rate)
-        block = partial(block, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
+        untiled = any(side > window_size and side % window_size for side in sides)
+        options = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "proj_drop": drop_rate, "always_partition": untiled}
 
         def blocks(i: int) -> list[Block]:
-            return [
-                block(dims[i], resolutions[i], num_heads[i], shifted=j % 2 == 1, drop_path_rate=rate)
-                for j, rate in enumerate(path_rates[i].tolist())
-            ]
+            return swin_blocks(dims[i], img_size, strides[i], num_heads[i], path_rates[i], window_size, **options)
 
-        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.patch_embed = PatchEmbed(None, patch_size, 3, embed_dim, nn.LayerNorm, output_fmt="NHWC")
         self.pos_drop = nn.Dropout(drop_rate)
         self.layers = nn.ModuleList()
         for i in range(stages):
@@ -202,41 +184,26 @@ class SwinTransformerSys(nn.Module):
         self.apply(init_linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom, skips = self.encode(x)
-        return self.head(self.decode(bottom, skips))
-
-    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, 3, H, W) to the bottleneck's tokens and the input of every encoder stage, fine to coarse."""
         x = self.pos_drop(self.patch_embed(x))
         skips = []
         for layer in self.layers:
             skips.append(x)
             x = layer(x)
-        return self.norm(x), skips
-
-    def decode(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """Tokens of the bottleneck back to the patch resolution (B, H/p, W/p, dim)."""
-        x = self.layers_up[0](x)
+        x = self.layers_up[0](self.norm(x))
         for layer, back, skip in zip(self.layers_up[1:], self.concat_back_dim[1:], skips[-2::-1], strict=True):
             x = layer(back(torch.cat([x, skip], dim=-1)))
-        return self.norm_up(x)
-
-    def head(self, x: Tensor) -> Tensor:
-        """Tokens (B, H/p, W/p, dim) to logits (B, K, H, W)."""
-        return self.output(rearrange(self.up(x), "b h w c -> b c h w"))
+        x = self.up(self.norm_up(x))
+        return self.output(rearrange(x, "b h w c -> b c h w"))
 
 
 class SwinUnet(Network):
     """Swin-UNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), one token at the coarsest stage (32 pixels) or more; filled up to whole ones by zeros
             below and to the right. Where windows do not tile a stage (at 224 they do), those at its border are smaller.
-        in_channels: 1 or 3; the stem takes either.
-        embed_dim, depths, num_heads, window_size, patch_size, mlp_ratio, qkv_bias: as in Swin-T by default.
+        depths, patch_size, embed_dim, num_heads, window_size, mlp_ratio, qkv_bias: as in Swin-T by default.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the encoder's blocks.
-        use_checkpoint: recompute blocks in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: a size that is too small (the nearest that is not is named), or options that disagree.
@@ -244,6 +211,7 @@ class SwinUnet(Network):
 
     name = "swin_unet"
     head_prefix = "swin_unet.output."
+    encoder_type = SwinTransformerSys
 
     def __init__(
         self,
@@ -251,24 +219,13 @@ class SwinUnet(Network):
         num_classes: int,
         img_size: int | Sequence[int] = 224,
         in_channels: int = 1,
-        embed_dim: int = 96,
         depths: Sequence[int] = (2, 2, 2, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
         patch_size: int = 4,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.2,
         use_checkpoint: bool = False,
+        **options: Any,
     ) -> None:
-        check_multiple(self.name, patch_size=patch_size, window_size=window_size, depths=depths, num_heads=num_heads)
-        check_multiple(self.name, 2, embed_dim=embed_dim)
-        check_stages(self.name, max(len(depths), 2), depths=depths, num_heads=num_heads)
-        check_positive(self.name, mlp_ratio=mlp_ratio)
-        widths = [embed_dim * 2**i for i in range(len(depths))]
-        check_divides(self.name, "num_heads", num_heads, "embed_dim", widths)
-        check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_multiple(self.name, patch_size=patch_size, depths=depths)
+        check_stages(self.name, max(len(depths), 2), depths=depths)
         merges = len(depths) - 1
         stride = patch_size * 2**merges
         reason = f"patches of {patch_size} merged {merges} times"
@@ -277,15 +234,9 @@ class SwinUnet(Network):
             num_classes=num_classes,
             img_size=self.padded_size,
             patch_size=patch_size,
-            embed_dim=embed_dim,
             depths=depths,
-            num_heads=num_heads,
-            window_size=window_size,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
             use_checkpoint=use_checkpoint,
+            **options,
         )
 
         def blocks(part: str, i: int, depth: int) -> list[str]:

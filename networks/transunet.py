@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +59,11 @@ class Decoder(nn.Module):
 class TransUNet(Network):
     """TransUNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), each above 16; inside, the image is padded to multiples of 16.
-        in_channels: 1 or 3; the stem takes either.
-        hidden_size, num_heads, num_layers, mlp_dim, cnn_width, cnn_units, norm_groups: of the encoder, see `R50ViT`.
         head_channels: what the decoder makes of the transformer's map first.
         decoder_channels: of the decoder's four blocks, coarse to fine.
-        dropout_rate, attention_dropout_rate: of the transformer, see `R50ViT`.
-        use_checkpoint: recompute stages and layers in the backward pass, which saves memory and costs time.
+        options: of the encoder, see `R50ViT`.
 
     Raises:
         ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
@@ -74,6 +71,7 @@ class TransUNet(Network):
 
     name = "transunet"
     head_prefix = "segmentation_head."
+    encoder_type = R50ViT
     # The root's map (/2), two residual stages (/4, one row and column short, and /8), the transformer's (/16).
     tap_spec = TapSpec(
         encoder=tuple(f"transformer.{name}" for name in R50ViT.taps),
@@ -87,37 +85,17 @@ class TransUNet(Network):
         num_classes: int,
         img_size: int | Sequence[int] = 224,
         in_channels: int = 1,
-        hidden_size: int = 768,
-        num_heads: int = 12,
-        num_layers: int = 12,
-        mlp_dim: int = 3072,
-        cnn_width: int = 64,
-        cnn_units: Sequence[int] = (3, 4, 9),
-        norm_groups: int = 32,
         head_channels: int = 512,
         decoder_channels: Sequence[int] = (256, 128, 64, 16),
-        dropout_rate: float = 0.1,
-        attention_dropout_rate: float = 0.0,
         use_checkpoint: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(img_size, in_channels, stride=STRIDE)
         check_multiple(self.name, head_channels=head_channels)
         check_multiple(self.name, 2, decoder_channels=decoder_channels)
         check_stages(self.name, 4, decoder_channels=decoder_channels)
-        self.transformer = R50ViT(
-            size=self.padded_size,
-            hidden_size=hidden_size,
-            num_heads=num_heads,
-            num_layers=num_layers,
-            mlp_dim=mlp_dim,
-            cnn_width=cnn_width,
-            cnn_units=cnn_units,
-            norm_groups=norm_groups,
-            dropout_rate=dropout_rate,
-            attention_dropout_rate=attention_dropout_rate,
-            use_checkpoint=use_checkpoint,
-        )
-        skip_channels = (8 * cnn_width, 4 * cnn_width, cnn_width)
+        self.transformer = R50ViT(size=self.padded_size, use_checkpoint=use_checkpoint, **options)
+        hidden_size, *skip_channels = self.transformer.channels
         self.decoder = Decoder(hidden_size, head_channels, skip_channels, decoder_channels, use_checkpoint)
         self.segmentation_head = nn.Sequential(nn.Conv2d(decoder_channels[-1], num_classes, kernel_size=3, padding=1))
         self.position_grids = {f"transformer.{R50ViT.positions}": self.transformer.grid}

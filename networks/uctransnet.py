@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.layers import Mlp, run
+from networks.layers import Mlp, named, run
 from networks.options import check_multiple, check_rates
 from selfreg import TapSpec
 
@@ -32,31 +32,19 @@ def _scales(module: nn.Module, name: str) -> list[nn.Module]:
     return [getattr(module, f"{name}{i}") for i in _SCALES]
 
 
-class ConvBatchNorm(nn.Module):
+def conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
     """3x3 convolution, batch norm, ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)), inplace=True)
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+    return named(conv=conv, norm=nn.BatchNorm2d(out_channels), relu=nn.ReLU(inplace=True))
 
 
-def _two_convs(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(ConvBatchNorm(in_channels, out_channels), ConvBatchNorm(out_channels, out_channels))
+def two_convs(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(conv_norm(in_channels, out_channels), conv_norm(out_channels, out_channels))
 
 
-class DownBlock(nn.Module):
+def down_block(in_channels: int, out_channels: int) -> nn.Sequential:
     """Halve the resolution by max pooling, then two convolutions."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.nConvs = _two_convs(in_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.nConvs(F.max_pool2d(x, 2))
+    return named(pool=nn.MaxPool2d(2), nConvs=two_convs(in_channels, out_channels))
 
 
 class ChannelEmbedding(nn.Module):
@@ -199,7 +187,7 @@ class UpBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.coatt = CrossAttention(channels)
-        self.nConvs = _two_convs(2 * channels, out_channels)
+        self.nConvs = two_convs(2 * channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -209,14 +197,11 @@ class UpBlock(nn.Module):
 class UCTransNet(Network):
     """UCTransNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W) from 17 on; it is padded to multiples of 16, and the logits are cropped.
-        in_channels: 1 or 3; the stem takes either.
         base_channel: channels of the first stage.
         num_layers, num_heads, expand_ratio: blocks of the transformer, their heads, and the width of their MLPs.
         embeddings_dropout_rate, attention_dropout_rate, dropout_rate: of the embeddings, the attention, the MLPs.
-        use_checkpoint: recompute each part in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: a size that is too small (the nearest that is not is named), or an impossible option.
@@ -250,11 +235,11 @@ class UCTransNet(Network):
         grid = self.padded_size[0] // _STRIDE, self.padded_size[1] // _STRIDE  # of the patches, at all scales
         self.position_grids = {f"mtc.embeddings_{i}.position_embeddings": grid for i in _SCALES}
         widths = [base_channel * 2**i for i in range(len(_SCALES))]
-        self.inc = ConvBatchNorm(3, widths[0])
-        self.down1 = DownBlock(widths[0], widths[1])
-        self.down2 = DownBlock(widths[1], widths[2])
-        self.down3 = DownBlock(widths[2], widths[3])
-        self.down4 = DownBlock(widths[3], widths[3])
+        self.inc = conv_norm(3, widths[0])
+        self.down1 = down_block(widths[0], widths[1])
+        self.down2 = down_block(widths[1], widths[2])
+        self.down3 = down_block(widths[2], widths[3])
+        self.down4 = down_block(widths[3], widths[3])
         options = widths, num_heads, expand_ratio, attention_dropout_rate, dropout_rate
         encoder = Encoder([Block(*options) for _ in range(num_layers)], widths, use_checkpoint)
         self.mtc = ChannelTransformer(widths, math.prod(grid), embeddings_dropout_rate, encoder, use_checkpoint)

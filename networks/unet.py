@@ -9,36 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.layers import conv_bn_relu, run
+from networks.layers import conv_bn_relu, named, run
 from networks.options import check_multiple
 from selfreg import TapSpec
 
 _STRIDE = 16  # of the four poolings
 
 
-class DoubleConv(nn.Module):
-    """3x3 convolution without bias, batch norm, ReLU, twice; the middle width is the output's unless given."""
-
-    def __init__(self, in_channels: int, out_channels: int, mid_channels: int | None = None) -> None:
-        super().__init__()
-        mid_channels = mid_channels or out_channels
-        self.double_conv = nn.Sequential(
-            *conv_bn_relu(in_channels, mid_channels), *conv_bn_relu(mid_channels, out_channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.double_conv(x)
+def double_conv(in_channels: int, out_channels: int, mid_channels: int | None = None) -> nn.Sequential:
+    """Convolution, batch norm and ReLU, twice; the middle width is the output's unless given."""
+    return named(double_conv=conv_bn_relu(in_channels, mid_channels or out_channels, out_channels))
 
 
-class Down(nn.Module):
+def down(in_channels: int, out_channels: int) -> nn.Sequential:
     """Halve the resolution by max pooling, then a double convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(in_channels, out_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.maxpool_conv(x)
+    return named(maxpool_conv=nn.Sequential(nn.MaxPool2d(2), double_conv(in_channels, out_channels)))
 
 
 class Up(nn.Module):
@@ -49,10 +34,10 @@ class Up(nn.Module):
         self.up: nn.Module
         if bilinear:
             self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-            self.conv = DoubleConv(in_channels, out_channels, in_channels // 2)
+            self.conv = double_conv(in_channels, out_channels, in_channels // 2)
         else:
             self.up = nn.ConvTranspose2d(in_channels, in_channels // 2, kernel_size=2, stride=2)
-            self.conv = DoubleConv(in_channels, out_channels)
+            self.conv = double_conv(in_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.up(x)
@@ -62,27 +47,13 @@ class Up(nn.Module):
         return self.conv(torch.cat([skip, x], dim=1))
 
 
-class OutConv(nn.Module):
-    """1x1 convolution to the class logits."""
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, num_classes, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
 class UNet(Network):
     """U-Net: (B, C, H, W) to logits (B, K, H, W), any size from 32 on, odd and non-square ones too.
 
-    Args:
-        num_classes: K, background included.
+    Args, beside those of `networks.build_network`:
         img_size: side or (H, W), only checked; the network is fully convolutional.
-        in_channels: C.
         bilinear: upsample bilinearly (17.3 M parameters at 9 classes) or by transposed convolutions (31.0 M).
         width: channels of the first stage; 64 as published.
-        use_checkpoint: recompute each resolution in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: a size below 32, or an input of another number of channels.
@@ -110,21 +81,21 @@ class UNet(Network):
         check_multiple(self.name, 2, width=width)
         self.use_checkpoint = use_checkpoint
         factor = 2 if bilinear else 1
-        self.inc = DoubleConv(in_channels, width)
-        self.down1 = Down(width, 2 * width)
-        self.down2 = Down(2 * width, 4 * width)
-        self.down3 = Down(4 * width, 8 * width)
-        self.down4 = Down(8 * width, 16 * width // factor)
+        self.inc = double_conv(in_channels, width)
+        self.down1 = down(width, 2 * width)
+        self.down2 = down(2 * width, 4 * width)
+        self.down3 = down(4 * width, 8 * width)
+        self.down4 = down(8 * width, 16 * width // factor)
         self.up1 = Up(16 * width, 8 * width // factor, bilinear)
         self.up2 = Up(8 * width, 4 * width // factor, bilinear)
         self.up3 = Up(4 * width, 2 * width // factor, bilinear)
         self.up4 = Up(2 * width, width, bilinear)
-        self.outc = OutConv(width, num_classes)
+        self.outc = named(conv=nn.Conv2d(width, num_classes, kernel_size=1))
 
     def forward(self, x: Tensor) -> Tensor:
         skips = [run(self.inc, self.pad(x), recompute=self.use_checkpoint)]
-        for down in (self.down1, self.down2, self.down3, self.down4):
-            skips.append(run(down, skips[-1], recompute=self.use_checkpoint))
+        for stage in (self.down1, self.down2, self.down3, self.down4):
+            skips.append(run(stage, skips[-1], recompute=self.use_checkpoint))
         x = skips.pop()
         for up in (self.up1, self.up2, self.up3, self.up4):
             x = run(up, x, skips.pop(), recompute=self.use_checkpoint)

@@ -15,7 +15,7 @@ from torch import Tensor
 from networks import list_networks, load_weights
 from networks.base import as_size
 from networks.pretrained import resize_bias_table, resize_positions
-from networks.swin_unet import Block, SwinUnet
+from networks.swin_unet import SwinUnet, swin_blocks
 from selfreg import FeatureTap
 from tests.networks.small import build_small, settled
 from tests.reference.swin import PartialWindowBlock
@@ -144,15 +144,18 @@ def test_swin_windows_end_at_the_border(size: tuple[int, int], window: int) -> N
 @pytest.mark.parametrize("side", [3, 4, 6, 8, 9])
 def test_swin_block_kept_whole_on_small_maps(side: int, shifted: bool) -> None:
     """On a map within one window the kept window sees what the shrunk one does, by the middle of its table."""
-    window, options = 6, {"dim": 8, "num_heads": 2, "shifted": shifted}
-    block = Block(resolution=(side, side), window_size=window, always_partition=True, **options).double().eval()
+    window = 6
+    block, shrunk = (
+        swin_blocks(8, (side, side), 1, 2, torch.zeros(2), window_size=window, always_partition=kept)[shifted]
+        for kept in (True, False)
+    )
+    block, shrunk = block.double().eval(), shrunk.double().eval()
     x = torch.randn(2, side, side, 8, dtype=torch.float64)
     if side > window:
         naive = PartialWindowBlock(8, 2, window, window // 2 if shifted else 0, 4.0).double()
         naive.load_state_dict(block.state_dict())
         torch.testing.assert_close(block(x), naive(x))
         return
-    shrunk = Block(resolution=(side, side), window_size=window, **options).double().eval()
     state = block.state_dict()
     middle = slice(window - side, window + side - 1)
     table = state[f"attn.{TABLE}"].view(2 * window - 1, 2 * window - 1, 2)[middle, middle]
