@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -24,16 +25,7 @@ _ITEMS = {"DATA.WINDOW": 0.0, "DATA.LABEL_VALUES": 0, "MODEL.PRETRAIN_CKPT": ""}
 _ALIASES = {"MODEL.TYPE": {"swin": "swin_unet"}, "TRAIN.VAL_DICE": {"lumped": "foreground"}}  # published and old values
 _IGNORED = ("ENVIRONMENT", "DATA.START_METHOD")  # the versions of a run, and a key that runs of old have
 _AXES = {"x": "LR", "y": "PA", "z": "IS"}
-# Lowest and highest value of a network's option, by the end of its name; the network itself checks more.
-_OPTION_RANGES = {
-    "rate": (0, 1),
-    "ratio": (0, 64),
-    "ratios": (0, 64),
-    "depths": (1, 128),
-    "layers": (1, 128),
-    "units": (1, 128),
-    "": (1, 4096),
-}
+_MAX_OPTION = 4096  # of a network's sizes, which it checks itself; a slip would take all memory
 
 
 def get_config(*sources: Source, opts: Sequence[str] = (), overrides: Mapping[str, object] | None = None) -> Config:
@@ -50,7 +42,8 @@ def get_config(*sources: Source, opts: Sequence[str] = (), overrides: Mapping[st
         if not source:
             continue
         name = str(source) if isinstance(source, str | Path) else "the configuration of the checkpoint"
-        _merge(tree, read_yaml(Path(source)) if isinstance(source, str | Path) else source, name)
+        for key, value in (read_yaml(Path(source)) if isinstance(source, str | Path) else source).items():
+            _set(tree, str(key), value, name)
         try:
             _freeze(tree)
         except ValueError as error:
@@ -94,7 +87,8 @@ def complete(config: Config, facts: Mapping[str, object] | None = None) -> Confi
 def fill(config: Config, facts: Mapping[str, object]) -> Config:
     """The configuration with the facts (dotted key to value) where a key is empty."""
     tree = default_tree()
-    _merge(tree, to_dict(config), "configuration")
+    for key, value in to_dict(config).items():
+        _set(tree, key, value, "configuration")
     for key, value in facts.items():
         if _value(tree, key) in (0, "", []):
             _set(tree, key, value, "data")
@@ -148,8 +142,7 @@ def _freeze(tree: CfgNode) -> Config:
     options: dict[str, Option] = {}
     for key, value in tree.MODEL[SECTION_OF[kind]].items():
         if not isinstance(value, bool | str):
-            low, high = next(limits for end, limits in _OPTION_RANGES.items() if key.lower().endswith(end))
-            _check_range(value, low, high, f"MODEL.{SECTION_OF[kind]}.{key}")
+            _check_range(value, 0, 1 if key.endswith("RATE") else _MAX_OPTION, f"MODEL.{SECTION_OF[kind]}.{key}")
         if key not in UNUSED_OPTIONS:
             options[key.lower()] = tuple(value) if isinstance(value, list) else value
     if kind == "swin_unet":
@@ -211,15 +204,7 @@ def _check(config: Config) -> None:
 
 def _value(tree: CfgNode, dotted: str) -> object:
     """The value of a dotted key; None where there is no such key, which `_set` refuses."""
-    node: object = tree
-    for part in dotted.split("."):
-        node = node[part] if isinstance(node, CfgNode) and part in node else None
-    return node
-
-
-def _merge(tree: CfgNode, content: Mapping[str, object], source: str, prefix: str = "") -> None:
-    for key, value in content.items():
-        _set(tree, f"{prefix}{key}", value, source)
+    return reduce(lambda node, part: node.get(part) if isinstance(node, CfgNode) else None, dotted.split("."), tree)
 
 
 def _set(tree: CfgNode, dotted: str, value: object, source: str) -> None:
@@ -234,7 +219,8 @@ def _set(tree: CfgNode, dotted: str, value: object, source: str) -> None:
     if isinstance(before, CfgNode):
         if not isinstance(value, Mapping):
             raise ValueError(f"{source}: {dotted} is {value!r}; expected a section with keys {', '.join(before)}")
-        _merge(tree, value, source, f"{dotted}.")
+        for key, one in value.items():
+            _set(tree, f"{dotted}.{key}", one, source)
         return
     value = _ALIASES.get(dotted, {}).get(value, value) if isinstance(value, str) else value
     parent[last] = _as_type(value, before, dotted, source)
