@@ -333,10 +333,8 @@ class Trainer:
 
     def resume(self, state: State, source: Path) -> None:
         """Restore `state`, the content of the `last.pth` in `source`; see `engine.resume.restore_state`."""
-        sampler, count = self.loader.sampler, self.options.accumulation_steps
-        self.at = restore_state(
-            state, source, self.network, self.optimizer, self.ranks, sampler.length, sampler.per_epoch, count
-        )
+        slices, count = self.loader.sampler.length, self.options.accumulation_steps
+        self.at = restore_state(state, source, self.network, self.optimizer, self.ranks, slices, count)
         self.schedule.set_lr(self.optimizer, self.at.step)
 
 

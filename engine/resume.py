@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.checkpoint import is_dense
 from engine.distributed import Ranks
@@ -22,10 +22,7 @@ State = Mapping[str, Any]
 
 # What a save of another run or program can raise where it is restored.
 _OF_ANOTHER_RUN = (LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
-_MAX_COUNT = 2**40
 _NUMPY_WORDS = 624  # of the state of NumPy's generator, which reads beyond them
-# The trainer sets the rate; the others choose between kernels for the same step.
-_MAY_DIFFER = {"lr", "foreach", "fused", "capturable"}
 
 
 @dataclass
@@ -63,14 +60,13 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
     ranks: Ranks,
     slices: int,
-    per_epoch: int,
     accumulation_steps: int,
 ) -> Progress:
     """Restore network, optimizer and random generators from a save; returns the progress.
 
     Args:
         state: the content of the last.pth in `source`: what `pack_state` returned, `slices`, and `generators`, by rank.
-        slices, per_epoch: slices and batches of an epoch.
+        slices: of an epoch.
 
     Raises:
         ValueError: it is of another network, optimizer, training set or number of processes, or no such file.
@@ -81,7 +77,7 @@ def restore_state(
         if len(state["generators"]) != ranks.world:
             raise ValueError(f"{len(state['generators'])} processes trained it, here are {ranks.world}")
         state = {"accumulated": state["batch_in_epoch"] % accumulation_steps, **state}  # earlier runs did not save it
-        check_state(state, network, optimizer, per_epoch)
+        check_tensors(state, network, optimizer)
         network.load_state_dict(state["model"])
         groups = optimizer.state_dict()["param_groups"]  # a file's own would be taken unchecked
         optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
@@ -111,62 +107,34 @@ def restore_generators(states: State, device: torch.device) -> None:
     """Restore what `generator_states` returned."""
     kind, numbers, gauss = states["python"]
     random.setstate((kind, tuple(numbers), gauss))
-    _check_count("NumPy generator", states["numpy"][2], _NUMPY_WORDS)
+    if not 0 <= states["numpy"][2] <= _NUMPY_WORDS:
+        raise ValueError(f"its NumPy generator is at word {states['numpy'][2]}, expected 0 to {_NUMPY_WORDS}")
     np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(states["torch"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def check_state(state: State, network: nn.Module, optimizer: torch.optim.Optimizer, per_epoch: int) -> None:
-    """Check that a run's state is one that this network, optimizer and number of batches an epoch can have.
+def check_tensors(state: State, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Check what torch does not, gradients and what the optimizer keeps of each weight: a fused step would write beyond
+    a tensor of another shape, or an expanded view.
 
     Raises:
-        ValueError: a value is not; KeyError, TypeError, AttributeError: one is missing, or of another type.
+        ValueError: one is not like its weight; KeyError, TypeError, AttributeError: one is missing, or no tensor.
     """
-    batches = state["epoch"] * per_epoch + state["batch_in_epoch"]
-    of_epoch = dict.fromkeys(("batch_in_epoch", "accumulated", "summed"), per_epoch)
-    counts = {"epoch": _MAX_COUNT, **of_epoch, "step": batches, "bad_steps": batches, "metrics_size": _MAX_COUNT}
-    for name, most in counts.items():
-        _check_count(name, state[name], most)
-    if not state["best"] < math.inf or not all(map(math.isfinite, state["sums"].values())):
-        raise ValueError("its scores are not finite")
-    for name, parameter in network.named_parameters():
-        if name in state["model"]:  # `load_state_dict` finds what is missing
-            _check_like(state["model"][name], parameter, name)
-    for gradient, parameter in zip(state["gradients"], network.parameters(), strict=True):
-        if gradient is not None:  # it may be infinite: its step will be skipped
-            _check_like(gradient, parameter, "a gradient", finite=False)
-    for theirs, ours in zip(state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
-        for key in theirs.keys() & ours.keys() - _MAY_DIFFER:
-            if theirs[key] != ours[key]:
-                raise ValueError(f"{key} of its optimizer is {theirs[key]!r:.40}, here it is {ours[key]!r:.40}")
-    # torch checks none of what the optimizer keeps of a weight, nothing where it never had a gradient.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    expected = {"exp_avg", "exp_avg_sq", "step"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
+    names = {"exp_avg", "exp_avg_sq", "step"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
+    pairs = list(zip(state["gradients"], network.parameters(), strict=True))
     for index, moments in state["optimizer"]["state"].items():
-        if moments.keys() != expected:
+        if moments.keys() != names:
+            raise ValueError(f"its optimizer holds {list(moments)!r:.40} of a weight, expected {sorted(names)}")
+        pairs += [(moments[name], parameters[index]) for name in names - {"step"}]
+    for value, own in pairs:
+        if value is None:  # a weight without a gradient
+            continue
+        is_own = is_dense(value) and value.untyped_storage().nbytes() >= own.nbytes
+        if not is_own or value.shape != own.shape or value.dtype != own.dtype:
             raise ValueError(
-                f"its optimizer holds {list(moments)!r:.40} of weight {index}, expected {sorted(expected)}"
+                f"a gradient or moment is {value.dtype} {tuple(value.shape)}, "
+                f"expected a plain tensor, {own.dtype} {tuple(own.shape)}"
             )
-        if "step" in expected and not 0 <= float(moments["step"]) <= state["step"]:
-            raise ValueError(f"the step of weight {index} is {moments['step']}, expected 0 to {state['step']}")
-        for name in expected - {"step"}:
-            _check_like(moments[name], parameters[index], f"{name} of weight {index}")
-
-
-def _check_count(name: str, value: object, most: int) -> None:
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"its {name} is {value!r:.40}, expected a whole number from 0 to {most}")
-
-
-def _check_like(value: object, own: Tensor, name: str, *, finite: bool = True) -> None:
-    """Refuse a tensor of another shape, or an expanded view: a fused step would write beyond it."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is a {type(value).__name__}, expected a tensor")
-    if value.shape != own.shape or value.dtype != own.dtype:
-        raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, expected {own.dtype} {tuple(own.shape)}")
-    if not is_dense(value) or value.untyped_storage().nbytes() < own.nbytes:
-        raise ValueError(f"{name} is a view or sparse, expected a plain tensor of its own")
-    if finite and not torch.isfinite(value).all():
-        raise ValueError(f"{name} is not finite")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.resume import check_state, pack_state
+from engine.resume import check_tensors, pack_state
 from tests.test_trainer import build
 from trainer import Trainer
 
@@ -26,7 +26,7 @@ def state_of(trainer: Trainer, path: Path) -> dict:
 
 
 def check(state: dict, trainer: Trainer) -> None:
-    check_state(state, trainer.network, trainer.optimizer, trainer.loader.sampler.per_epoch)
+    check_tensors(state, trainer.network, trainer.optimizer)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -49,23 +49,12 @@ def _deep(*keys: object, value: object) -> Callable[[dict], None]:
 
 
 SPOILED = {
-    "its epoch is -1": _deep("epoch", value=-1),
-    "its epoch is 3.0": _deep("epoch", value=3.0),
-    "its step is 10, expected a whole number from 0 to 9": _deep("step", value=10),
-    "its batch_in_epoch is 4": _deep("batch_in_epoch", value=4),
-    "its scores are not finite": _deep("best", value=float("nan")),
-    "0.weight is not finite": _deep("model", "0.weight", value=lambda t: t * float("nan")),
-    "0.weight is torch.float64": _deep("model", "0.weight", value=lambda t: t.double()),
-    "a gradient is torch.float32 .2,.*expected": _deep("gradients", 0, value=torch.zeros(2)),
-    "momentum of its optimizer is nan": _deep("optimizer", "param_groups", 0, "momentum", value=float("nan")),
-    "its optimizer holds .* of weight 1": _deep("optimizer", "state", 1, value={"exp_avg": torch.zeros(4)}),
-    "momentum_buffer of weight 0 is a str, expected a tensor": _deep(
-        "optimizer", "state", 0, "momentum_buffer", value="much"
+    "a gradient or moment is torch.float32 .2,.*expected a plain tensor": _deep("gradients", 0, value=torch.zeros(2)),
+    "its optimizer holds .* of a weight": _deep("optimizer", "state", 1, value={"exp_avg": torch.zeros(4)}),
+    "a gradient or moment is torch.float64": _deep(
+        "optimizer", "state", 0, "momentum_buffer", value=lambda t: t.double()
     ),
-    "momentum_buffer of weight 0 is not finite": _deep(
-        "optimizer", "state", 0, "momentum_buffer", value=lambda t: t / 0
-    ),
-    "momentum_buffer of weight 0 is a view or sparse": _deep(
+    "a gradient or moment is torch.float32": _deep(
         "optimizer", "state", 0, "momentum_buffer", value=lambda t: torch.zeros(()).expand(t.shape)
     ),
 }
@@ -79,12 +68,3 @@ def test_refuses_what_this_run_cannot_have(tmp_path: Path) -> None:
         spoil(state)
         with pytest.raises(ValueError, match=message):
             check(state, trainer)
-
-
-def test_a_count_of_steps_beyond_the_run_s(tmp_path: Path) -> None:
-    trainer = build(tmp_path)
-    trainer.optimizer = OPTIMIZERS["adamw"](trainer.network.parameters())
-    state = state_of(trainer, tmp_path)
-    state["optimizer"]["state"][0]["step"] = torch.tensor(-1.0)
-    with pytest.raises(ValueError, match="step of weight 0 is -1.0, expected 0 to 9"):
-        check(state, trainer)
