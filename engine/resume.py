@@ -77,6 +77,9 @@ def restore_state(
         if len(state["generators"]) != ranks.world:
             raise ValueError(f"{len(state['generators'])} processes trained it, here are {ranks.world}")
         state = {"accumulated": state["batch_in_epoch"] % accumulation_steps, **state}  # earlier runs did not save it
+        for name, value in asdict(Progress()).items():
+            if type(state[name]) is not type(value) or (isinstance(value, int) and state[name] < 0):
+                raise ValueError(f"its {name} is {state[name]!r:.40}, expected such as {value}")
         check_tensors(state, network, optimizer)
         network.load_state_dict(state["model"])
         groups = optimizer.state_dict()["param_groups"]  # a file's own would be taken unchecked
