@@ -35,7 +35,7 @@ class TapSpec:
     whose output is the final feature map, or whose first input is, with `final_side="input"`. With `channels_last`
     the blocks hand out (B, *space, C); the final map is channels-first all the same.
 
-    Printed, it is a table of what is regularised: a row `encoder[1][0]` is `spec.encoder[1][0]`, and what the errors
+    Printed, it is a table of what is regularized: a row `encoder[1][0]` is `spec.encoder[1][0]`, and what the errors
     of `KDloss` call by that name. `shapes` are those that `suggest_spec` saw; they say nothing to `FeatureTap`.
 
     Raises:
@@ -61,7 +61,7 @@ class TapSpec:
             object.__setattr__(self, part, _as_stages(part, getattr(self, part)))
 
     def students(self) -> list[str]:
-        """Names of the modules whose outputs are regularised, encoder before decoder."""
+        """Names of the modules whose outputs are regularized, encoder before decoder."""
         return [name for part in (self.encoder, self.decoder) for stage in part for name in stage]
 
     def __str__(self) -> str:
@@ -159,7 +159,7 @@ class FeatureTap:
         if training and not (feature.requires_grad or calls[0].with_grad) and self._is_trained(name):
             raise ValueError(
                 f"FeatureTap: module {name!r} ran where autograd does not record, although its parameters are trained, "
-                "so the regulariser would teach it nothing; if it is checkpointed, say use_reentrant=False to "
+                "so the regularizer would teach it nothing; if it is checkpointed, say use_reentrant=False to "
                 "torch.utils.checkpoint.checkpoint; if it is frozen, set its parameters' requires_grad to False"
             )
         return feature.movedim(-1, 1) if self.spec.channels_last else feature

@@ -20,7 +20,7 @@ Space = tuple[int, ...]
 
 
 def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec:
-    """Propose a `TapSpec` for a U-shaped network; `print` it to see what it would regularise.
+    """Propose a `TapSpec` for a U-shaped network; `print` it to see what it would regularize.
 
     The network runs once, in eval mode and without gradients, and is left as it was: modes, buffers and random state.
     Its output convolution is the last one that makes the classes; the teacher is the map that this one reads. The

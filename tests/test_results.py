@@ -111,7 +111,7 @@ def sentences(cells: dict[Cell, CellResult]) -> list[str]:
     )
     published = cells[NONE].published, cells[SCR].published, cells[IFD].published, cells[BOTH].published
     said.append(
-        "a Dice of {:.2f} % without the regulariser, {:.2f} with SCR alone, {:.2f} with IFD alone and {:.2f} with "
+        "a Dice of {:.2f} % without the regularizer, {:.2f} with SCR alone, {:.2f} with IFD alone and {:.2f} with "
         "both".format(*published)
     )
     return said
