@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,8 +24,6 @@ from engine.distributed import Ranks
 from engine.logger import progress_bar
 from networks import build_network, load_weights
 from networks.pretrained import find_weights
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,10 @@ def find_trained(args: argparse.Namespace) -> Trained:
     named = args.checkpoint or args.output_dir
     if not named:
         raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
-    source = config_beside(named) or _config_within(Path(named), args.trust_checkpoint)
+    source: str | Mapping[str, object] = config_beside(named)
+    if not source and Path(named).suffix == ".pth" and Path(named).is_file():
+        found = read_checkpoint(named, trust=args.trust_checkpoint).get("config")  # in what train.py resumes from
+        source = found if isinstance(found, Mapping) else ""
     config = _with_data(get_config(source, args.cfg, opts=args.opts, overrides=_overrides(args)), args.input)
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, config.train.epochs)
@@ -99,15 +100,15 @@ def label_values(config: Config) -> tuple[int, ...]:
 
 def open_slices(config: Config) -> Slices:
     """The training slices of the data set of a configuration."""
-    return cast(Slices, _open(config, "train"))
+    return _open(config, "train")
 
 
 def open_volumes(config: Config, split: str) -> Volumes:
     """The volumes of the data set of a configuration: those of "val", which may be none, or of "test"."""
-    return cast(Volumes, _open(config, split))
+    return _open(config, split)
 
 
-def _open(config: Config, split: str) -> Slices | Volumes:
+def _open(config: Config, split: str) -> Any:
     data = config.data
     # The test fold of a cross-validation is one of cases that other folds train on.
     own_root = split == "test" and not data.folds and data.volume_path
@@ -126,7 +127,7 @@ def _open(config: Config, split: str) -> Slices | Volumes:
     )
 
 
-def inspect_data(config: Config, progress: Callable[[Iterable[Item]], Iterable[Item]] = iter) -> Config:
+def inspect_data(config: Config, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> Config:
     """The configuration with its empty keys filled in from its data: folders and, for a Folder, all that files tell."""
     data = config.data
     facts = inspect(
@@ -150,14 +151,9 @@ def find_volumes(config: Config, given: str, ranks: Ranks) -> Volumes:
     Raises:
         ValueError, OSError: there are none, or some cannot be used.
     """
-    volumes: Volumes
-    if given:
-        volumes = InputVolumes(Path(given), preprocessing(config))
-    else:
-        volumes = open_volumes(config, "test")
-        if not len(volumes):
-            name = config.data.dataset
-            raise ValueError(f"{name}: there is no case to test on; name some in test.txt (--list_dir)")
+    volumes = InputVolumes(Path(given), preprocessing(config)) if given else open_volumes(config, "test")
+    if not len(volumes):
+        raise ValueError(f"{config.data.dataset}: there is no case to test on; name some in test.txt (--list_dir)")
     if ranks.first:
         bar = progress_bar("checking the data")
         if isinstance(volumes, InputVolumes):
@@ -166,13 +162,6 @@ def find_volumes(config: Config, given: str, ranks: Ranks) -> Volumes:
             check_all(volumes, bar, threads=2)
     ranks.barrier()
     return volumes
-
-
-def _config_within(weights: Path, trust: bool) -> Mapping[str, object]:
-    """The configuration in a file that train.py saved to resume from; of other files, none."""
-    content = read_checkpoint(weights, trust=trust) if weights.suffix == ".pth" and weights.is_file() else {}
-    config = content.get("config")
-    return config if isinstance(config, Mapping) else {}
 
 
 def _with_data(config: Config, given: str) -> Config:

@@ -16,11 +16,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from datasets.axes import as_stored
 from datasets.base import Geometry
 from datasets.itk import check_name, quiet_sitk
-from datasets.nifti import SUFFIXES, open_stream, read_header
+from datasets.nifti import open_stream, read_header
 from utils import atomic_write, release_pages
 
-# Offsets in a NIfTI-1 header (nifti1.h).
-_DIM, _SFORM_CODE, _SROW = 40, 254, 280
+_DIM, _SFORM_CODE, _SROW = 40, 254, 280  # offsets in a NIfTI-1 header (nifti1.h)
 _BLOCK = 2**24  # bytes that are put in the file's order at a time
 _GZIP_LEVEL = 6
 _MAX_ULPS = 2048
@@ -28,38 +27,39 @@ _RESOLUTION = (282, 283, 296)  # TIFF tags: pixels per unit along x and y, and t
 
 
 def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None, label_values: Sequence[int] = ()) -> None:
-    """Write a mask (D, H, W) uint8 as NIfTI, with the spacing, origin, direction and axes of the file it belongs to.
+    """Write a mask as NIfTI, with the spacing, origin, direction and axes of the file it belongs to.
 
     What `read_image` gave as geometry reads back the same to the last bit; other geometry is rounded to the header's
-    float32. Without geometry the array is taken as (z, y, x) at unit spacing, as the published code writes it. No
-    second copy of the mask is made, so it may lie on the disk (np.memmap). The file is written atomically.
+    float32. No second copy of the mask is made, so it may lie on the disk (np.memmap). The file is written atomically.
 
     Args:
+        path: a name that ends in .nii.gz or .nii.
+        mask: (D, H, W) uint8.
+        geometry: None takes the array as (z, y, x) at unit spacing, as the published code writes it.
         label_values: what is written for class 0, 1, ..., such as (0, 255); the classes themselves where it is empty.
 
     Raises:
-        ValueError: the mask, its values or the file's name is not what a mask can be written from.
+        ValueError: the file's name is not UTF-8, or a label value not in 0..255.
         OSError: the file cannot be written.
     """
     path, geometry = Path(path), geometry or Geometry()
-    values = _check_mask(path, mask, 3, label_values)
     check_name(path)
-    if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"{path}: cannot be written; expected a name that ends in {' or '.join(SUFFIXES)}")
+    values = _as_uint8(label_values)
     stored = as_stored(mask, geometry)
 
     def write(partial: Path) -> None:
         header = _header(partial, stored.shape, geometry)
         planes = max(1, _BLOCK // stored[0].size)
-        packed = path.name.endswith(".gz")
         with (
             partial.open("wb") as file,
             # Without name and time: equal masks make equal files.
-            gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) if packed else nullcontext(file) as stream,
+            gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)
+            if path.suffix == ".gz"
+            else nullcontext(file) as stream,
         ):
             stream.write(header)
             for first in range(0, len(stored), planes):
-                block = np.ascontiguousarray(stored[first : first + planes])
+                block = np.ascontiguousarray(stored[first : first + planes], dtype=np.uint8)
                 stream.write((values[block] if len(values) else block).data)
                 release_pages(mask)
 
@@ -78,10 +78,10 @@ def write_image_mask(path: Path, mask: np.ndarray, label_values: Sequence[int], 
         The file, written atomically.
 
     Raises:
-        ValueError: the mask or its values are not what can be written.
+        ValueError: a label value is not in 0..255.
         OSError: the file cannot be written.
     """
-    image = Image.fromarray(_check_mask(path, mask, 2, label_values)[mask])
+    image = Image.fromarray(_as_uint8(label_values)[mask])
     tags = None
     if source is not None:
         with Image.open(source) as original:
@@ -93,13 +93,9 @@ def write_image_mask(path: Path, mask: np.ndarray, label_values: Sequence[int], 
     return path
 
 
-def _check_mask(path: Path, mask: np.ndarray, ndim: int, label_values: Sequence[int]) -> np.ndarray:
-    """What is written for each class, uint8; refuses a mask that is none and values that a file cannot hold."""
-    if mask.ndim != ndim or mask.dtype != np.uint8 or not mask.size:
-        shape = "(D, H, W)" if ndim == 3 else "(H, W)"
-        raise ValueError(f"{path}: the mask is {mask.shape} of {mask.dtype}; expected {shape} of uint8")
+def _as_uint8(label_values: Sequence[int]) -> np.ndarray:
     if not all(0 <= value <= 255 for value in label_values):
-        raise ValueError(f"{path}: the label values are {tuple(label_values)}; expected 0..255 (DATA.LABEL_VALUES)")
+        raise ValueError(f"DATA.LABEL_VALUES is {list(label_values)}; a mask holds 0..255, so expected values of these")
     return np.array(label_values, dtype=np.uint8)
 
 
@@ -120,25 +116,20 @@ def _header(partial: Path, shape: tuple[int, ...], geometry: Geometry) -> bytes:
         raise OSError(errno.EIO, "cannot be written, the file ends early; is the disk full?") from None
     struct.pack_into("=3h", header, _DIM + 2, *reversed(shape))
     if (found.spacing, found.origin, found.direction) != (geometry.spacing, geometry.origin, geometry.direction):
+        # The quaternion that SimpleITK writes and reads moves an oblique direction by some 1e-8, an sform does not.
+        sizes, axes = geometry.spacing, np.reshape(geometry.direction, (3, 3)).T
+        columns = [_float32_column(axis, size) for axis, size in zip(axes, sizes, strict=True)]
+        lps = np.stack([*columns, np.asarray(geometry.origin)], axis=1)
         struct.pack_into("=h", header, _SFORM_CODE, 1)
-        struct.pack_into("=12f", header, _SROW, *_sform(geometry).ravel())
+        struct.pack_into("=12f", header, _SROW, *(lps * [[-1.0], [-1.0], [1.0]]).ravel())  # RAS
     return bytes(header)
 
 
-def _sform(geometry: Geometry) -> np.ndarray:
-    """The rows of the sform (3, 4) that reads back as `geometry`.
-
-    SimpleITK turns an oblique direction into a quaternion and back in float32, which moves it by some 1e-8. A reader
-    takes the direction from the sform's columns, divided by their length; so search, among the float32 columns around
-    direction times spacing, for the one that gives the very direction. A column that came from a file is there.
-    """
-    directions = np.reshape(geometry.direction, (3, 3)).T
-    columns = [_float32_column(axis, spacing) for axis, spacing in zip(directions, geometry.spacing, strict=True)]
-    return np.array([[-1.0], [-1.0], [1.0]]) * np.stack([*columns, np.asarray(geometry.origin)], axis=1)  # LPS to RAS
-
-
 def _float32_column(axis: np.ndarray, spacing: float) -> np.ndarray:
-    """The float32 vector near `axis * spacing`, as float64, whose direction is nearest to `axis`."""
+    """The float32 vector near `axis * spacing`, as float64, whose direction is nearest to `axis`.
+
+    A reader divides a column of the sform by its length. The column that `axis` was read from is among the candidates.
+    """
     largest = np.argmax(np.abs(axis))
     anchor = np.float32(axis[largest] * spacing)
     steps = np.arange(-_MAX_ULPS, _MAX_ULPS + 1)

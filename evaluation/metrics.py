@@ -80,13 +80,7 @@ def compare_classes(
 
 
 def compare_at_spacings(
-    pred: Labels,
-    truth: Labels,
-    num_classes: int,
-    spacings: Sequence[Spacing],
-    *,
-    method: str = "fast",
-    assd: str = "pooled",
+    pred: Labels, truth: Labels, num_classes: int, spacings: Sequence[Spacing], *, method: str, assd: str
 ) -> list[tuple[ClassScores, ...]]:
     """`compare_classes` at several spacings, such as None (voxels) and the scan's own (mm), from the same surfaces."""
     if num_classes < 2:
@@ -95,22 +89,28 @@ def compare_at_spacings(
         if value not in known:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
     pred, truth = _as_labels(pred, num_classes, "prediction"), _as_labels(truth, num_classes, "truth")
-    if pred.shape != truth.shape:
+    if pred.shape != truth.shape or pred.ndim not in (2, 3):
         raise ValueError(
-            f"the prediction has shape {tuple(pred.shape)} but the truth {tuple(truth.shape)}; expected the same "
-            "shape, so resize the prediction to the truth's grid"
+            f"the prediction has shape {tuple(pred.shape)} and the truth {tuple(truth.shape)}; expected the same of "
+            "2 or 3 dimensions, one case at a time, so resize the prediction to the truth's grid"
         )
-    if pred.ndim not in (2, 3):
-        raise ValueError(f"the masks have shape {tuple(pred.shape)}; expected 2 or 3 dimensions, one case at a time")
     scales = [_check_spacing(spacing, pred.ndim) for spacing in spacings]
-    classes, truth = range(1, num_classes), truth.to(pred.device)
-    if method == "medpy":
-        return [tuple(_by_medpy(pred == i, truth == i, scale, assd) for i in classes) for scale in scales]
-    pred, truth = _crop(pred, truth)
-    counts = _voxel_counts(pred, truth, num_classes).tolist()
-    surfaces = [_surface_points(labels) for labels in (pred, truth)]
-    points = {i: [places[found == i] for places, found in surfaces] for i in classes}
-    return [tuple(_scores(counts[i], _distances(points[i], scale), assd) for i in classes) for scale in scales]
+    truth = truth.to(pred.device)
+    cropped = _crop(pred, truth)
+    counts, surfaces = _voxel_counts(*cropped, num_classes).tolist(), [_surface_points(labels) for labels in cropped]
+    rows = []
+    for label in range(1, num_classes):
+        if 0 in counts[label][:2]:
+            rows.append([_scores_of_empty(*counts[label][:2])] * len(scales))
+            continue
+        if method == "medpy":
+            masks = [(labels == label).cpu().numpy() for labels in (pred, truth)]
+            measured = [_by_medpy(masks, scale, assd) for scale in scales]
+        else:
+            points = [places[found == label] for places, found in surfaces]
+            measured = [_by_surfaces(counts[label], points, scale, assd) for scale in scales]
+        rows.append([ClassScores(published=scores, strict=dict(scores)) for scores in measured])
+    return list(zip(*rows, strict=True))
 
 
 def dice_per_class(pred: Labels, truth: Labels, num_classes: int) -> np.ndarray:
@@ -149,53 +149,41 @@ def _surface_points(labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return points.cpu().numpy(), labels[tuple(points.T)].cpu().numpy()
 
 
-def _distances(surfaces: Sequence[np.ndarray], scale: np.ndarray) -> list[np.ndarray]:
-    """Distance of each point (n, dims) of one surface to the nearest of the other, both ways: two (n,) float64."""
+def _by_surfaces(
+    counts: Sequence[int], surfaces: Sequence[np.ndarray], scale: np.ndarray, assd: str
+) -> dict[str, float]:
+    """The scores by voxel counts and the distance of each surface point (n, dims) to the nearest of the other mask."""
     pred, truth = (points * scale for points in surfaces)
-    if not len(pred) or not len(truth):
-        return []
     # Large leaves search three times as fast where many goals are about equally far, as in noise.
     trees = [cKDTree(goals, leafsize=64, compact_nodes=False, balanced_tree=False) for goals in (truth, pred)]
     threads = torch.get_num_threads() if len(pred) + len(truth) > _MIN_POINTS_FOR_THREADS else 1
-    return [tree.query(points, workers=threads)[0] for tree, points in zip(trees, (pred, truth), strict=True)]
-
-
-def _scores(counts: Sequence[int], distances: Sequence[np.ndarray], assd: str) -> ClassScores:
-    pred_size, truth_size, shared = counts
-    if not pred_size or not truth_size:
-        return _scores_of_empty(pred_size > 0, truth_size > 0)
-    pooled = np.concatenate(distances)
-    scores = {
+    distances = [tree.query(points, workers=threads)[0] for tree, points in zip(trees, (pred, truth), strict=True)]
+    pooled, (pred_size, truth_size, shared) = np.concatenate(distances), counts
+    return {
         "dice": 2 * shared / (pred_size + truth_size),
         "hd95": float(np.percentile(pooled, 95)),
         "jaccard": shared / (pred_size + truth_size - shared),
         "assd": float(pooled.mean() if assd == "pooled" else np.mean([one.mean() for one in distances])),
     }
-    return ClassScores(published=scores, strict=dict(scores))
 
 
-def _scores_of_empty(predicted: bool, present: bool) -> ClassScores:
-    published = 1.0 if predicted and not present else 0.0
-    strict = 0.0 if predicted or present else math.nan
-    return ClassScores(
-        published={"dice": published, "hd95": 0.0, "jaccard": published, "assd": 0.0},
-        strict={"dice": strict, "hd95": math.nan, "jaccard": strict, "assd": math.nan},
-    )
-
-
-def _by_medpy(pred: Tensor, truth: Tensor, scale: np.ndarray, assd: str) -> ClassScores:
-    masks = pred.cpu().numpy(), truth.cpu().numpy()
-    predicted, present = (bool(mask.any()) for mask in masks)
-    if not (predicted and present):
-        return _scores_of_empty(predicted, present)
+def _by_medpy(masks: Sequence[np.ndarray], scale: np.ndarray, assd: str) -> dict[str, float]:
     directed = (binary.asd(*pair, voxelspacing=scale) for pair in (masks, masks[::-1]))
-    scores = {
+    return {
         "dice": float(binary.dc(*masks)),
         "hd95": float(binary.hd95(*masks, voxelspacing=scale)),
         "jaccard": float(binary.jc(*masks)),
         "assd": float(np.mean([*directed]) if assd == "directed" else binary.assd(*masks, voxelspacing=scale)),
     }
-    return ClassScores(published=scores, strict=dict(scores))
+
+
+def _scores_of_empty(predicted: int, present: int) -> ClassScores:
+    published = 1.0 if predicted else 0.0
+    strict = 0.0 if predicted or present else math.nan
+    return ClassScores(
+        published={"dice": published, "hd95": 0.0, "jaccard": published, "assd": 0.0},
+        strict={"dice": strict, "hd95": math.nan, "jaccard": strict, "assd": math.nan},
+    )
 
 
 def _as_tensor(values: Labels, name: str) -> Tensor:
@@ -207,8 +195,8 @@ def _as_tensor(values: Labels, name: str) -> Tensor:
         if array.dtype not in (np.bool_, np.uint8):  # torch has neither every width nor every byte order
             array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         values = torch.from_numpy(np.require(array, requirements=("C", "W")))  # nor a type for read-only arrays
-    if values.is_floating_point() and (count := int(values.isnan().sum())):
-        raise ValueError(f"the {name} holds {count} nan values; expected numbers, fix it before measuring")
+    if values.is_floating_point() and bool(values.isnan().any()):
+        raise ValueError(f"the {name} holds nan; expected numbers, fix it before measuring")
     return values.detach()
 
 
@@ -231,7 +219,6 @@ def _check_spacing(spacing: Spacing, ndim: int) -> np.ndarray:
     values = np.ones(ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
     if values.shape != (ndim,) or not np.isfinite(values).all() or (values <= 0).any():
         raise ValueError(
-            f"spacing is {spacing!r}; expected {ndim} positive numbers, the size of a voxel in mm along each axis "
-            "of the array, or None for unit spacing"
+            f"spacing is {spacing!r}; expected {ndim} positive numbers, mm along each axis of the array, or None"
         )
     return values

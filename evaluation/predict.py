@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from datasets.base import SlicedImage, Volume, Volumes
 from datasets.transforms import resize_image, resize_label
 from engine.distributed import Ranks
 from evaluation.metrics import dice_per_class
-from evaluation.sliding import check_overlap, sliding_window_logits
+from evaluation.sliding import sliding_window_logits
 from utils import release_pages, sum_heads
 
 # The feature maps of larger batches leave a CPU's caches: 24 slices at once take a fifth longer than 6 times 4.
 _MAX_BATCH_ON_CPU = 4
 
 
+@torch.inference_mode()
 def predict_volume(
     network: nn.Module,
     volume: np.ndarray | Tensor | SlicedImage,
@@ -62,11 +63,18 @@ def predict_volume(
         )
     if batch_size < 1:
         raise ValueError(f"predict_volume: batch_size is {batch_size}; expected at least 1")
-    check_overlap(overlap)
-    size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+    if overlap is not None and not 0 <= overlap < 1:
+        raise ValueError(f"predict_volume: overlap is {overlap}; expected a number from 0 to below 1, or None to zoom")
+
+    def forward(batch: Tensor) -> Tensor:
+        with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
+            return sum_heads(network(batch))
+
+    window = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+    height, width = volume.shape[-2:]
     if torch.device(device).type == "cpu":
         batch_size = min(batch_size, _MAX_BATCH_ON_CPU)
-    prediction = np.empty((volume.shape[0], *volume.shape[-2:]), np.uint8) if out is None else out
+    prediction = np.empty((volume.shape[0], height, width), np.uint8) if out is None else out
     was_training = network.training
     network.eval()
     try:
@@ -74,8 +82,14 @@ def predict_volume(
             batch = volume[first : first + batch_size]
             # The copy takes every dtype and byte order, and read-only arrays without a warning.
             images = batch if isinstance(batch, Tensor) else torch.from_numpy(np.array(batch, dtype=np.float32))
-            images = images.to(device, torch.float32)
-            labels = _predict_batch(network, images, size, batch_size, autocast, overlap)
+            images = images.to(device, torch.float32).reshape(len(batch), -1, height, width)
+            if overlap is None:
+                zoomed = resize_image(images.flatten(0, 1), window)
+                logits = forward(zoomed.unflatten(0, images.shape[:2]))
+            else:
+                logits = sliding_window_logits(forward, images, window=window, overlap=overlap, batch_size=batch_size)
+            labels = logits.max(dim=1).indices  # equal to argmax, which takes four times as long on a CPU
+            labels = resize_label(labels.to(torch.uint8), (height, width))
             prediction[first : first + batch_size] = labels.cpu().numpy()
             release_pages(prediction)
     finally:
@@ -83,37 +97,8 @@ def predict_volume(
     return prediction
 
 
-@torch.inference_mode()
-def _predict_batch(
-    network: nn.Module,
-    images: Tensor,
-    size: tuple[int, int],
-    batch_size: int,
-    autocast: torch.dtype | None,
-    overlap: float | None,
-) -> Tensor:
-    """Slices (B, H, W) or (B, C, H, W) float32 to labels (B, H, W) uint8, on their device."""
-
-    def forward(batch: Tensor) -> Tensor:
-        with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
-            return sum_heads(network(batch))
-
-    count, (height, width) = len(images), images.shape[-2:]
-    if overlap is None:
-        zoomed = resize_image(images.reshape(-1, height, width), size)
-        logits = forward(zoomed.reshape(count, -1, *size))
-    else:
-        images = images.reshape(count, -1, height, width)
-        logits = sliding_window_logits(forward, images, window=size, overlap=overlap, batch_size=batch_size)
-    labels = logits.max(dim=1).indices  # equal to argmax, which takes four times as long on a CPU
-    return resize_label(labels.to(torch.uint8), (height, width))
-
-
 def prediction_memmap(volume: Volume, folder: Path) -> np.ndarray | None:
-    """A (D, H, W) uint8 memmap of an unnamed file in `folder` for the prediction of a volume that is read by slices.
-
-    None for a volume in memory, whose prediction fits there too.
-    """
+    """A (D, H, W) uint8 memmap of an unnamed file in `folder`; None for a volume that is in memory itself."""
     if isinstance(volume.image, np.ndarray):
         return None
     shape = (volume.image.shape[0], *volume.image.shape[-2:])
@@ -126,44 +111,27 @@ def validate(
     volumes: Volumes,
     *,
     class_names: Sequence[str],
-    img_size: int | Sequence[int],
-    batch_size: int = 24,
-    device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
-    overlap: float | None = None,
     foreground: bool = False,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
     ranks: Ranks | None = None,
+    **how: Any,
 ) -> dict[str, float]:
     """Mean Dice of each class over labeled volumes and, as `dice`, the mean over the classes.
 
     A class that is absent from prediction and truth of a case is left out there (strict convention). With `foreground`
     all classes count as one of this name, as published for ACDC: a confusion of two classes is then no error.
     `progress` wraps the iterator over the cases, each of several `ranks` predicts its shard of them, and all return the
-    same scores; otherwise as `predict_volume`.
+    same scores; `how` are the keywords of `predict_volume`.
     """
     ranks = ranks or Ranks()
     class_names = ("foreground",) if foreground else class_names
-    predict = partial(
-        predict_volume,
-        network,
-        img_size=img_size,
-        batch_size=batch_size,
-        device=device,
-        autocast=autocast,
-        overlap=overlap,
-    )
     rows = {}
     for index in progress(ranks.shard(len(volumes))):
         volume = volumes[index]
-        predicted, truth = predict(volume.image), np.asarray(volume.label)
+        predicted, truth = predict_volume(network, volume.image, **how), np.asarray(volume.label)
         if foreground:
             predicted, truth = predicted.clip(max=1), truth.clip(max=1)
         rows[index] = dice_per_class(predicted, truth, len(class_names) + 1)
-    columns = np.asarray(ranks.in_order(rows)).T
-    means = {
-        name: float(np.nanmean(dice))
-        for name, dice in zip(class_names, columns, strict=True)
-        if not np.isnan(dice).all()
-    }
+    dice = dict(zip(class_names, np.asarray(ranks.in_order(rows)).T, strict=True))
+    means = {name: float(np.nanmean(cases)) for name, cases in dice.items() if not np.isnan(cases).all()}
     return {"dice": float(np.mean(list(means.values()))) if means else 0.0, **means}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +10,6 @@ from torch import Tensor
 
 # As in MONAI: the corners of a window count at least a thousandth of its center, so that no pixel is divided by 0.
 _MIN_WEIGHT = 1e-3
-
-
-def check_overlap(overlap: float | None) -> None:
-    """Raise a ValueError unless `overlap` is None (no sliding windows) or a number in [0, 1)."""
-    if overlap is not None and not (isinstance(overlap, Real) and 0 <= overlap < 1):
-        raise ValueError(
-            f"overlap is {overlap!r}; expected a number from 0 to below 1, such as 0.5, or None to zoom each slice"
-        )
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -54,8 +45,9 @@ def sliding_window_logits(
         (B, K, H, W) float32, or in the dtype of `forward` where there is one window.
     """
     height, width = images.shape[2:]
-    (top, bottom), (left, right) = (_padding(*sides) for sides in zip((height, width), window, strict=True))
-    images = F.pad(images, (left, right, top, bottom))
+    down, across = max(window[0] - height, 0), max(window[1] - width, 0)
+    top, left = down // 2, across // 2
+    images = F.pad(images, (left, across - left, top, down - top))
     inside = (..., slice(top, top + height), slice(left, left + width))
     rows, columns = (window_starts(*sides, overlap) for sides in zip(images.shape[2:], window, strict=True))
     places = [(..., slice(y, y + window[0]), slice(x, x + window[1])) for y in rows for x in columns]
@@ -73,9 +65,3 @@ def sliding_window_logits(
             total[place] += one * weights
             total_weight[place] += weights
     return total.div_(total_weight)[inside]
-
-
-def _padding(length: int, window: int) -> tuple[int, int]:
-    """Zeros before and after an axis that is shorter than the window."""
-    missing = max(window - length, 0)
-    return missing // 2, missing - missing // 2

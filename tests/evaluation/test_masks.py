@@ -125,7 +125,7 @@ def test_classes_are_written_as_the_labels_had_them(tmp_path, values):
     written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
     for label, value in enumerate(values):
         np.testing.assert_array_equal(written == value, mask == label)
-    with pytest.raises(ValueError, match="256.*expected 0..255"):
+    with pytest.raises(ValueError, match="256.*0..255"):
         write_mask(tmp_path / "other.nii.gz", mask, None, (0, 1, 256))
 
 
@@ -138,18 +138,15 @@ def test_equal_masks_make_equal_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "mask", "error"),
+    ("name", "error"),
     [
-        ("mask.nii.gz", np.zeros((2, 2), np.uint8), ValueError),
-        ("mask.nii.gz", np.zeros((2, 2, 2), np.int64), ValueError),
-        ("mask.png", np.zeros((2, 2, 2), np.uint8), ValueError),
-        (os.fsdecode(b"\xff.nii"), np.zeros((2, 2, 2), np.uint8), ValueError),  # SimpleITK would end the process
-        ("nowhere/mask.nii.gz", np.zeros((2, 2, 2), np.uint8), OSError),
+        (os.fsdecode(b"\xff.nii"), ValueError),  # SimpleITK would end the process
+        ("nowhere/mask.nii.gz", OSError),
     ],
 )
-def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, name, mask, error):
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, name, error):
     with pytest.raises(error) as caught:
-        write_mask(tmp_path / name, mask, None)
+        write_mask(tmp_path / name, np.zeros((2, 2, 2), np.uint8), None)
     assert len(str(caught.value).splitlines()) == 1 and str(tmp_path) in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -209,10 +206,8 @@ def test_a_tiff_keeps_its_resolution(tmp_path: Path, compression: str | None) ->
 
 
 def test_an_image_mask_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"256.*expected 0\.\.255 \(DATA.LABEL_VALUES\)"):
+    with pytest.raises(ValueError, match=r"DATA.LABEL_VALUES is \[0, 1, 256\]; a mask holds 0\.\.255"):
         write_image_mask(tmp_path / "a", classes(), (0, 1, 256), None)
-    with pytest.raises(ValueError, match=r"\(1, 7, 5\) of uint8; expected \(H, W\)"):
-        write_image_mask(tmp_path / "a", classes()[None], (0, 1, 2), None)
     with pytest.raises(OSError, match=r"nowhere.a\.png"):
         write_image_mask(tmp_path / "nowhere/a", classes(), (0, 1, 2), None)
     assert list(tmp_path.iterdir()) == []

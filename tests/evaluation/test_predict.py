@@ -165,9 +165,10 @@ def test_a_slice_of_the_network_s_size_is_the_plain_argmax(network: nn.Module, o
     np.testing.assert_array_equal(predict_volume(network, volume, img_size=(16, 24), overlap=overlap), expected)
 
 
-def test_wrong_overlap() -> None:
-    with pytest.raises(ValueError, match="overlap is 1.0; expected a number from 0 to below 1"):
-        predict_volume(Bands(), np.zeros((1, 4, 4), np.float32), img_size=4, overlap=1.0)
+@pytest.mark.parametrize("overlap", [1.0, -0.1, float("nan")])
+def test_wrong_overlap(overlap: float) -> None:
+    with pytest.raises(ValueError, match="overlap is .*; expected a number from 0 to below 1"):
+        predict_volume(Bands(), np.zeros((1, 4, 4), np.float32), img_size=4, overlap=overlap)
 
 
 def test_validate_slides() -> None:

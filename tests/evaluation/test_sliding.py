@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation.sliding import check_overlap, gaussian_weights, sliding_window_logits, window_starts
+from evaluation.sliding import gaussian_weights, sliding_window_logits, window_starts
 
 # Images larger than the window, non-square and odd ones, of its size, smaller on one side and on both.
 SHAPES = [(20, 20), (17, 31), (8, 6), (8, 21), (5, 23), (3, 4), (9, 7)]
@@ -123,14 +123,3 @@ def test_weights() -> None:
     assert weights.min() == pytest.approx(1e-3)
     assert weights[4, 8 + 2].item() == pytest.approx(math.exp(-(2**2) / (2 * (17 / 8) ** 2)))
     assert torch.equal(weights, weights.flip(0)) and torch.equal(weights, weights.flip(1))
-
-
-@pytest.mark.parametrize("overlap", [None, 0, 0.5, np.float32(0.5)])
-def test_overlaps(overlap: float | None) -> None:
-    check_overlap(overlap)
-
-
-@pytest.mark.parametrize("overlap", [1, -0.1, math.nan, "0.5", (0.5, 0.5)])
-def test_wrong_overlaps(overlap: object) -> None:
-    with pytest.raises(ValueError, match="expected a number from 0 to below 1"):
-        check_overlap(overlap)
