@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import conv_bn_relu, named, run
+from networks.layers import Checkpointed, conv_bn_relu, named
 
 
 def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -64,18 +64,16 @@ class SpatialAttention(nn.Module):
         return x * torch.sigmoid(self.conv1(torch.cat([mean, largest], dim=1)))
 
 
-class CascadeDecoder(nn.Module):
+class CascadeDecoder(Checkpointed):
     """Attention gates on the skips, then channel and spatial attention and convolutions (CAM) at four resolutions.
 
     Args:
         channels: of the encoder's maps, coarse to fine; those of the decoder's maps are the same.
-        use_checkpoint: recompute each part in the backward pass.
     """
 
-    def __init__(self, channels: Sequence[int], *, use_checkpoint: bool) -> None:
+    def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
         c4, c3, c2, c1 = channels
-        self.use_checkpoint = use_checkpoint
         self.Conv_1x1 = nn.Conv2d(c4, c4, kernel_size=1)
         self.ConvBlock4 = conv_block(c4, c4)
         self.Up3 = up_conv(c4, c3)
@@ -102,12 +100,12 @@ class CascadeDecoder(nn.Module):
             (self.Up1, self.AG1, self.CA1, self.ConvBlock1),
         )
         for (up, gate, attention, block), skip in zip(levels, skips, strict=True):
-            x = run(up, maps[-1], recompute=self.use_checkpoint)
-            skip = run(gate, x, skip, recompute=self.use_checkpoint)
+            x = self.run(up, maps[-1])
+            skip = self.run(gate, x, skip)
             maps.append(self._attend(torch.cat([skip, x], dim=1), attention, block))
         return maps
 
     def _attend(self, x: Tensor, channel_attention: nn.Module, block: nn.Module) -> Tensor:
         for part in (channel_attention, self.SA, block):
-            x = run(part, x, recompute=self.use_checkpoint)
+            x = self.run(part, x)
         return x

@@ -15,7 +15,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.layers import init_linear, run
+from networks.layers import Checkpointed, init_linear
 from networks.options import check_divides, check_multiple, check_positive, check_rates, check_stages
 from networks.pretrained import ImageNetStart
 from selfreg import TapSpec
@@ -83,7 +83,7 @@ def _window_index(length: int, window: int, shift: int, device: torch.device | N
     return torch.where(position < length, (position - shift) // window, length)
 
 
-class Stage(nn.Module):
+class Stage(Checkpointed):
     """The blocks of one resolution, then the change to the next one, where there is one."""
 
     def __init__(
@@ -92,16 +92,14 @@ class Stage(nn.Module):
         downsample: nn.Module | None = None,
         *,
         upsample: nn.Module | None = None,
-        use_checkpoint: bool,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample, self.upsample = downsample, upsample
-        self.use_checkpoint = use_checkpoint
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = run(block, x, recompute=self.use_checkpoint)
+            x = self.run(block, x)
         rescale = self.downsample or self.upsample
         return x if rescale is None else rescale(x)
 
@@ -137,7 +135,6 @@ class SwinTransformerSys(nn.Module):
         img_size: tuple[int, int],
         patch_size: int,
         depths: Sequence[int],
-        use_checkpoint: bool,
         embed_dim: int = 96,
         num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: int = 7,
@@ -169,13 +166,13 @@ class SwinTransformerSys(nn.Module):
         self.layers = nn.ModuleList()
         for i in range(stages):
             parts = blocks(i), PatchMerging(dims[i]) if i < stages - 1 else None
-            self.layers.append(Stage(*parts, use_checkpoint=use_checkpoint))
+            self.layers.append(Stage(*parts))
         # The published decoder takes its depths from DEPTHS too; DECODER_DEPTHS of its yaml is read by nothing.
         self.layers_up = nn.ModuleList([PatchExpand(dims[-1], scale=2, width=2)])
         self.concat_back_dim = nn.ModuleList([nn.Identity()])
         for i in reversed(range(stages - 1)):
             upsample = PatchExpand(dims[i], scale=2, width=2) if i > 0 else None
-            self.layers_up.append(Stage(blocks(i), upsample=upsample, use_checkpoint=use_checkpoint))
+            self.layers_up.append(Stage(blocks(i), upsample=upsample))
             self.concat_back_dim.append(nn.Linear(2 * dims[i], dims[i]))
         self.norm = nn.LayerNorm(dims[-1])
         self.norm_up = nn.LayerNorm(embed_dim)
@@ -221,7 +218,6 @@ class SwinUnet(Network):
         in_channels: int = 1,
         depths: Sequence[int] = (2, 2, 2, 2),
         patch_size: int = 4,
-        use_checkpoint: bool = False,
         **options: Any,
     ) -> None:
         check_multiple(self.name, patch_size=patch_size, depths=depths)
@@ -235,7 +231,6 @@ class SwinUnet(Network):
             img_size=self.padded_size,
             patch_size=patch_size,
             depths=depths,
-            use_checkpoint=use_checkpoint,
             **options,
         )
 
