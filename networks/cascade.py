@@ -76,12 +76,7 @@ class PVTCascade(_Cascade):
     any_size = True
 
     def __init__(
-        self,
-        *,
-        num_classes: int,
-        img_size: int | Sequence[int] = 224,
-        in_channels: int = 1,
-        **options: Any,
+        self, *, num_classes: int, img_size: int | Sequence[int] = 224, in_channels: int = 1, **options: Any
     ) -> None:
         super().__init__(img_size, in_channels, stride=pvt_v2.STRIDE)
         self.backbone = PVTv2(**options)
@@ -96,8 +91,7 @@ class PVTCascade(_Cascade):
         # Deeper ones (B3 to B5) have all of our names and shapes, but their later blocks would be left out.
         if "patch_embed1.proj.weight" not in state or not sources.keys() <= self.state_dict().keys():
             return None
-        tensors = {name: state[key] for name, key in sources.items()}
-        return ImageNetStart(tensors, sources, required=("backbone.",))
+        return ImageNetStart(sources, required=("backbone.",))
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         *skips, bottom = self.backbone(x)

@@ -154,8 +154,7 @@ class HiFormer(Network):
                 return None  # a whole Swin-UNet
         else:
             return None
-        tensors = {name: state[key] for name, key in sources.items()}
-        return ImageNetStart(tensors, sources, required=tuple(f"{_PYRAMID}{part}." for part in required))
+        return ImageNetStart(sources, required=tuple(f"{_PYRAMID}{part}." for part in required))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size

@@ -98,13 +98,7 @@ class All2Cross(Checkpointed):
     """
 
     def __init__(
-        self,
-        pyramid: Pyramid,
-        *,
-        size: tuple[int, int],
-        dims: tuple[int, int],
-        use_fusion: bool,
-        **fusion: Any,
+        self, pyramid: Pyramid, *, size: tuple[int, int], dims: tuple[int, int], use_fusion: bool, **fusion: Any
     ) -> None:
         super().__init__()
         self.use_fusion = use_fusion

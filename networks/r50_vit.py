@@ -234,7 +234,7 @@ class R50ViT(nn.Module):
         positions = tensors[prefix + self.positions]
         resized = resize_positions(positions, self.grid)
         tensors[prefix + self.positions] = resized
-        return ImageNetStart(tensors, sources, required=(prefix,), resized=int(resized is not positions))
+        return ImageNetStart(sources, (prefix,), tensors, resized=int(resized is not positions))
 
 
 # Names in Google's R50+ViT-B_16.npz, and ours.

@@ -87,11 +87,7 @@ class Stage(Checkpointed):
     """The blocks of one resolution, then the change to the next one, where there is one."""
 
     def __init__(
-        self,
-        blocks: Sequence[nn.Module],
-        downsample: nn.Module | None = None,
-        *,
-        upsample: nn.Module | None = None,
+        self, blocks: Sequence[nn.Module], downsample: nn.Module | None = None, *, upsample: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -105,13 +101,7 @@ class Stage(Checkpointed):
 
 
 def swin_blocks(
-    dim: int,
-    size: tuple[int, int],
-    stride: int,
-    num_heads: int,
-    path_rates: Tensor,
-    window_size: int,
-    **options: Any,
+    dim: int, size: tuple[int, int], stride: int, num_heads: int, path_rates: Tensor, window_size: int, **options: Any
 ) -> list[Block]:
     """The blocks of a stage on images of a size, every second one shifted; `path_rates` are of stochastic depth.
 
@@ -256,8 +246,7 @@ class SwinUnet(Network):
             if re.match(r"layers\.\d+\.", key):
                 _, i, rest = key.split(".", 2)
                 sources[f"swin_unet.layers_up.{max(stages) - int(i)}.{rest}"] = key
-        tensors = {name: state[key] for name, key in sources.items()}
-        return ImageNetStart(tensors, sources, required=("swin_unet.patch_embed.", "swin_unet.layers."))
+        return ImageNetStart(sources, required=("swin_unet.patch_embed.", "swin_unet.layers."))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size

@@ -36,11 +36,7 @@ class Decoder(Checkpointed):
     """Cascaded upsampler: the map at /16 and the skips at /8, /4 and /2 to the final map at full size."""
 
     def __init__(
-        self,
-        in_channels: int,
-        head_channels: int,
-        skip_channels: Sequence[int],
-        channels: Sequence[int],
+        self, in_channels: int, head_channels: int, skip_channels: Sequence[int], channels: Sequence[int]
     ) -> None:
         super().__init__()
         self.conv_more = conv_bn_relu(in_channels, head_channels)
