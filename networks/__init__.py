@@ -10,6 +10,7 @@ from typing import Any
 from networks.base import Network
 from networks.cascade import PVTCascade, TransCascade
 from networks.hiformer import HiFormerB, HiFormerL, HiFormerS
+from networks.layers import Checkpointed
 from networks.pretrained import find_weights, load_weights
 from networks.swin_unet import SwinUnet
 from networks.transunet import TransUNet
@@ -36,7 +37,13 @@ def list_options(name: str) -> dict[str, object]:
 
 
 def build_network(
-    name: str, *, num_classes: int, img_size: int | Sequence[int] = 224, in_channels: int = 1, **options: object
+    name: str,
+    *,
+    num_classes: int,
+    img_size: int | Sequence[int] = 224,
+    in_channels: int = 1,
+    use_checkpoint: bool = False,
+    **options: object,
 ) -> Network:
     """Build a network with random weights: (B, C, H, W) to logits (B, num_classes, H, W) in train and eval mode.
 
@@ -47,8 +54,8 @@ def build_network(
         num_classes: K, background included.
         img_size: side or (H, W) in pixels.
         in_channels: channels of the images, 1 or 3; in the U-Net any number.
-        options: see `list_options` and the classes of the networks. `use_checkpoint`, which all have, recomputes
-            activations in the backward pass, which saves memory and costs time.
+        use_checkpoint: recompute activations in the backward pass, which saves memory and costs time.
+        options: see `list_options`, and the classes of the networks for what they mean.
 
     Raises:
         ValueError: an unknown name or option (the closest one is named), or values that the network refuses.
@@ -63,4 +70,8 @@ def build_network(
             close = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
             raise ValueError(f"{name}: unknown option {option!r}; {hint}")
-    return _NETWORKS[name](num_classes=num_classes, img_size=img_size, in_channels=in_channels, **options)
+    network = _NETWORKS[name](num_classes=num_classes, img_size=img_size, in_channels=in_channels, **options)
+    for module in network.modules():
+        if isinstance(module, Checkpointed):
+            module.use_checkpoint = use_checkpoint
+    return network

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
+from networks.layers import Checkpointed
 from networks.pretrained import ImageNetStart, resize_bias_table, resize_positions
 from selfreg import TapSpec
 
 
-class Network(nn.Module):
+class Network(Checkpointed):
     """A segmentation network: images (B, C, H, W) to logits (B, K, H, W), or to a tuple of the logits of several heads.
 
     Images are padded to multiples of `stride`. `channels` are the numbers of channels that it takes, for a stem of RGB

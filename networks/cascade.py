@@ -76,18 +76,12 @@ class PVTCascade(_Cascade):
     any_size = True
 
     def __init__(
-        self,
-        *,
-        num_classes: int,
-        img_size: int | Sequence[int] = 224,
-        in_channels: int = 1,
-        use_checkpoint: bool = False,
-        **options: Any,
+        self, *, num_classes: int, img_size: int | Sequence[int] = 224, in_channels: int = 1, **options: Any
     ) -> None:
         super().__init__(img_size, in_channels, stride=pvt_v2.STRIDE)
-        self.backbone = PVTv2(use_checkpoint=use_checkpoint, **options)
+        self.backbone = PVTv2(**options)
         channels = self.backbone.embed_dims[::-1]
-        self.decoder = CascadeDecoder(channels, use_checkpoint=use_checkpoint)
+        self.decoder = CascadeDecoder(channels)
         for i, width in enumerate(channels, start=1):
             self.add_module(f"out_head{i}", nn.Conv2d(width, num_classes, kernel_size=1))
 
@@ -97,8 +91,7 @@ class PVTCascade(_Cascade):
         # Deeper ones (B3 to B5) have all of our names and shapes, but their later blocks would be left out.
         if "patch_embed1.proj.weight" not in state or not sources.keys() <= self.state_dict().keys():
             return None
-        tensors = {name: state[key] for name, key in sources.items()}
-        return ImageNetStart(tensors, sources, required=("backbone.",))
+        return ImageNetStart(sources, required=("backbone.",))
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         *skips, bottom = self.backbone(x)
@@ -138,13 +131,12 @@ class TransCascade(_Cascade):
         img_size: int | Sequence[int] = 224,
         in_channels: int = 1,
         recreate_embeddings: bool = False,
-        use_checkpoint: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(img_size, in_channels, stride=r50_vit.STRIDE)
         self.recreate_embeddings = recreate_embeddings
-        self.transformer = R50ViT(size=self.padded_size, use_checkpoint=use_checkpoint, **options)
-        self.decoder = CascadeDecoder(self.transformer.channels, use_checkpoint=use_checkpoint)
+        self.transformer = R50ViT(size=self.padded_size, **options)
+        self.decoder = CascadeDecoder(self.transformer.channels)
         for i, width in enumerate(self.transformer.channels, start=1):
             self.add_module(f"segmentation_head{i}", nn.Sequential(nn.Conv2d(width, num_classes, kernel_size=1)))
         self.position_grids = {f"transformer.{R50ViT.positions}": self.transformer.grid}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import conv_bn_relu, named, run
+from networks.layers import Checkpointed, conv_bn_relu, named
 
 
 def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -64,50 +64,36 @@ class SpatialAttention(nn.Module):
         return x * torch.sigmoid(self.conv1(torch.cat([mean, largest], dim=1)))
 
 
-class CascadeDecoder(nn.Module):
+class CascadeDecoder(Checkpointed):
     """Attention gates on the skips, then channel and spatial attention and convolutions (CAM) at four resolutions.
 
     Args:
         channels: of the encoder's maps, coarse to fine; those of the decoder's maps are the same.
-        use_checkpoint: recompute each part in the backward pass.
     """
 
-    def __init__(self, channels: Sequence[int], *, use_checkpoint: bool) -> None:
+    def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
         c4, c3, c2, c1 = channels
-        self.use_checkpoint = use_checkpoint
         self.Conv_1x1 = nn.Conv2d(c4, c4, kernel_size=1)
         self.ConvBlock4 = conv_block(c4, c4)
-        self.Up3 = up_conv(c4, c3)
-        self.AG3 = AttentionGate(c3, c2)
-        self.ConvBlock3 = conv_block(2 * c3, c3)
-        self.Up2 = up_conv(c3, c2)
-        self.AG2 = AttentionGate(c2, c1)
-        self.ConvBlock2 = conv_block(2 * c2, c2)
-        self.Up1 = up_conv(c2, c1)
-        self.AG1 = AttentionGate(c1, c1 // 2)
-        self.ConvBlock1 = conv_block(2 * c1, c1)
-        self.CA4 = ChannelAttention(c4)
-        self.CA3 = ChannelAttention(2 * c3)
-        self.CA2 = ChannelAttention(2 * c2)
-        self.CA1 = ChannelAttention(2 * c1)
+        for i, (coarser, width, finer) in zip((3, 2, 1), ((c4, c3, c2), (c3, c2, c1), (c2, c1, c1 // 2)), strict=True):
+            self.add_module(f"Up{i}", up_conv(coarser, width))
+            self.add_module(f"AG{i}", AttentionGate(width, finer))
+            self.add_module(f"ConvBlock{i}", conv_block(2 * width, width))
+        for i, width in zip((4, 3, 2, 1), (c4, 2 * c3, 2 * c2, 2 * c1), strict=True):
+            self.add_module(f"CA{i}", ChannelAttention(width))
         self.SA = SpatialAttention()  # one for all resolutions
 
     def forward(self, x: Tensor, skips: Sequence[Tensor]) -> list[Tensor]:
         """The coarsest map and the skips, coarse to fine, to four maps, coarse to fine."""
-        maps = [self._attend(self.Conv_1x1(x), self.CA4, self.ConvBlock4)]
-        levels = (
-            (self.Up3, self.AG3, self.CA3, self.ConvBlock3),
-            (self.Up2, self.AG2, self.CA2, self.ConvBlock2),
-            (self.Up1, self.AG1, self.CA1, self.ConvBlock1),
-        )
-        for (up, gate, attention, block), skip in zip(levels, skips, strict=True):
-            x = run(up, maps[-1], recompute=self.use_checkpoint)
-            skip = run(gate, x, skip, recompute=self.use_checkpoint)
-            maps.append(self._attend(torch.cat([skip, x], dim=1), attention, block))
+        maps = [self._attend(self.Conv_1x1(x), 4)]
+        for i, skip in zip((3, 2, 1), skips, strict=True):
+            x = self.run(self.get_submodule(f"Up{i}"), maps[-1])
+            skip = self.run(self.get_submodule(f"AG{i}"), x, skip)
+            maps.append(self._attend(torch.cat([skip, x], dim=1), i))
         return maps
 
-    def _attend(self, x: Tensor, channel_attention: nn.Module, block: nn.Module) -> Tensor:
-        for part in (channel_attention, self.SA, block):
-            x = run(part, x, recompute=self.use_checkpoint)
+    def _attend(self, x: Tensor, i: int) -> Tensor:
+        for part in (self.get_submodule(f"CA{i}"), self.SA, self.get_submodule(f"ConvBlock{i}")):
+            x = self.run(part, x)
         return x

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from networks.base import Network
 from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Pyramid
-from networks.layers import run
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 from networks.pretrained import ImageNetStart
 from networks.swin_unet import Stage, swin_blocks
@@ -88,7 +87,6 @@ class HiFormer(Network):
         decoder_width: int = 128,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        use_checkpoint: bool = False,
     ) -> None:
         super().__init__(img_size, in_channels, stride=STRIDES[-1])
         check_stages(self.name, 3, swin_depths=swin_depths, num_heads=num_heads, cnn_depths=cnn_depths)
@@ -101,14 +99,13 @@ class HiFormer(Network):
         check_divides(self.name, "num_heads", num_heads, "embed_dim", dims)
         check_divides(self.name, "fusion_heads", fusion_heads, "embed_dim", ends)
         check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        self.use_checkpoint = use_checkpoint
         self.has_unused_parameters = not use_fusion
         depths = list(swin_depths)
         path_rates = torch.linspace(0, drop_path_rate, max(_SWIN_T_BLOCKS, sum(depths)))[: sum(depths)].split(depths)
         # Always partitioned: the relative position bias fits at any image size.
         options: dict[str, Any] = {"window_size": window_size, "always_partition": True, "proj_drop": drop_rate}
         stages = [
-            Stage(swin_blocks(dim, self.padded_size, *stage, **options), use_checkpoint=use_checkpoint)
+            Stage(swin_blocks(dim, self.padded_size, *stage, **options))
             for dim, *stage in zip(dims, STRIDES, num_heads, path_rates, strict=True)
         ]
         pyramid = Pyramid(
@@ -117,14 +114,12 @@ class HiFormer(Network):
             cnn_width=cnn_width,
             cnn_depths=cnn_depths,
             dims=dims,
-            use_checkpoint=use_checkpoint,
         )
         self.All2Cross = All2Cross(
             pyramid,
             size=self.padded_size,
             dims=ends,
             use_fusion=use_fusion,
-            use_checkpoint=use_checkpoint,
             depth=(*self.fusion_depths, 0),  # a single cross attention
             num_heads=fusion_heads,
             mlp_ratio=(self.fusion_mlp_ratio, self.fusion_mlp_ratio),
@@ -159,14 +154,13 @@ class HiFormer(Network):
                 return None  # a whole Swin-UNet
         else:
             return None
-        tensors = {name: state[key] for name, key in sources.items()}
-        return ImageNetStart(tensors, sources, required=tuple(f"{_PYRAMID}{part}." for part in required))
+        return ImageNetStart(sources, required=tuple(f"{_PYRAMID}{part}." for part in required))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
         fine, coarse = self.All2Cross(self.pad(x).expand(-1, 3, -1, -1))
-        coarse = run(self.ConvUp_s, coarse, recompute=self.use_checkpoint)
-        fine = run(self.ConvUp_l, fine, recompute=self.use_checkpoint)
+        coarse = self.run(self.ConvUp_s, coarse)
+        fine = self.run(self.ConvUp_l, fine)
         return self.segmentation_head(self.conv_pred(self.merge(coarse + fine)))[:, :, :height, :width]
 
 

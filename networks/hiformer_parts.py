@@ -13,7 +13,7 @@ from timm.models.crossvit import MultiScaleBlock
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from networks.layers import init_conv, init_linear, run
+from networks.layers import Checkpointed, init_conv, init_linear
 from networks.swin_unet import PatchMerging
 
 STRIDES = (4, 8, 16)  # of the three levels
@@ -35,7 +35,7 @@ def resnet_stage(
     return nn.Sequential(first, *(block(out_channels, width) for _ in range(depth - 1)))
 
 
-class Pyramid(nn.Module):
+class Pyramid(Checkpointed):
     """A ResNet and Swin stages side by side: (B, 3, H, W) to the maps of the first and the last level.
 
     At each of the strides 4, 8 and 16 the CNN's map, brought to the transformer's width, is added to the tokens. The
@@ -50,10 +50,8 @@ class Pyramid(nn.Module):
         cnn_width: int,
         cnn_depths: Sequence[int],
         dims: Sequence[int],
-        use_checkpoint: bool,
     ) -> None:
         super().__init__()
-        self.use_checkpoint = use_checkpoint
         widths = [cnn_width * 2**i for i in range(3)]
         channels = [cnn_width] + [width * block.expansion for width in widths]
         # Of Swin-T; the CNN replaces its patch embedding.
@@ -81,18 +79,18 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         stages = [*self.swin_transformer["layers"].children()]
-        x = run(self.resnet_layers[:3], x, recompute=self.use_checkpoint)
-        x = run(self.resnet_layers[3:5], x, recompute=self.use_checkpoint)
+        x = self.run(self.resnet_layers[:3], x)
+        x = self.run(self.resnet_layers[3:5], x)
         tokens = self.p1_ch(x).movedim(1, -1)
         fine = self.level_1(tokens + stages[0](tokens))
-        x = run(self.p2, x, recompute=self.use_checkpoint)
+        x = self.run(self.p2, x)
         middle = self.level_2(self.p2_ch(x).movedim(1, -1) + stages[1](self.p1_pm(fine.movedim(1, -1))))
-        x = run(self.p3, x, recompute=self.use_checkpoint)
+        x = self.run(self.p3, x)
         coarse = self.level_3(self.p3_ch(x).movedim(1, -1) + stages[2](self.p2_pm(middle.movedim(1, -1))))
         return fine, coarse
 
 
-class All2Cross(nn.Module):
+class All2Cross(Checkpointed):
     """The pyramid and the double-level fusion (DLF): (B, 3, H, W) to the maps of stride 4 and of stride 16.
 
     Position embeddings are added to each level and it is normalized; with `use_fusion` both levels go through DLF
@@ -100,17 +98,10 @@ class All2Cross(nn.Module):
     """
 
     def __init__(
-        self,
-        pyramid: Pyramid,
-        *,
-        size: tuple[int, int],
-        dims: tuple[int, int],
-        use_fusion: bool,
-        use_checkpoint: bool,
-        **fusion: Any,
+        self, pyramid: Pyramid, *, size: tuple[int, int], dims: tuple[int, int], use_fusion: bool, **fusion: Any
     ) -> None:
         super().__init__()
-        self.use_fusion, self.use_checkpoint = use_fusion, use_checkpoint
+        self.use_fusion = use_fusion
         self.grids = [(size[0] // stride, size[1] // stride) for stride in (STRIDES[0], STRIDES[-1])]
         self.pyramid = pyramid
         self.pos_embed = nn.ParameterList(
@@ -142,7 +133,7 @@ class All2Cross(nn.Module):
             for summary, level, position in zip(summaries, levels, self.pos_embed, strict=True)
         ]
         for block in self.blocks:
-            tokens = run(block, tokens, recompute=self.use_checkpoint)
+            tokens = self.run(block, tokens)
         return [level[:, 1:] + level[:, :1] for level in tokens]
 
 

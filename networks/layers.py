@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any
 
 import torch
 from timm.layers import Mlp as TimmMlp
 from timm.layers import trunc_normal_
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
-Output = TypeVar("Output")
 
 
 class Mlp(TimmMlp):
@@ -62,24 +61,26 @@ def init_conv(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def run(module: Callable[..., Output], *inputs: object, recompute: bool) -> Output:
-    """Call a module; with `recompute`, by gradient checkpointing: its inputs alone are kept for the backward pass.
+class Checkpointed(nn.Module):
+    """A module that can recompute its parts in the backward pass, which saves memory and costs time."""
 
-    The second pass does not update the statistics of batch norm. Within a graph of torch.compile that cannot be
-    had, so modules with batch norm are not recomputed there.
-    """
-    if not (recompute and torch.is_grad_enabled()):
-        return module(*inputs)
-    parts = module.modules() if isinstance(module, nn.Module) else ()
-    norms = [
-        (m, m.num_batches_tracked) for m in parts if isinstance(m, BatchNorm) and m.num_batches_tracked is not None
-    ]
-    if not norms:
-        return checkpoint(module, *inputs, use_reentrant=False)
-    if torch.compiler.is_compiling():
-        return module(*inputs)
-    contexts = nullcontext(), _FrozenStatistics(norms)
-    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
+    use_checkpoint = False  # set by `build_network`
+
+    def run(self, part: nn.Module, *inputs: object) -> Any:
+        """Call a part; with `use_checkpoint` its inputs alone are kept for the backward pass.
+
+        The second pass does not update the statistics of batch norm. Within a graph of torch.compile that cannot be
+        had, so parts with batch norm are not recomputed there.
+        """
+        if not (self.use_checkpoint and torch.is_grad_enabled()):
+            return part(*inputs)
+        norms = [m for m in part.modules() if isinstance(m, BatchNorm)]
+        if not norms:
+            return checkpoint(part, *inputs, use_reentrant=False)
+        if torch.compiler.is_compiling():
+            return part(*inputs)
+        contexts = nullcontext(), _FrozenStatistics(norms)
+        return checkpoint(part, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
 
 class _FrozenStatistics:
@@ -88,15 +89,15 @@ class _FrozenStatistics:
     It may be entered several times: every backward pass through a retained graph recomputes.
     """
 
-    def __init__(self, norms: Sequence[tuple[BatchNorm, Tensor]]) -> None:
+    def __init__(self, norms: Sequence[Any]) -> None:
         self.norms = norms
 
     def __enter__(self) -> None:
-        self.before = [(norm.momentum, count.clone()) for norm, count in self.norms]
-        for norm, _ in self.norms:
+        self.before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
+        for norm in self.norms:
             norm.momentum = 0.0
 
     def __exit__(self, *error: object) -> None:
-        for (norm, count), (momentum, value) in zip(self.norms, self.before, strict=True):
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
             norm.momentum = momentum
-            count.copy_(value)
+            norm.num_batches_tracked.copy_(count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,11 +25,11 @@ _MIN_COVERAGE = 0.9  # of the network's floats
 
 @dataclass(frozen=True)
 class ImageNetStart:
-    """An ImageNet classifier's tensors for a network, by the network's names and in its layout."""
+    """What a network takes of an ImageNet classifier."""
 
-    tensors: Mapping[str, Tensor]
-    sources: Mapping[str, str]  # the file's name of each
+    sources: Mapping[str, str]  # the file's names by the network's
     required: tuple[str, ...]  # prefixes of what must all be there and fit; of the others, what fits is loaded
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # those that the file has in another layout
     resized: int = 0  # how many position embeddings were interpolated
 
 
@@ -80,9 +80,8 @@ def load_weights(
     own = network.state_dict()
     head = getattr(network, "head_prefix", ())  # no key starts with one of no prefixes
     start: ImageNetStart | None = getattr(network, "from_imagenet", lambda state: None)(state)
-    sources = _own_names(state, own) if start is None else start.sources
-    given = {name: state[key] for name, key in sources.items()} if start is None else start.tensors
-    given = {name: tensor for name, tensor in given.items() if name in own}
+    sources, converted = (start.sources, start.tensors) if start else (_own_names(state, own), {})
+    given = {name: converted.get(name, state[key]) for name, key in sources.items() if name in own}
     wanted: dict[str, Tensor] = getattr(network, "fit_positions", dict)(given)
     resized = sum(wanted[k].shape != v.shape for k, v in given.items()) + (start.resized if start else 0)
     if start:

@@ -9,7 +9,7 @@ from einops import rearrange
 from timm.models.pvt_v2 import Block, OverlapPatchEmbed
 from torch import Tensor, nn
 
-from networks.layers import init_conv, init_linear, named, run
+from networks.layers import Checkpointed, init_conv, init_linear, named
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 
 STRIDE = 32  # of the coarsest map
@@ -24,11 +24,10 @@ class NormToMap(nn.LayerNorm):
         return rearrange(super().forward(input), "b h w c -> b c h w").contiguous()
 
 
-class PVTv2(nn.Module):
+class PVTv2(Checkpointed):
     """PVTv2: (B, 3, H, W) to four maps, fine to coarse, (B, C_i, H/s, W/s) at s = 4, 8, 16, 32.
 
     Args:
-        use_checkpoint: recompute blocks in the backward pass.
         embed_dims, depths, num_heads, mlp_ratios: width, blocks, heads and hidden width of each of the four stages.
         drop_rate, attn_drop_rate: dropout of projections and of attention weights.
         drop_path_rate: stochastic depth, rising linearly over the blocks.
@@ -42,7 +41,6 @@ class PVTv2(nn.Module):
     def __init__(
         self,
         *,
-        use_checkpoint: bool = False,
         embed_dims: Sequence[int] = (64, 128, 320, 512),
         depths: Sequence[int] = (3, 4, 6, 3),
         num_heads: Sequence[int] = (1, 2, 5, 8),
@@ -57,7 +55,7 @@ class PVTv2(nn.Module):
         check_multiple("pvt_v2", 2, embed_dims=embed_dims)
         check_divides("pvt_v2", "num_heads", num_heads, "embed_dims", embed_dims)
         check_rates("pvt_v2", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.embed_dims, self.use_checkpoint = embed_dims, use_checkpoint
+        self.embed_dims = embed_dims
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
         # All patch embeddings stand before all blocks, in the order of the published names.
         for i, dim in enumerate(embed_dims):
@@ -92,7 +90,7 @@ class PVTv2(nn.Module):
             size = tuple(x.shape[1:3])
             x = x.flatten(1, 2)
             for block in getattr(self, f"block{stage}"):
-                x = run(block, x, size, recompute=self.use_checkpoint)
+                x = self.run(block, x, size)
             x = getattr(self, f"norm{stage}")(x.unflatten(1, size))
             maps.append(x)
         return maps

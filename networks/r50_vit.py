@@ -14,7 +14,7 @@ from timm.layers import StdConv2d
 from torch import Tensor, nn
 
 from networks.base import pad_to
-from networks.layers import Mlp, named, run
+from networks.layers import Checkpointed, Mlp, named
 from networks.options import check_divides, check_multiple, check_rates, check_stages
 from networks.pretrained import ImageNetStart, resize_positions
 
@@ -52,12 +52,11 @@ class Bottleneck(nn.Module):
         return self.relu(shortcut + self.gn3(self.conv3(x)))
 
 
-class ResNetV2(nn.Module):
+class ResNetV2(Checkpointed):
     """ResNet-50 without its last stage: (B, 3, H, W) to (B, 16w, H/16, W/16) and the skips at /8, /4 and /2."""
 
-    def __init__(self, width: int, units: Sequence[int], *, groups: int, use_checkpoint: bool) -> None:
+    def __init__(self, width: int, units: Sequence[int], *, groups: int) -> None:
         super().__init__()
-        self.use_checkpoint = use_checkpoint
         conv, norm = _conv(3, width, 7, 2), nn.GroupNorm(groups, width, eps=1e-6)
         self.root = named(conv=conv, gn=norm, relu=nn.ReLU(inplace=True))
         self.body = nn.Sequential()
@@ -73,11 +72,11 @@ class ResNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         height, width = x.shape[2:]
-        x = run(self.root, x, recompute=self.use_checkpoint)
+        x = self.run(self.root, x)
         skips = [x]
         x = F.max_pool2d(x, kernel_size=3, stride=2)
         for i, block in enumerate(self.body):
-            x = run(block, x, recompute=self.use_checkpoint)
+            x = self.run(block, x)
             # The pooling pads nothing and loses a row and a column at /4; only the skip gets them back, as zeros.
             skips.append(pad_to(x, (height // (4 * 2**i), width // (4 * 2**i))))
         return x, skips[-2::-1]
@@ -137,18 +136,17 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class Encoder(nn.Module):
+class Encoder(Checkpointed):
     """The transformer's layers and its last norm, on tokens (B, N, C)."""
 
-    def __init__(self, layers: Sequence[nn.Module], hidden_size: int, use_checkpoint: bool) -> None:
+    def __init__(self, layers: Sequence[nn.Module], hidden_size: int) -> None:
         super().__init__()
-        self.use_checkpoint = use_checkpoint
         self.layer = nn.ModuleList(layers)
         self.encoder_norm = nn.LayerNorm(hidden_size, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layer:
-            x = run(layer, x, recompute=self.use_checkpoint)
+            x = self.run(layer, x)
         return self.encoder_norm(x)
 
 
@@ -159,7 +157,6 @@ class R50ViT(nn.Module):
 
     Args:
         size: (H, W) of the padded image; tokens have `STRIDE` pixels a side.
-        use_checkpoint: recompute stages and layers in the backward pass.
         hidden_size, num_heads, num_layers, mlp_dim: of the transformer; ViT-B by default.
         cnn_width: channels of the convolutional root.
         cnn_units: residual units of the stages at /4, /8 and /16.
@@ -184,7 +181,6 @@ class R50ViT(nn.Module):
         self,
         *,
         size: tuple[int, int],
-        use_checkpoint: bool,
         hidden_size: int = 768,
         num_heads: int = 12,
         num_layers: int = 12,
@@ -204,13 +200,13 @@ class R50ViT(nn.Module):
         check_rates("r50_vit", dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate)
         self.grid = size[0] // STRIDE, size[1] // STRIDE
         self.channels = hidden_size, 8 * cnn_width, 4 * cnn_width, cnn_width
-        resnet = ResNetV2(cnn_width, cnn_units, groups=norm_groups, use_checkpoint=use_checkpoint)
+        resnet = ResNetV2(cnn_width, cnn_units, groups=norm_groups)
         self.embeddings = Embeddings(resnet, 16 * cnn_width, hidden_size, math.prod(self.grid), dropout_rate)
         layers = [
             Block(hidden_size, num_heads, mlp_dim, dropout=dropout_rate, attention_dropout=attention_dropout_rate)
             for _ in range(num_layers)
         ]
-        self.encoder = Encoder(layers, hidden_size, use_checkpoint)
+        self.encoder = Encoder(layers, hidden_size)
         # A module, so that it can be tapped.
         self.to_map = Rearrange("b (h w) c -> b c h w", h=self.grid[0], w=self.grid[1])
 
@@ -238,7 +234,7 @@ class R50ViT(nn.Module):
         positions = tensors[prefix + self.positions]
         resized = resize_positions(positions, self.grid)
         tensors[prefix + self.positions] = resized
-        return ImageNetStart(tensors, sources, required=(prefix,), resized=int(resized is not positions))
+        return ImageNetStart(sources, (prefix,), tensors, resized=int(resized is not positions))
 
 
 # Names in Google's R50+ViT-B_16.npz, and ours.

@@ -15,7 +15,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.layers import init_linear, run
+from networks.layers import Checkpointed, init_linear
 from networks.options import check_divides, check_multiple, check_positive, check_rates, check_stages
 from networks.pretrained import ImageNetStart
 from selfreg import TapSpec
@@ -83,37 +83,25 @@ def _window_index(length: int, window: int, shift: int, device: torch.device | N
     return torch.where(position < length, (position - shift) // window, length)
 
 
-class Stage(nn.Module):
+class Stage(Checkpointed):
     """The blocks of one resolution, then the change to the next one, where there is one."""
 
     def __init__(
-        self,
-        blocks: Sequence[nn.Module],
-        downsample: nn.Module | None = None,
-        *,
-        upsample: nn.Module | None = None,
-        use_checkpoint: bool,
+        self, blocks: Sequence[nn.Module], downsample: nn.Module | None = None, *, upsample: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample, self.upsample = downsample, upsample
-        self.use_checkpoint = use_checkpoint
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = run(block, x, recompute=self.use_checkpoint)
+            x = self.run(block, x)
         rescale = self.downsample or self.upsample
         return x if rescale is None else rescale(x)
 
 
 def swin_blocks(
-    dim: int,
-    size: tuple[int, int],
-    stride: int,
-    num_heads: int,
-    path_rates: Tensor,
-    window_size: int,
-    **options: Any,
+    dim: int, size: tuple[int, int], stride: int, num_heads: int, path_rates: Tensor, window_size: int, **options: Any
 ) -> list[Block]:
     """The blocks of a stage on images of a size, every second one shifted; `path_rates` are of stochastic depth.
 
@@ -137,7 +125,6 @@ class SwinTransformerSys(nn.Module):
         img_size: tuple[int, int],
         patch_size: int,
         depths: Sequence[int],
-        use_checkpoint: bool,
         embed_dim: int = 96,
         num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: int = 7,
@@ -169,13 +156,13 @@ class SwinTransformerSys(nn.Module):
         self.layers = nn.ModuleList()
         for i in range(stages):
             parts = blocks(i), PatchMerging(dims[i]) if i < stages - 1 else None
-            self.layers.append(Stage(*parts, use_checkpoint=use_checkpoint))
+            self.layers.append(Stage(*parts))
         # The published decoder takes its depths from DEPTHS too; DECODER_DEPTHS of its yaml is read by nothing.
         self.layers_up = nn.ModuleList([PatchExpand(dims[-1], scale=2, width=2)])
         self.concat_back_dim = nn.ModuleList([nn.Identity()])
         for i in reversed(range(stages - 1)):
             upsample = PatchExpand(dims[i], scale=2, width=2) if i > 0 else None
-            self.layers_up.append(Stage(blocks(i), upsample=upsample, use_checkpoint=use_checkpoint))
+            self.layers_up.append(Stage(blocks(i), upsample=upsample))
             self.concat_back_dim.append(nn.Linear(2 * dims[i], dims[i]))
         self.norm = nn.LayerNorm(dims[-1])
         self.norm_up = nn.LayerNorm(embed_dim)
@@ -221,7 +208,6 @@ class SwinUnet(Network):
         in_channels: int = 1,
         depths: Sequence[int] = (2, 2, 2, 2),
         patch_size: int = 4,
-        use_checkpoint: bool = False,
         **options: Any,
     ) -> None:
         check_multiple(self.name, patch_size=patch_size, depths=depths)
@@ -235,7 +221,6 @@ class SwinUnet(Network):
             img_size=self.padded_size,
             patch_size=patch_size,
             depths=depths,
-            use_checkpoint=use_checkpoint,
             **options,
         )
 
@@ -261,8 +246,7 @@ class SwinUnet(Network):
             if re.match(r"layers\.\d+\.", key):
                 _, i, rest = key.split(".", 2)
                 sources[f"swin_unet.layers_up.{max(stages) - int(i)}.{rest}"] = key
-        tensors = {name: state[key] for name, key in sources.items()}
-        return ImageNetStart(tensors, sources, required=("swin_unet.patch_embed.", "swin_unet.layers."))
+        return ImageNetStart(sources, required=("swin_unet.patch_embed.", "swin_unet.layers."))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.layers import conv_bn_relu, run
+from networks.layers import Checkpointed, conv_bn_relu
 from networks.options import check_multiple, check_stages
 from networks.pretrained import ImageNetStart
 from networks.r50_vit import STRIDE, R50ViT
@@ -32,27 +32,21 @@ class DecoderBlock(nn.Module):
         return self.conv2(self.conv1(x))
 
 
-class Decoder(nn.Module):
+class Decoder(Checkpointed):
     """Cascaded upsampler: the map at /16 and the skips at /8, /4 and /2 to the final map at full size."""
 
     def __init__(
-        self,
-        in_channels: int,
-        head_channels: int,
-        skip_channels: Sequence[int],
-        channels: Sequence[int],
-        use_checkpoint: bool,
+        self, in_channels: int, head_channels: int, skip_channels: Sequence[int], channels: Sequence[int]
     ) -> None:
         super().__init__()
-        self.use_checkpoint = use_checkpoint
         self.conv_more = conv_bn_relu(in_channels, head_channels)
         widths = zip((head_channels, *channels), (*skip_channels, 0), channels, strict=False)
         self.blocks = nn.ModuleList(DecoderBlock(*width) for width in widths)
 
     def forward(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        x = run(self.conv_more, x, recompute=self.use_checkpoint)
+        x = self.run(self.conv_more, x)
         for block, skip in zip(self.blocks, (*skips, None), strict=True):
-            x = run(block, x, skip, recompute=self.use_checkpoint)
+            x = self.run(block, x, skip)
         return x
 
 
@@ -87,16 +81,15 @@ class TransUNet(Network):
         in_channels: int = 1,
         head_channels: int = 512,
         decoder_channels: Sequence[int] = (256, 128, 64, 16),
-        use_checkpoint: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(img_size, in_channels, stride=STRIDE)
         check_multiple(self.name, head_channels=head_channels)
         check_multiple(self.name, 2, decoder_channels=decoder_channels)
         check_stages(self.name, 4, decoder_channels=decoder_channels)
-        self.transformer = R50ViT(size=self.padded_size, use_checkpoint=use_checkpoint, **options)
+        self.transformer = R50ViT(size=self.padded_size, **options)
         hidden_size, *skip_channels = self.transformer.channels
-        self.decoder = Decoder(hidden_size, head_channels, skip_channels, decoder_channels, use_checkpoint)
+        self.decoder = Decoder(hidden_size, head_channels, skip_channels, decoder_channels)
         self.segmentation_head = nn.Sequential(nn.Conv2d(decoder_channels[-1], num_classes, kernel_size=3, padding=1))
         self.position_grids = {f"transformer.{R50ViT.positions}": self.transformer.grid}
 

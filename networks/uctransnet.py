@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.layers import Mlp, named, run
+from networks.layers import Checkpointed, Mlp, named
 from networks.options import check_multiple, check_rates
 from selfreg import TapSpec
 
@@ -117,18 +117,17 @@ class Block(nn.Module):
         return [x + ffn(norm(x)) for x, norm, ffn in parts]
 
 
-class Encoder(nn.Module):
+class Encoder(Checkpointed):
     """The blocks of the transformer, then a norm a scale."""
 
-    def __init__(self, blocks: Sequence[nn.Module], widths: Sequence[int], use_checkpoint: bool) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], widths: Sequence[int]) -> None:
         super().__init__()
         self.layer = nn.ModuleList(blocks)
         _add_scales(self, "encoder_norm", map(_LayerNorm, widths))
-        self.use_checkpoint = use_checkpoint
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         for block in self.layer:
-            tokens = run(block, *tokens, recompute=self.use_checkpoint)
+            tokens = self.run(block, *tokens)
         return [norm(x) for norm, x in zip(_scales(self, "encoder_norm"), tokens, strict=True)]
 
 
@@ -148,24 +147,21 @@ class Reconstruct(nn.Module):
         return skip + F.relu(self.norm(x), inplace=True)
 
 
-class ChannelTransformer(nn.Module):
+class ChannelTransformer(Checkpointed):
     """Channel-wise cross fusion of the four skip maps, fine to coarse; each keeps its shape."""
 
-    def __init__(
-        self, widths: Sequence[int], positions: int, drop_rate: float, encoder: nn.Module, use_checkpoint: bool
-    ) -> None:
+    def __init__(self, widths: Sequence[int], positions: int, drop_rate: float, encoder: nn.Module) -> None:
         super().__init__()
         patch_sizes = [_STRIDE // 2**i for i in range(len(widths))]  # one grid for all scales
         embedding = partial(ChannelEmbedding, positions=positions, drop_rate=drop_rate)
         _add_scales(self, "embeddings_", map(embedding, widths, patch_sizes))
         self.encoder = encoder
         _add_scales(self, "reconstruct_", map(Reconstruct, widths, patch_sizes))
-        self.use_checkpoint = use_checkpoint
 
     def forward(self, skips: Sequence[Tensor]) -> list[Tensor]:
         tokens = self.encoder([embed(x) for embed, x in zip(_scales(self, "embeddings_"), skips, strict=True)])
         parts = zip(_scales(self, "reconstruct_"), tokens, skips, strict=True)
-        return [run(reconstruct, x, skip, recompute=self.use_checkpoint) for reconstruct, x, skip in parts]
+        return [self.run(reconstruct, x, skip) for reconstruct, x, skip in parts]
 
 
 class CrossAttention(nn.Module):
@@ -224,14 +220,12 @@ class UCTransNet(Network):
         embeddings_dropout_rate: float = 0.1,
         attention_dropout_rate: float = 0.1,
         dropout_rate: float = 0.0,
-        use_checkpoint: bool = False,
     ) -> None:
         super().__init__(img_size, in_channels, stride=_STRIDE)
         check_multiple(self.name, 2, base_channel=base_channel)
         check_multiple(self.name, num_layers=num_layers, num_heads=num_heads, expand_ratio=expand_ratio)
         rates = {"embeddings_dropout_rate": embeddings_dropout_rate, "attention_dropout_rate": attention_dropout_rate}
         check_rates(self.name, **rates, dropout_rate=dropout_rate)
-        self.use_checkpoint = use_checkpoint
         grid = self.padded_size[0] // _STRIDE, self.padded_size[1] // _STRIDE  # of the patches, at all scales
         self.position_grids = {f"mtc.embeddings_{i}.position_embeddings": grid for i in _SCALES}
         widths = [base_channel * 2**i for i in range(len(_SCALES))]
@@ -241,8 +235,8 @@ class UCTransNet(Network):
         self.down3 = down_block(widths[2], widths[3])
         self.down4 = down_block(widths[3], widths[3])
         options = widths, num_heads, expand_ratio, attention_dropout_rate, dropout_rate
-        encoder = Encoder([Block(*options) for _ in range(num_layers)], widths, use_checkpoint)
-        self.mtc = ChannelTransformer(widths, math.prod(grid), embeddings_dropout_rate, encoder, use_checkpoint)
+        encoder = Encoder([Block(*options) for _ in range(num_layers)], widths)
+        self.mtc = ChannelTransformer(widths, math.prod(grid), embeddings_dropout_rate, encoder)
         self.up4 = UpBlock(widths[3], widths[2])
         self.up3 = UpBlock(widths[2], widths[1])
         self.up2 = UpBlock(widths[1], widths[0])
@@ -251,10 +245,10 @@ class UCTransNet(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        maps = [run(self.inc, self.pad(x).expand(-1, 3, -1, -1), recompute=self.use_checkpoint)]
+        maps = [self.run(self.inc, self.pad(x).expand(-1, 3, -1, -1))]
         for down in (self.down1, self.down2, self.down3, self.down4):
-            maps.append(run(down, maps[-1], recompute=self.use_checkpoint))
+            maps.append(self.run(down, maps[-1]))
         x, skips = maps.pop(), self.mtc(maps)
         for up, skip in zip((self.up4, self.up3, self.up2, self.up1), skips[::-1], strict=True):
-            x = run(up, x, skip, recompute=self.use_checkpoint)
+            x = self.run(up, x, skip)
         return self.outc(x)[:, :, :height, :width]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.layers import conv_bn_relu, named, run
+from networks.layers import conv_bn_relu, named
 from networks.options import check_multiple
 from selfreg import TapSpec
 
@@ -72,14 +72,12 @@ class UNet(Network):
         in_channels: int = 1,
         bilinear: bool = True,
         width: int = 64,
-        use_checkpoint: bool = False,
     ) -> None:
         # Nothing is padded: training needs 2 x 2 at the bottom (batch norm), inference 1 x 1.
         reason = "four poolings"
         super().__init__(img_size, in_channels, channels=(in_channels,), stride=1, min_size=2 * _STRIDE, reason=reason)
         self.min_size = _STRIDE
         check_multiple(self.name, 2, width=width)
-        self.use_checkpoint = use_checkpoint
         factor = 2 if bilinear else 1
         self.inc = double_conv(in_channels, width)
         self.down1 = down(width, 2 * width)
@@ -93,10 +91,10 @@ class UNet(Network):
         self.outc = named(conv=nn.Conv2d(width, num_classes, kernel_size=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        skips = [run(self.inc, self.pad(x), recompute=self.use_checkpoint)]
+        skips = [self.run(self.inc, self.pad(x))]
         for stage in (self.down1, self.down2, self.down3, self.down4):
-            skips.append(run(stage, skips[-1], recompute=self.use_checkpoint))
+            skips.append(self.run(stage, skips[-1]))
         x = skips.pop()
         for up in (self.up1, self.up2, self.up3, self.up4):
-            x = run(up, x, skips.pop(), recompute=self.use_checkpoint)
+            x = self.run(up, x, skips.pop())
         return self.outc(x)

@@ -6,8 +6,8 @@ import math
 import random
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -210,10 +210,9 @@ def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple
     visits = [i for i, m in enumerate(maps) if m.space == bottleneck]
     down = next((i for i in range(visits[0], len(maps)) if maps[i].space != bottleneck), len(maps))
     falling, rising = maps[:down], maps[visits[-1] + 1 :]
-    levels = _falling_levels(falling, image)
+    sizes_below = {m.space for m in falling if math.prod(m.space) < math.prod(image)}
+    levels = sorted(sizes_below, key=math.prod, reverse=True)
     between = [space for space in levels if math.prod(bottleneck) < math.prod(space) < math.prod(final)]
-    if not between and not any(math.prod(bottleneck) < math.prod(space) < math.prod(final) for space in sizes):
-        between = [final]  # two levels: the stage that makes the teacher is the only one
     paired = [m for m in rising if m.channels % 2 == 0]
     ups = [space for space in reversed(between) if any(m.space == space for m in paired)]
     if not ups:
@@ -230,16 +229,6 @@ def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple
     if not encoder:
         raise _NotUnderstood("no map of its encoder is smaller than the image and has an even number of channels")
     return encoder, [_last_block([m for m in paired if m.space == s], classes, encoder[-1].module) for s in ups]
-
-
-def _falling_levels(maps: list[_Map], image: Space) -> list[Space]:
-    """The sizes below the image's, each within the one before, fine to coarse."""
-    levels: list[Space] = []
-    for space in sorted({m.space for m in maps}, key=math.prod, reverse=True):
-        finer = levels[-1] if levels else image
-        if space != finer and all(s <= f for s, f in zip(space, finer, strict=True)):
-            levels.append(space)
-    return levels
 
 
 def _beside(stages: list[_Map], maps: list[_Map]) -> list[_Map]:
@@ -307,18 +296,24 @@ class Call(NamedTuple):
 class Trace:
     """One forward pass: `calls` in the order in which modules end, so the parts of a module stand before it.
 
-    It keeps shapes, not tensors, so it takes no more memory than the pass itself.
+    The network runs in eval mode and is then as it was: modes, buffers, random state. Shapes are kept, not tensors.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.calls: list[Call] = []
         self.times: Counter[str] = Counter()
         self._givers: dict[int, tuple[weakref.ref[Tensor], tuple[str, ...]]] = {}
-        with _left_as_it_was(model), torch.no_grad(), ExitStack() as hooks:
+        devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        modes, python_random = [(module, module.training) for module in model.modules()], random.getstate()
+        with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), ExitStack() as stack:
+            stack.callback(random.setstate, python_random)
+            for module, training in modes:
+                stack.callback(setattr, module, "training", training)
             for name, module in model.named_modules():
                 if name:
-                    hooks.enter_context(module.register_forward_hook(self._hook(name), with_kwargs=True))
-            self.output = model(*inputs)
+                    stack.enter_context(module.register_forward_hook(self._hook(name), with_kwargs=True))
+            self.output = torch.func.functional_call(model.eval(), buffers, inputs)
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
@@ -337,24 +332,3 @@ class Trace:
         """The modules that gave this very tensor, not an equal one."""
         reference, names = self._givers.get(id(tensor), (None, ()))
         return names if reference is not None and reference() is tensor else ()
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the time being; afterwards every module's own mode, the buffers and the random state are back."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
-    devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-    python_random = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            for module, _ in modes:
-                module.training = False
-            yield
-    finally:
-        random.setstate(python_random)
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                setattr(module, name, buffer.copy_(before))
