@@ -48,6 +48,21 @@ def turn(geometry: Geometry, axis_order: str, towards: str) -> Geometry:
     return replace(geometry, axis_order="".join(turned[axis] for axis in axis_order), flips="".join(sorted(flips)))
 
 
+def upright(image: np.ndarray, geometry: Geometry | None) -> np.ndarray:
+    """An axial slice (H, W, ...) with anterior up and the patient's right at the left; any other one as stored."""
+    if geometry is None:
+        return image
+    # Columns of the direction matrix: where each axis of the file points, as (left, posterior, superior).
+    by_axis = dict(zip("xyz", np.reshape(geometry.direction, (3, 3)).T, strict=True))
+    by_axis |= {axis: -by_axis[axis] for axis in geometry.flips}  # our arrays run against these
+    towards = [by_axis[axis] for axis in geometry.axis_order[1:]]
+    patient_axes = [int(np.abs(direction).argmax()) for direction in towards]
+    if sorted(patient_axes) != [0, 1]:
+        return image
+    image = np.flip(image, tuple(i for i, direction in enumerate(towards) if direction[patient_axes[i]] < 0))
+    return image.swapaxes(0, 1) if patient_axes == [0, 1] else image
+
+
 def turned(volume: Volume, towards: str) -> Volume:
     """A volume whose file's x, y and z are turned to point `towards`; as it is where it does not say where they do."""
     if volume.geometry is None or not towards:

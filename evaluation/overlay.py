@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from datasets.base import Geometry, Volume
+from datasets.axes import upright
+from datasets.base import Volume
 from utils import atomic_write, release_pages
 
 # Class 1 has the first. No two of these and of the errors' are nearer than 20 in CIEDE2000, or 12 without red or green.
@@ -87,21 +88,6 @@ def display(plane: np.ndarray) -> np.ndarray:
         low, high = plane.min(), plane.max()
     plane = np.clip((plane - low) / (high - low if high > low else 1.0), 0.0, 1.0)
     return plane if plane.ndim == 3 else np.broadcast_to(plane[..., None], (*plane.shape, 3))
-
-
-def upright(image: np.ndarray, geometry: Geometry | None) -> np.ndarray:
-    """An axial slice (H, W, ...) with anterior up and the patient's right at the left; any other one as stored."""
-    if geometry is None:
-        return image
-    # Columns of the direction matrix: where each axis of the file points, as (left, posterior, superior).
-    by_axis = dict(zip("xyz", np.reshape(geometry.direction, (3, 3)).T, strict=True))
-    by_axis |= {axis: -by_axis[axis] for axis in geometry.flips}  # our arrays run against these
-    towards = [by_axis[axis] for axis in geometry.axis_order[1:]]
-    patient_axes = [int(np.abs(direction).argmax()) for direction in towards]
-    if sorted(patient_axes) != [0, 1]:
-        return image
-    image = np.flip(image, tuple(i for i, direction in enumerate(towards) if direction[patient_axes[i]] < 0))
-    return image.swapaxes(0, 1) if patient_axes == [0, 1] else image
 
 
 def class_color(label: int) -> str:
