@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +12,16 @@ from typing import Any
 
 _log = logging.getLogger("study.py")
 
-RESULTS = "results.json"
-
 
 def study(args: argparse.Namespace) -> int:
     """Report the results in a JSON file, or run what is left of the study in a yaml and report that."""
     import utils
+    from evaluation.summary import read_json
 
-    if args.figure is not None:
-        if args.figure.suffix != ".png":
-            raise ValueError(f"--figure is {args.figure}; expected a name that ends in .png")
-        utils.check_writable(args.figure.parent, "--figure")
     if args.study.suffix == ".json":
-        from scripts.studies.table import format_results
-
-        results = _read_results(args.study)
+        results = read_json(args.study, "study.py")
         try:
-            _show(format_results(results), results, args.figure)
+            _report(results, args.figure)
         except ValueError as error:
             raise ValueError(f"{args.study}: {error}") from None
         return 0
@@ -41,67 +33,43 @@ def study(args: argparse.Namespace) -> int:
 
 
 def _execute(args: argparse.Namespace) -> int:
-    """Do what is left, gather the results, report; returns 0, or the code of a step that failed."""
-    from scripts.studies.execute import execute, steps_left
+    """Do what is left, write results.json, report; returns 0, or the code of a step that failed."""
+    import torch
+
+    from scripts.studies.execute import collect, execute, steps_left
     from scripts.studies.plan import read_study
-    from scripts.studies.results import collect
-    from scripts.studies.table import format_results
     from utils import atomic_write
 
     plan, content = read_study(args.study, args.opts)
-    devices = _devices(args.devices)
+    gpus = [str(number) for number in range(torch.cuda.device_count())]
+    devices = args.devices or gpus or ["cpu"]
+    if not {*devices} <= {"cpu", *gpus}:
+        raise ValueError(f"--devices is {' '.join(devices)}; expected cpu, or numbers of the {len(gpus)} GPUs")
     every = {run: steps_left(plan, run, args.output_dir, args.root_path) for run in plan.runs()}
     left = {run: steps for run, steps in every.items() if steps}
     _log.info("%s: %d runs, %d of them done", plan.title or args.study, len(every), len(every) - len(left))
-    on_cpu = devices.count("cpu")
-    threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
-    code = execute(left, devices, args.output_dir, threads) if left else 0
-    done = [run for run in plan.runs() if not steps_left(plan, run, args.output_dir)]
-    results = collect(plan, content, done, args.output_dir)
-    tables = format_results(results)  # refuses before anything is written
+    code = execute(left, devices, args.output_dir)
+    done = [run for run in every if not steps_left(plan, run, args.output_dir)]
+    results, path = collect(content, done, args.output_dir), args.output_dir / "results.json"
     text = json.dumps(results, separators=(",", ":"), allow_nan=False) + "\n"
-    path = args.output_dir / RESULTS
     atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    _show(tables, results, args.figure)
+    _report(results, args.figure)
     _log.info("results: %s", path)
     if code == 2:
-        raise ValueError(
-            f"{args.output_dir}: a run failed, see above and the output.txt of its folder; correct it "
-            "and give the same command again"
-        )
+        raise ValueError(f"{args.output_dir}: a run failed, see above; correct it and give the same command again")
     return code
 
 
-def _devices(given: Sequence[str]) -> list[str]:
-    """The devices, a GPU by its number; without any, all GPUs, or the CPU where there is none."""
-    import torch
-
-    count = torch.cuda.device_count()
-    if not given:
-        return [str(number) for number in range(count)] or ["cpu"]
-    for name in given:
-        if name != "cpu" and not (name.isdecimal() and int(name) < count):
-            raise ValueError(f"--devices: {name!r} is not there; expected cpu, or numbers of the {count} GPUs")
-    return list(given)
-
-
-def _show(tables: str, results: dict[str, Any], figure: Path | None) -> None:
-    """Draw the figure that is asked for, then print the tables."""
-    from scripts.studies.table import draw
+def _report(results: dict[str, Any], figure: Path | None) -> None:
+    """Print the tables, after the figure that is asked for."""
+    from scripts.studies.results import draw, format_results
     from utils import atomic_write
 
+    tables = format_results(results)
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(figure, lambda path: draw(results, path))
+        atomic_write(figure, lambda partial: draw(results, partial))
     sys.stdout.write(tables)
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    from evaluation.summary import read_json
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results; give the {RESULTS} of a study, or its yaml")
-    return read_json(path, "study.py")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,28 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = OneLineParser(prog="study.py", description=__doc__)
     add = parser.add_argument
-    add(
-        "study",
-        type=Path,
-        metavar="STUDY",
-        help="a yaml, such as those in configs/studies; or a results.json to report",
-    )
-    add(
-        "--output_dir",
-        type=Path,
-        metavar="DIR",
-        help="folder of the runs and of results.json; called again, it resumes",
-    )
+    text = "a yaml, such as those in configs/studies; or a results.json to report"
+    add("study", type=Path, metavar="STUDY", help=text)
+    text = "folder of the runs and of results.json; called again, it resumes"
+    add("--output_dir", type=Path, metavar="DIR", help=text)
     add("--root_path", default="", metavar="DIR", help="data folder (default: the yaml's, else data/<dataset>)")
-    add(
-        "--devices",
-        nargs="+",
-        default=[],
-        metavar="cpu|N",
-        help="a run at a time on each (default: every GPU, else the CPU); cpu cpu has two share its cores",
-    )
+    text = "a run at a time on each (default: every GPU, else the CPU); cpu cpu has two share its cores"
+    add("--devices", nargs="+", default=[], metavar="cpu|N", help=text)
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change any key of the configuration, in all runs")
-    add("--figure", type=Path, metavar="FILE", help="draw the reported cells as a PNG")
+    add("--figure", type=Path, metavar="FILE", help="draw the reported cells, as a .png or in another format")
     return run_guarded("study.py", lambda: study(parser.parse_args(argv)))
 
 

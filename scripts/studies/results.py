@@ -1,260 +1,232 @@
-"""The results of a study as plain data, collected from its runs; every table is computed from them."""
+"""The results of a study: each cell's means and differences over the seeds, as tables in Markdown and one figure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
 
-from configs.plain_yaml import read_yaml
-from engine.logger import read_curves
-from evaluation.comparison import Paired, paired, paired_few
-from evaluation.metrics import METRICS, OVERLAPS
-from evaluation.summary import CONVENTIONS, is_number, read_json, read_summary
-from scripts.studies.execute import SIMILARITY, TIMES, read_times
-from scripts.studies.plan import Cell, Plain, Run, Study, as_study
+import pandas as pd
+from matplotlib.figure import Figure
 
-REDUNDANCY = ("effective_rank_share", "mean_abs_correlation", "pair_correlation", "pair_cosine")
-_DIGITS = 6
+from evaluation.comparison import LEVEL, Paired, paired, paired_few
+from evaluation.metrics import OVERLAPS
+from scripts.studies.plan import Plain, Run, Study, as_study
 
-
-def collect(study: Study, content: Plain, done: Sequence[Run], output_dir: Path) -> dict[str, Any]:
-    """The results of the runs that are done: the study's own yaml, and of each run what it was, took and scored."""
-    runs = [_of_run(run, output_dir / run.folder) for run in done]
-    environments = [read_yaml(output_dir / run.folder / "config.yaml").get("ENVIRONMENT", {}) for run in done]
-    return {
-        "study": dict(content),
-        # Every one that occurs: a study may be finished on another machine.
-        "environments": [one for place, one in enumerate(environments) if one not in environments[:place]],
-        "runs": runs,
-    }
-
-
-def _of_run(run: Run, folder: Path) -> dict[str, Any]:
-    summary, similarity = read_summary(folder), read_json(folder / SIMILARITY, "similarity.py")
-    if not isinstance(similarity, Mapping) or not isinstance(similarity.get("layers"), list):
-        raise ValueError(f"{folder / SIMILARITY}: has no layers; expected what similarity.py writes, so remove it")
-    cases = {
-        case["name"]: {convention: {name: case[convention][name] for name in METRICS} for convention in CONVENTIONS}
-        for case in summary.to_json()["cases"]
-    }
-    found = {
-        "network": run.cell.network,
-        "lambda_1": run.cell.lambda_1,
-        "lambda_2": run.cell.lambda_2,
-        "seed": run.seed,
-        "fold": run.fold,
-        "seconds": read_times(folder / TIMES),
-        "validation": _best_validation(folder),
-        "cases": cases,
-        "layers": similarity["layers"],
-    }
-    return _rounded(found)
-
-
-def _best_validation(folder: Path) -> dict[str, Any] | None:
-    """Epoch and Dice of the validation that chose best.pth; None where nothing is held out."""
-    curves = read_curves(folder)
-    if "val_dice" not in curves:
-        return None
-    steps, values = curves["val_dice"]
-    dice = max(values)
-    step = steps[values.index(dice)]  # the first of equals, as in training
-    epochs = dict(zip(*curves["epoch"], strict=True))
-    return {"epoch": int(epochs[step]), "dice": dice}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, _DIGITS)
-    if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+_CELL = ["network", "lambda_1", "lambda_2"]
+_SEED = [*_CELL, "seed"]
+_LAYER = ["layer", "module", "channels"]
+_REDUNDANCY = {
+    "effective_rank_share": "effective rank, share",
+    "mean_abs_correlation": "mean absolute correlation",
+    "pair_correlation": "correlation of IFD's pairs",
+    "pair_cosine": "cosine of IFD's pairs",
+}
+_HEADS = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)"]
+_MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"  # colors
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell whose seeds are enough; Dice and IoU in per cent, differences in points to the same network without the
-    regularizer, on the same seeds and cases."""
+    """The finished seeds of a cell, and their differences to the same network without the regularizer.
 
-    cell: Cell
-    seeds: list[int]
-    dice_by_seed: list[float]
-    dice: tuple[float, float]  # mean and sample standard deviation over the seeds
-    iou: tuple[float, float]
-    validation: tuple[float, float]  # Dice that chose the weights, nan where nothing is held out
-    gain: Paired | None
+    Dice and IoU are in per cent, their differences in points; NaN and None are undefined.
+    """
+
+    cell: tuple[str, float, float]  # network, lambda_1, lambda_2
+    seeds: pd.DataFrame  # for each dice, jaccard, validation (Dice) and redundancy, its mean over IFD's layers
+    layers: pd.DataFrame  # redundancy of each layer, the mean over the runs
+    is_reported: bool  # whether the seeds are as many as the study states
+    gain: Paired | None  # in Dice, over seeds and cases
+    redundancy_gain: Mapping[str, Paired]  # over the seeds
     published: float | None
     published_gain: float | None
-    redundancy: Mapping[str, tuple[float, float]]  # mean over the regularized layers; mean and deviation over seeds
-    redundancy_gain: Mapping[str, Paired]
 
     @property
     def verdict(self) -> str:
-        """Whether this many seeds and cases show a gain: `held` if the interval lies above 0, `not held` if it lies
-        below, else `not decided`; empty without a difference."""
+        """`held` if the interval of the gain lies above 0, `not held` if below, else `not decided`; empty without."""
         if self.gain is None:
             return ""
-        if self.gain.low > 0:
-            return "held"
-        return "not held" if self.gain.high < 0 else "not decided"
+        return "held" if self.gain.low > 0 else "not held" if self.gain.high < 0 else "not decided"
 
 
-@dataclass(frozen=True)
-class TooFew:
-    """A cell that is not reported, and of how many seeds it has results."""
-
-    cell: Cell
-    seeds: list[int]
-
-
-def summarize(results: Plain) -> tuple[Study, list[CellResult | TooFew]]:
-    """Every cell of the grid, from what `collect` gathered.
-
-    A seed counts where all of its folds are there.
+def summarize(results: Plain) -> tuple[Study, list[CellResult]]:
+    """Every cell of the grid, from what `execute.collect` gathered; a seed counts where all of its folds are there.
 
     Raises:
-        ValueError: these are no results of a study, or runs of one seed were tested on different cases.
+        ValueError: these are no results of a study, or runs were tested on different cases.
     """
     try:
         study = as_study(results["study"], "study")
-        _check_runs(results["runs"], study)
-        seeds = {cell: _seeds(results["runs"], study, cell) for cell in study.cells()}
+        keys = [tuple(run[key] for key in _SEED) for run in results["runs"]]
+        folds = Counter(keys)
+        runs = [run for key, run in zip(keys, results["runs"], strict=True) if folds[key] == max(1, study.folds)]
+        cases, layers, seeds = _frames(runs)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"these are no results of a study ({error!r}); expected what study.py writes") from None
-    _check_cases(seeds)
-    return study, [_cell_result(study, cell, seeds) for cell in study.cells()]
+    cells: dict[tuple[str, float, float], None] = dict.fromkeys(run[:3] for run in study.runs())
+    for key in keys:
+        if key[:3] not in cells:
+            raise ValueError(f"there are runs of {key[:3]}; expected only networks and weights of the study")
+    dice = 100 * cases.pivot(index=_SEED, columns="case", values="dice")[cases["case"].unique()]
+    for name in dice.columns[dice.isna().any()]:
+        run = Run(*dice.index[dice[name].isna()][0])
+        raise ValueError(
+            f"{run.folder} was not tested on {name}, as others were; expected the same data for all runs, so begin the "
+            "study in another --output_dir"
+        )
+    published = {(name, *row[:2]): row[2] for name, network in study.networks.items() for row in network.published}
+    found = []
+    for cell in cells:
+        plain = (cell[0], 0.0, 0.0)
+        own, gain = _of_cell(seeds, cell), (_of_cell(dice, cell) - _of_cell(dice, plain)).dropna()
+        changes = own - _of_cell(seeds, plain)
+        changed = [name for name in _REDUNDANCY if changes[name].count()]
+        is_compared = cell != plain and len(gain) >= study.min_seeds
+        both = cell != plain and {cell, plain} <= published.keys()
+        result = CellResult(
+            cell=cell,
+            seeds=own,
+            layers=_of_cell(layers, cell).groupby(_LAYER, sort=False).mean(),
+            is_reported=len(own) >= study.min_seeds,
+            gain=paired(gain.to_numpy()) if is_compared else None,
+            redundancy_gain={name: paired_few(changes[name].dropna()) for name in changed if is_compared},
+            published=published.get(cell),
+            published_gain=published[cell] - published[plain] if both else None,
+        )
+        found.append(result)
+    return study, found
 
 
-def _check_runs(runs: Sequence[Plain], study: Study) -> None:
-    """Every run is of the grid, once, and has a Dice, an IoU and layers that are those of its network's other runs."""
-    left = set(study.runs())
-    layers: dict[str, list[tuple[Any, ...]]] = {}
-    for place, run in enumerate(runs):
-        which = Run(cell_of(run), run["seed"], run["fold"])
-        own = [(layer["layer"], layer["module"], layer["channels"]) for layer in run["layers"]]
-        scores = [case["published"][metric] for case in run["cases"].values() for metric in OVERLAPS]
-        if which not in left:
-            fault = f"{which.folder} is not of the grid, or twice; expected each once"
-        elif not scores or not all(is_number(score, highest=1.0) for score in scores):
-            fault = "a Dice or IoU is missing or not from 0 to 1; expected what study.py writes"
-        elif own != layers.setdefault(run["network"], own):
-            fault = f"its layers are not those of the other runs of {run['network']}; expected the same network in all"
-        else:
-            left.remove(which)
+def _frames(runs: Sequence[Plain]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """A row for each case of each run, for each layer of each run, and for each seed of each cell."""
+    rows = [{**run, "case": name, **case["published"]} for run in runs for name, case in run["cases"].items()]
+    cases = pd.DataFrame(rows, columns=[*_SEED, "case", *OVERLAPS])
+    chosen = pd.DataFrame(runs, columns=_SEED)
+    chosen["validation"] = [run["validation"]["dice"] if run["validation"] else math.nan for run in runs]
+    layers = pd.json_normalize(runs, "layers", _SEED).rename(columns=lambda name: name.removesuffix(".all"))
+    layers = layers.reindex(columns=[*_SEED, *_LAYER, *_REDUNDANCY]).astype(dict.fromkeys(_REDUNDANCY, float))
+    regularized = layers[layers["layer"] != "final"].drop(columns=_LAYER)
+    scores = [100 * frame.groupby(_SEED).mean(numeric_only=True) for frame in (cases, chosen)]
+    return cases, layers.set_index(_SEED), pd.concat([*scores, regularized.groupby(_SEED).mean()], axis=1)
+
+
+def _of_cell(frame: pd.DataFrame, cell: tuple[str, float, float]) -> pd.DataFrame:
+    """The rows of a cell, by seed."""
+    return frame.loc[[key[:3] == cell for key in frame.index]].droplevel(_CELL)
+
+
+def format_results(results: Plain) -> str:
+    """All tables, in Markdown: accuracy, similarity of channels, the latter layer by layer, and time.
+
+    Raises:
+        ValueError: as `summarize`.
+    """
+    study, cells = summarize(results)
+    heads = [*_HEADS, "seeds", "validation Dice, %", "Dice, %", "IoU, %"]
+    heads += [f"gain over lambda = 0, points ({LEVEL:.0%} interval)", "median case", "p"]
+    accuracy = [[*heads, "published Dice", "published gain", "claim"]]
+    redundancy = [[*_HEADS, *(head for title in _REDUNDANCY.values() for head in (title, "against lambda = 0"))]]
+    for found in cells:
+        names, count, gain = [found.cell[0], *_weights(found)], str(len(found.seeds)), found.gain
+        if not found.is_reported:
+            accuracy.append([*names, f"{count} of the {study.min_seeds} that it takes: not reported", *[""] * 9])
             continue
-        raise ValueError(f"runs, number {place}: {fault}")
+        scores = [_spread(found.seeds[name], 2) for name in ("validation", "dice", "jaccard")]
+        compared = [_difference(gain, 2), _text(gain.median, "+.2f"), _text(gain.p, ".3f")] if gain else [""] * 3
+        published = [_text(found.published, ".2f"), _text(found.published_gain, "+.2f")]
+        accuracy.append([*names, count, *scores, *compared, *published, found.verdict])
+        for name in _REDUNDANCY:
+            names += [_spread(found.seeds[name], 3), _difference(found.redundancy_gain.get(name), 3)]
+        redundancy.append(names)
+    times = pd.DataFrame([run["seconds"] for run in results["runs"]])
+    time = [["step", "runs", "seconds a run", "minutes in all"]]
+    time += [[step, str(s.count()), f"{s.mean():.0f}", f"{s.sum() / 60:.1f}"] for step, s in times.items()]
+    tables = [accuracy, redundancy, *(_by_layer(network, cells) for network in study.networks), time]
+    return "\n\n".join(_markdown(*rows) for rows in tables if len(rows) > 1) + "\n"
 
 
-def cell_of(run: Plain) -> Cell:
-    """The cell of the grid that a run, as `collect` gathered it, belongs to."""
-    return Cell(run["network"], run["lambda_1"], run["lambda_2"])
+def _by_layer(network: str, cells: Sequence[CellResult]) -> list[list[str]]:
+    """Of every layer of a network its channels, and effective rank and absolute correlation in each cell."""
+    mine = [found for found in cells if found.cell[0] == network and found.is_reported]
+    weights = [f"({', '.join(_weights(found))})" for found in mine]
+    rows = [[network, "channels", *(f"{what} {pair}" for pair in weights for what in ("rank", "corr."))]]
+    frames = [found.layers[["effective_rank_share", "mean_abs_correlation"]] for found in mine]
+    for (layer, module, channels), *values in pd.concat(frames, axis=1).itertuples(name=None) if mine else ():
+        rows.append([f"{layer}, `{module}`", str(channels), *(_text(value, ".3f") for value in values)])
+    return rows
 
 
-@dataclass(frozen=True)
-class _Seeds:
-    """The finished seeds of a cell, with all of their folds."""
-
-    cases: dict[int, dict[str, dict[str, float]]]  # metrics of each case
-    layers: dict[int, dict[str, float]]  # the mean over the layers, and over the folds
-    validation: dict[int, float]  # Dice that chose the weights, the mean over the folds; nan where nothing is held out
+def _markdown(heads: Sequence[str], *rows: Sequence[str]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
 
 
-def _seeds(runs: Sequence[Plain], study: Study, cell: Cell) -> _Seeds:
-    found = _Seeds({}, {}, {})
-    mine = [run for run in runs if cell_of(run) == cell]
-    for seed in study.seeds:
-        parts = [run for run in mine if run["seed"] == seed]
-        if len(parts) == max(1, study.folds):
-            found.cases[seed] = {name: case["published"] for part in parts for name, case in part["cases"].items()}
-            numbers = [_redundancy(part["layers"]) for part in parts]
-            found.layers[seed] = {name: mean_defined([part[name] for part in numbers]) for name in REDUNDANCY}
-            chosen = [math.nan if part["validation"] is None else part["validation"]["dice"] for part in parts]
-            found.validation[seed] = mean_defined(chosen)
-    return found
+def _weights(found: CellResult) -> list[str]:
+    return [f"{weight:g}" for weight in found.cell[1:]]
 
 
-def redundancy_of(layer: Plain) -> dict[str, float]:
-    """The reported numbers of a layer, over all its channels, nan where one is not defined."""
-    values = {name: layer[name]["all"] if isinstance(layer[name], Mapping) else layer[name] for name in REDUNDANCY}
-    return {name: math.nan if value is None else value for name, value in values.items()}
+def _text(value: float | None, spec: str) -> str:
+    return "" if value is None else "-" if math.isnan(value) else format(value, spec)
 
 
-def _redundancy(layers: Sequence[Plain]) -> dict[str, float]:
-    """The mean over the layers that IFD acts on: the teacher is not one."""
-    rows = [redundancy_of(layer) for layer in layers if layer["layer"] != "final"]
-    return {name: mean_defined([row[name] for row in rows]) for name in REDUNDANCY}
+def _spread(values: pd.Series, digits: int) -> str:
+    """Mean and sample standard deviation over the seeds."""
+    mean, std = _text(values.mean(), f".{digits}f"), _text(values.std(), f".{digits}f")
+    return mean if std == "-" else f"{mean} ± {std}"
 
 
-def mean_defined(values: Sequence[float]) -> float:
-    """The mean of those that are not nan, nan where there are none: a layer may have died in one run alone."""
-    defined = [value for value in values if not math.isnan(value)]
-    return fmean(defined) if defined else math.nan
+def _difference(gain: Paired | None, digits: int) -> str:
+    if gain is None:
+        return ""
+    mean, low, high = (_text(value, f"+.{digits}f") for value in (gain.mean, gain.low, gain.high))
+    return mean if low == "-" else f"{mean} ({low} to {high})"
 
 
-def _check_cases(every_cell: Mapping[Cell, _Seeds]) -> None:
-    every = {(cell, seed): set(cases) for cell, own in every_cell.items() for seed, cases in own.cases.items()}
-    first = next(iter(every.values()), set())
-    for (cell, seed), names in every.items():
-        if names != first:
-            other = sorted(names ^ first)[0]
-            raise ValueError(
-                f"{cell}, seed {seed}: not tested on the cases of the others, {other} is in one alone; expected the "
-                "same data for all runs, so begin the study in another --output_dir"
-            )
+def draw(results: Plain, path: Path) -> None:
+    """The reported cells: Dice of every seed with the published one, gain and effective rank.
 
-
-def _cell_result(study: Study, cell: Cell, every_cell: Mapping[Cell, _Seeds]) -> CellResult | TooFew:
-    own, base = every_cell[cell], every_cell.get(cell.baseline, _Seeds({}, {}, {}))
-    seeds = list(own.cases)
-    if len(seeds) < study.min_seeds:
-        return TooFew(cell, seeds)
-    shared = [seed for seed in seeds if cell != cell.baseline and seed in base.cases]
-    enough = len(shared) >= study.min_seeds
-    published, plain = study.published(cell), study.published(cell.baseline)
-    dice, iou = ([_mean_of(own.cases[seed], metric) for seed in seeds] for metric in OVERLAPS)
-    return CellResult(
-        cell,
-        seeds,
-        dice,
-        _over_seeds(dice),
-        _over_seeds(iou),
-        _over_seeds([100 * own.validation[seed] for seed in seeds]),
-        paired(list(_case_differences(own, base, shared))) if enough else None,
-        published,
-        None if published is None or plain is None or cell == cell.baseline else published - plain,
-        {name: _over_seeds([own.layers[seed][name] for seed in seeds]) for name in REDUNDANCY},
-        _redundancy_gain(own, base, shared) if enough else {},
-    )
-
-
-def _mean_of(cases: Mapping[str, Mapping[str, float]], metric: str) -> float:
-    """The mean over the cases, in per cent."""
-    return 100 * fmean(case[metric] for case in cases.values())
-
-
-def _redundancy_gain(own: _Seeds, base: _Seeds, seeds: Sequence[int]) -> dict[str, Paired]:
-    """The seeds' differences in each number; one that no seed has in both is left out."""
-    found = {}
-    for name in REDUNDANCY:
-        differences = [own.layers[seed][name] - base.layers[seed][name] for seed in seeds]
-        defined = [value for value in differences if not math.isnan(value)]
-        if defined:
-            found[name] = paired_few(defined)
-    return found
-
-
-def _case_differences(own: _Seeds, base: _Seeds, seeds: Sequence[int]) -> Iterator[list[float]]:
-    """Of each seed the cases' differences in Dice, in points."""
-    for seed in seeds:
-        mine, theirs = own.cases[seed], base.cases[seed]
-        yield [100 * (mine[name]["dice"] - theirs[name]["dice"]) for name in mine]
-
-
-def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation of what is defined."""
-    defined = [value for value in values if not math.isnan(value)]
-    return mean_defined(values), stdev(defined) if len(defined) > 1 else math.nan
+    Raises:
+        ValueError: as `summarize`, there is no cell to draw, or the suffix is that of no image.
+    """
+    study, cells = summarize(results)
+    reported = [found for found in cells if found.is_reported]
+    if not reported:
+        raise ValueError(f"no cell of the study has the {study.min_seeds} seeds that it takes, so none can be drawn")
+    figure = Figure(figsize=(10, 0.9 + 0.55 * len(reported)), dpi=110, layout="constrained")
+    figure.suptitle(study.title, fontsize=10, parse_math=False)
+    dice, gain, rank = panels = figure.subplots(1, 3, sharey=True)
+    measured = {"color": _MEASURED, "markersize": 5, "linewidth": 2}
+    published = {"color": _PUBLISHED, "markersize": 5, "fillstyle": "none"}
+    labels = []
+    for row, found in enumerate(reported):
+        weights = zip(("SCR", "IFD"), _weights(found), strict=True)
+        terms = ", ".join(f"{name} {weight}" for name, weight in weights if weight != "0") or "none"
+        labels.append(f"{found.cell[0]}: {terms}" if len(study.networks) > 1 else terms)
+        of_seeds = found.seeds["dice"]
+        dice.plot(of_seeds, [row] * len(of_seeds), "o", alpha=0.55, mew=0, **measured)
+        dice.plot([of_seeds.mean()] * 2, [row - 0.28, row + 0.28], **measured)
+        for panel, change in ((gain, found.gain), (rank, found.redundancy_gain.get("effective_rank_share"))):
+            if change is not None:
+                panel.plot([change.low, change.mean, change.high], [row] * 3, "o-", markevery=[1], **measured)
+        for panel, value in ((dice, found.published), (gain, found.published_gain)):
+            if value is not None:
+                panel.plot(value, row, "D", **published)
+    dice.set_yticks(range(len(reported)), labels, fontsize=8)
+    dice.invert_yaxis()
+    titles = "Dice, % (a point a seed; line: mean)", "gain in Dice over none, points", "change of effective rank, share"
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_title(title, fontsize=8.5)
+        panel.tick_params(labelsize=7.5, length=2)
+        panel.grid(axis="x", color="0.92")
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.locator_params(axis="x", nbins=6)
+        if panel is not dice:
+            panel.axvline(0, color="0.4", linewidth=0.8)
+    dice.plot([], [], "o-", label=f"measured, {LEVEL:.0%} interval", **measured)
+    if any(found.published is not None for found in reported):
+        dice.plot([], [], "D", label="published", **published)
+    figure.legend(loc="outside lower right", fontsize=7.5, frameon=False, ncols=2)
+    figure.savefig(path)
