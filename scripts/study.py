@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 _log = logging.getLogger("study.py")
 
@@ -17,23 +17,30 @@ def study(args: argparse.Namespace) -> int:
     """Report the results in a JSON file, or run what is left of the study in a yaml and report that."""
     import utils
     from evaluation.summary import read_json
+    from scripts.studies.results import draw, format_results
 
-    if args.study.suffix == ".json":
-        results = read_json(args.study, "study.py")
-        try:
-            _report(results, args.figure)
-        except ValueError as error:
-            raise ValueError(f"{args.study}: {error}") from None
-        return 0
-    if args.output_dir is None:
-        raise ValueError("--output_dir is not given; expected a folder for the study's runs, such as runs/study")
-    utils.check_writable(args.output_dir, "--output_dir")
-    with utils.logging_session("study.py"), utils.locked(args.output_dir):
-        return _execute(args)
+    path, code = args.study, 0
+    if path.suffix != ".json":
+        if args.output_dir is None:
+            raise ValueError("--output_dir is not given; expected a folder for the study's runs, such as runs/study")
+        with utils.logging_session("study.py"), utils.locked(args.output_dir):
+            path, code = _execute(args)
+    results = read_json(path, "study.py")
+    try:
+        tables = format_results(results)
+        if args.figure is not None:
+            args.figure.parent.mkdir(parents=True, exist_ok=True)
+            utils.atomic_write(args.figure, lambda partial: draw(results, partial))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    sys.stdout.write(tables)
+    if code == 2:
+        raise ValueError(f"{args.output_dir}: a run failed, see above; correct it and give the same command again")
+    return code
 
 
-def _execute(args: argparse.Namespace) -> int:
-    """Do what is left, write results.json, report; returns 0, or the code of a step that failed."""
+def _execute(args: argparse.Namespace) -> tuple[Path, int]:
+    """Do what is left and write results.json; returns its path, and 0 or the code of a step that failed."""
     import torch
 
     from scripts.studies.execute import collect, execute, steps_left
@@ -48,28 +55,13 @@ def _execute(args: argparse.Namespace) -> int:
     every = {run: steps_left(plan, run, args.output_dir, args.root_path) for run in plan.runs()}
     left = {run: steps for run, steps in every.items() if steps}
     _log.info("%s: %d runs, %d of them done", plan.title or args.study, len(every), len(every) - len(left))
-    code = execute(left, devices, args.output_dir)
+    code = asyncio.run(execute(left, devices, args.output_dir))
     done = [run for run in every if not steps_left(plan, run, args.output_dir)]
-    results, path = collect(content, done, args.output_dir), args.output_dir / "results.json"
-    text = json.dumps(results, separators=(",", ":"), allow_nan=False) + "\n"
+    text = json.dumps(collect(content, done, args.output_dir), separators=(",", ":"), allow_nan=False) + "\n"
+    path = args.output_dir / "results.json"
     atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    _report(results, args.figure)
     _log.info("results: %s", path)
-    if code == 2:
-        raise ValueError(f"{args.output_dir}: a run failed, see above; correct it and give the same command again")
-    return code
-
-
-def _report(results: dict[str, Any], figure: Path | None) -> None:
-    """Print the tables, after the figure that is asked for."""
-    from scripts.studies.results import draw, format_results
-    from utils import atomic_write
-
-    tables = format_results(results)
-    if figure is not None:
-        figure.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(figure, lambda partial: draw(results, partial))
-    sys.stdout.write(tables)
+    return path, code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

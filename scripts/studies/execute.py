@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,12 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
     trained, similarity = folder / "last.pth", folder / _SIMILARITY
     steps: dict[str, list[str]] = {}
     if not (is_of(study.config(run), folder) and is_tested(folder)):
-        opts = [
-            word for key, value in study.settings(run).items() for word in (key, "" if value is None else str(value))
-        ]
+        settings = {key: "" if value is None else str(value) for key, value in study.settings(run).items()}
         where = ["--root_path", root_path] if root_path else []
         # Without the flag, folds mean a whole cross-validation.
         fold = [] if run.fold is None else ["--fold", str(run.fold)]
         train = ["train.py", "--cfg", study.networks[run.network].cfg, *where, *fold]
-        steps["train"] = [*train, "--output_dir", str(folder), "--resume", "auto", "--opts", *opts]
+        steps["train"] = [*train, "--output_dir", str(folder), "--resume", "auto", "--opts", *chain(*settings.items())]
         steps["test"] = ["test.py", "--output_dir", str(folder)]
     if steps or not similarity.is_file() or similarity.stat().st_mtime_ns < trained.stat().st_mtime_ns:
         paths = ["--checkpoint", str(folder), "--output", str(similarity.parent)]
@@ -60,7 +59,7 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
     return steps
 
 
-def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir: Path) -> int:
+async def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir: Path) -> int:
     """Do what is left of every run in that order, one run at a time on each device (`cpu`, or the number of a GPU).
 
     A run that diverges is left, and the others go on. After bad input, which all runs would meet, no further one is
@@ -69,12 +68,8 @@ def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir: Path)
     Returns:
         0, or the exit code of the first step that failed.
     """
-    return asyncio.run(_execute(list(left.items()), devices, output_dir))
-
-
-async def _execute(waiting: list[tuple[Run, Steps]], devices: Sequence[str], output_dir: Path) -> int:
+    waiting, sharing = list(left.items()), devices.count("cpu")
     codes: list[int] = []
-    sharing = devices.count("cpu")
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // sharing))} if sharing > 1 else {}
 
     async def work(device: str) -> None:
@@ -124,8 +119,7 @@ def collect(content: Plain, done: Sequence[Run], output_dir: Path) -> dict[str, 
     """The results of the runs that are done: the study's own yaml, and of each run what it was, took and scored."""
     runs = [run._asdict() | _results(output_dir / run.folder) for run in done]
     environments = [read_yaml(output_dir / run.folder / "config.yaml").get("ENVIRONMENT", {}) for run in done]
-    # Every one that occurs: a study may be finished on another machine.
-    distinct = [one for place, one in enumerate(environments) if one not in environments[:place]]
+    distinct = [one for place, one in enumerate(environments) if one not in environments[:place]]  # of every machine
     text = json.dumps({"study": content, "environments": distinct, "runs": runs})
     return json.loads(text, parse_float=lambda number: round(float(number), _DIGITS))
 
@@ -140,6 +134,5 @@ def _results(folder: Path) -> dict[str, Any]:
         case["name"]: {convention: {name: case[convention][name] for name in METRICS} for convention in CONVENTIONS}
         for case in read_summary(folder).to_json()["cases"]
     }
-    layers = read_json(folder / _SIMILARITY, "similarity.py")["layers"]
-    seconds = read_json(folder / _TIMES, "study.py")
+    seconds, layers = read_json(folder / _TIMES, "study.py"), read_json(folder / _SIMILARITY, "similarity.py")["layers"]
     return {"seconds": seconds, "validation": validation, "cases": cases, "layers": layers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -87,16 +87,14 @@ def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, dict[str, A
     """The study in a yaml and its content; `opts`, KEY VALUE ..., are added to those for all networks.
 
     Raises:
-        FileNotFoundError, ValueError: as `as_study`, or the yaml is not there or none.
+        ValueError, FileNotFoundError: as `as_study`, or the yaml is not there or none.
     """
     content: dict[str, Any] = read_yaml(path)
-    study = as_study(content, path)
     if opts:
         get_config(opts=opts)  # refuses an unknown key
         own = dict(zip(opts[::2], map(parse_word, opts[1::2]), strict=True))
-        content = content | {"opts": {**study.opts, **own}}
-        study = as_study(content, "--opts")
-    return study, content
+        content["opts"] = dict(content.get("opts") or {}) | own
+    return as_study(content, path), content
 
 
 def as_study(content: Plain, source: object) -> Study:
@@ -109,10 +107,7 @@ def as_study(content: Plain, source: object) -> Study:
         study = _build(Study, content)
         networks = {name: _build(Network, one) for name, one in study.networks.items()}
         study = replace(study, networks=networks, min_seeds=study.min_seeds or len(study.seeds))
-        for fault in _faults(study):
-            raise ValueError(fault)
-        for run in study.runs():
-            study.config(run)
+        _check(study)
         return study
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ValueError(f"{source}: {error}") from None
@@ -125,24 +120,25 @@ def _build(kind: type[Section], content: object) -> Section:
         raise ValueError(f"holds {content!r}; expected the keys {', '.join(defaults)}")
     for key, value in content.items():
         if key not in defaults:
-            close = difflib.get_close_matches(str(key), defaults, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(defaults)}"
-            raise ValueError(f"unknown key {key!r}; {hint}")
+            (close,) = difflib.get_close_matches(str(key), defaults, n=1, cutoff=0)
+            raise ValueError(f"unknown key {key!r}; did you mean {close!r}? The keys are {', '.join(defaults)}")
         if type(value) is not type(defaults[key]):
             raise ValueError(f"{key} is {value!r}; expected {type(defaults[key]).__name__}")
     return kind(**content)
 
 
-def _faults(study: Study) -> Iterator[str]:
-    """What makes a study unusable beside its configurations: what was found, and what is expected."""
-    if not study.runs() or bool(study.lambda_1) != bool(study.lambda_2):
-        yield "there are no runs; expected networks, seeds, lambda_1 with lambda_2 or lambda_x, and folds from 2, or 0"
-    if not 1 <= study.min_seeds <= len(set(study.seeds)) == len(study.seeds):
-        yield f"seeds is {study.seeds}, min_seeds {study.min_seeds}; expected each seed once, and 1 to that many"
+def _check(study: Study) -> None:
+    runs, seeds, least = study.runs(), study.seeds, study.min_seeds
+    if not runs or bool(study.lambda_1) != bool(study.lambda_2):
+        raise ValueError("no runs; expected networks, seeds, lambda_1 with lambda_2 or lambda_x, folds from 2, or 0")
+    if not 1 <= least <= len(set(seeds)) == len(seeds):
+        raise ValueError(f"seeds is {seeds}, min_seeds {least}; expected each seed once, and 1 to that many")
     for name, network in study.networks.items():
         if not _NAME.fullmatch(str(name)) or not network.cfg:
-            yield f"networks: {name!r} has cfg {network.cfg!r}; expected a name of letters, digits, _, - and ., a yaml"
+            raise ValueError(f"network {name!r} has cfg {network.cfg!r}; expected a name for a folder, and a yaml")
         if not all(len(row) == 3 and all(map(is_number, row)) for row in network.published):
-            yield f"networks: {name}: published is {network.published}; expected rows of lambda_1, lambda_2, Dice in %"
+            raise ValueError(f"{name}: published is {network.published}; expected rows lambda_1, lambda_2, Dice in %")
         for key in _GRID & {*study.opts, *network.opts}:
-            yield f"opts: {key} is what the grid sets; expected it in seeds, lambda_1, lambda_2 or folds"
+            raise ValueError(f"opts: {key} is what the grid sets; expected it in seeds, lambda_1, lambda_2 or folds")
+    for run in runs:
+        study.config(run)

@@ -119,11 +119,7 @@ def _of_cell(frame: pd.DataFrame, cell: tuple[str, float, float]) -> pd.DataFram
 
 
 def format_results(results: Plain) -> str:
-    """All tables, in Markdown: accuracy, similarity of channels, the latter layer by layer, and time.
-
-    Raises:
-        ValueError: as `summarize`.
-    """
+    """All tables, in Markdown: accuracy, similarity of channels, the latter layer by layer, and time."""
     study, cells = summarize(results)
     heads = [*_HEADS, "seeds", "validation Dice, %", "Dice, %", "IoU, %"]
     heads += [f"gain over lambda = 0, points ({LEVEL:.0%} interval)", "median case", "p"]
@@ -185,11 +181,7 @@ def _difference(gain: Paired | None, digits: int) -> str:
 
 
 def draw(results: Plain, path: Path) -> None:
-    """The reported cells: Dice of every seed with the published one, gain and effective rank.
-
-    Raises:
-        ValueError: as `summarize`, there is no cell to draw, or the suffix is that of no image.
-    """
+    """The reported cells, at least one: Dice of every seed with the published one, gain and effective rank."""
     study, cells = summarize(results)
     reported = [found for found in cells if found.is_reported]
     if not reported:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ import pytest
 from configs.arguments import overrides_of, train_parser
 from configs.config import get_config, to_dict
 from evaluation.cross_validation import is_tested
-from scripts.studies.execute import execute, steps_left
+from scripts.studies import execute as runs
+from scripts.studies.execute import Steps, steps_left
 from scripts.studies.plan import Run, as_study
 from tests.conftest import ROOT
 from tests.scripts.studies.test_plan import content
@@ -35,6 +37,10 @@ with open(os.path.join(folder, "seen.txt"), "a") as file:
         os.kill(os.getpid(), 9)
     sys.exit({"diverge": 3, "refuse": 2}.get(sys.argv[-2], 0))
 """
+
+
+def execute(left: dict[Run, Steps], devices: list[str], folder: Path) -> int:
+    return asyncio.run(runs.execute(left, devices, folder))
 
 
 @pytest.fixture
