@@ -140,7 +140,8 @@ def format_results(results: Plain) -> str:
     times = pd.DataFrame([run["seconds"] for run in results["runs"]])
     time = [["step", "runs", "seconds a run", "minutes in all"]]
     time += [[step, str(s.count()), f"{s.mean():.0f}", f"{s.sum() / 60:.1f}"] for step, s in times.items()]
-    tables = [accuracy, redundancy, *(_by_layer(network, cells) for network in study.networks), time]
+    networks = dict.fromkeys(found.cell[0] for found in cells if found.is_reported)
+    tables = [accuracy, redundancy, *(_by_layer(network, cells) for network in networks), time]
     return "\n\n".join(_markdown(*rows) for rows in tables if len(rows) > 1) + "\n"
 
 
@@ -150,7 +151,7 @@ def _by_layer(network: str, cells: Sequence[CellResult]) -> list[list[str]]:
     weights = [f"({', '.join(_weights(found))})" for found in mine]
     rows = [[network, "channels", *(f"{what} {pair}" for pair in weights for what in ("rank", "corr."))]]
     frames = [found.layers[["effective_rank_share", "mean_abs_correlation"]] for found in mine]
-    for (layer, module, channels), *values in pd.concat(frames, axis=1).itertuples(name=None) if mine else ():
+    for (layer, module, channels), *values in pd.concat(frames, axis=1).itertuples(name=None):
         rows.append([f"{layer}, `{module}`", str(channels), *(_text(value, ".3f") for value in values)])
     return rows
 
