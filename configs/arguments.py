@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -117,24 +116,6 @@ def similarity_parser() -> argparse.ArgumentParser:
     )
     text = "slices at most, evenly spread over the cases (default: 64); those without a label are left out"
     parser.add_argument("--images", type=int, default=64, metavar="N", help=text)
-    return parser
-
-
-def study_parser() -> argparse.ArgumentParser:
-    """The parser of scripts/study.py."""
-    parser = OneLineParser(
-        prog="study.py", description="Train a grid of networks, weights, seeds and folds, and report."
-    )
-    add = parser.add_argument
-    text = "a yaml, such as those in configs/studies; or a results.json to report"
-    add("study", type=Path, metavar="STUDY", help=text)
-    text = "folder of the runs and of results.json; called again, it resumes"
-    add("--output_dir", type=Path, metavar="DIR", help=text)
-    add("--root_path", default="", metavar="DIR", help="data folder (default: the yaml's, else data/<dataset>)")
-    text = "a run at a time on each (default: every GPU, else the CPU); cpu cpu has two share its cores"
-    add("--devices", nargs="+", default=[], metavar="cpu|N", help=text)
-    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change any key of the configuration, in all runs")
-    add("--figure", type=Path, metavar="FILE", help="draw the reported cells as a PNG")
     return parser
 
 

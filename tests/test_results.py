@@ -12,9 +12,8 @@ import pytest
 
 from configs.config import get_config
 from networks import build_network
-from scripts.studies.plan import Cell, Study, read_study
-from scripts.studies.results import REDUNDANCY, CellResult, layer_table, summarize
-from scripts.studies.table import format_results
+from scripts.studies.plan import Study, read_study
+from scripts.studies.results import CellResult, format_results, summarize
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/results.md").read_text(encoding="utf-8")
@@ -22,7 +21,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS: dict[str, Any] = json.loads((ROOT / "docs/results.json").read_text(encoding="utf-8"))
 AT_224: dict[str, Any] = json.loads((ROOT / "docs/results_224.json").read_text(encoding="utf-8"))
 YAML = Path("configs/studies/monuseg_unet.yaml")
-NONE, IFD, SCR, BOTH = (Cell("unet_width_24", *weights) for weights in ((0, 0), (0, 0.015), (0.015, 0), (0.015, 0.015)))
+Cell = tuple[str, float, float]
+NONE, IFD, SCR, BOTH = (("unet_width_24", *weights) for weights in ((0, 0), (0, 0.015), (0.015, 0), (0.015, 0.015)))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,13 @@ def test_both_scorings_are_of_the_same_networks_and_agree() -> None:
     found, at_224 = summarize(RESULTS)[1], summarize(AT_224)[1]
     assert [one.verdict for one in found] == [one.verdict for one in at_224]
     assert all(one.gain is None or one.gain.high < one.published_gain for one in at_224)
-    assert abs(at_224[0].published - at_224[0].spread("dice")[0]) < 1 and at_224[0].cell == NONE
+    assert abs(at_224[0].published - at_224[0].seeds["dice"].mean()) < 1 and at_224[0].cell == NONE
 
 
 def test_the_results_are_those_of_the_yaml(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert read_study(YAML) == (study, RESULTS["study"])
-    assert len(RESULTS["runs"]) == len(list(study.runs())) == 20
+    assert len(RESULTS["runs"]) == len(study.runs()) == 20
     assert all(len(run["cases"]) == 14 for run in RESULTS["runs"])
 
 
@@ -71,10 +71,7 @@ def with_and_without_the_outlier(cell: Cell) -> tuple[str, str]:
         for run in RESULTS["runs"]
     }
     gain = {
-        name: fmean(
-            100 * (dice[cell.lambda_1, cell.lambda_2, seed][name] - dice[0, 0, seed][name])
-            for seed in RESULTS["study"]["seeds"]
-        )
+        name: fmean(100 * (dice[*cell[1:], seed][name] - dice[0, 0, seed][name]) for seed in RESULTS["study"]["seeds"])
         for name in RESULTS["runs"][0]["cases"]
     }
     there = gain.pop(OUTLIER)
@@ -96,13 +93,15 @@ def sentences(cells: dict[Cell, CellResult]) -> list[str]:
         f"points, IFD by {alone[0]} and both by {both[0]}; over the others the gains are {scr[1]}, {alone[1]} and "
         f"{both[1]}."
     )
-    chosen = [cell.spread("validation")[0] for cell in cells.values()]
+    chosen = [cell.seeds["validation"].mean() for cell in cells.values()]
     said.append(
         "On the validation images no cell is better than another: their means lie within "
         f"{max(chosen) - min(chosen):.2f} points."
     )
-    names = ("mean_abs_correlation", "effective_rank_share", "pair_correlation")
-    numbers = [(cells[NONE].spread(name)[0], cells[IFD].spread(name)[0]) for name in names]
+    plain, ifd = cells[NONE].seeds.mean(), cells[IFD].seeds.mean()
+    numbers = [
+        (plain[name], ifd[name]) for name in ("mean_abs_correlation", "effective_rank_share", "pair_correlation")
+    ]
     correlation, rank, pairs = (f"{before:.3f} to {after:.3f}" for before, after in numbers)
     before, after = pairs.split(" to ")
     said.append(
@@ -145,23 +144,15 @@ def test_what_is_said_without_a_number(cells: dict[Cell, CellResult]) -> None:
             assert (gain.low <= 0 <= gain.high) == holds, (cell, name)
             assert holds or (gain.mean < 0) == (name == "effective_rank_share")
     # IFD makes the channels of every layer that it acts on more alike.
-    for plain, ifd in zip(layers(0, 0), layers(0, 0.015), strict=True):
-        if plain["layer"] != "final":
-            assert ifd["mean_abs_correlation"] > plain["mean_abs_correlation"]
-            assert ifd["effective_rank_share"] < plain["effective_rank_share"]
+    plain, ifd = (cells[cell].layers.drop(index="final") for cell in (NONE, IFD))
+    assert len(plain) == 7 and (ifd["mean_abs_correlation"] > plain["mean_abs_correlation"]).all()
+    assert (ifd["effective_rank_share"] < plain["effective_rank_share"]).all()
     worst = [min(run["cases"], key=lambda name: run["cases"][name]["published"]["dice"]) for run in RESULTS["runs"]]
     assert worst.count(OUTLIER) > len(worst) / 2
     dead = [layer["constant_channels"] for run in RESULTS["runs"] for layer in run["layers"]]
     assert sum(dead) == 1
     for run in RESULTS["runs"]:
         assert all(case["published"] == case["strict"] for case in run["cases"].values())
-
-
-def layers(lambda_1: float, lambda_2: float) -> list[dict[str, Any]]:
-    """Every layer's numbers, the means over the runs of a cell."""
-    runs = [run for run in RESULTS["runs"] if (run["lambda_1"], run["lambda_2"]) == (lambda_1, lambda_2)]
-    means = layer_table(runs).groupby("layer", sort=False)[list(REDUNDANCY)].mean()
-    return means.reset_index().to_dict("records")
 
 
 def constants(study: Study) -> set[str]:

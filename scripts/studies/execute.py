@@ -1,4 +1,4 @@
-"""The runs of a study: each step a command of its own, one at a time on every device."""
+"""The runs of a study: each step a command of its own, one at a time on every device, and what they gave."""
 
 from __future__ import annotations
 
@@ -6,109 +6,99 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+from configs.plain_yaml import read_yaml
 from configs.saved import is_of
+from engine.logger import read_curves
 from evaluation.cross_validation import is_tested
-from evaluation.summary import read_json
-from scripts.studies.plan import Run, Study
+from evaluation.metrics import METRICS
+from evaluation.summary import CONVENTIONS, read_json, read_summary
+from scripts.studies.plan import Plain, Run, Study
 from utils import atomic_write
 
 _log = logging.getLogger("study.py")
 
-TIMES = "seconds.json"  # of each step of a run, in its folder
-SIMILARITY = Path("similarity") / "similarity.json"
+Steps = Mapping[str, Sequence[str]]  # the commands that a run needs, by name
+
+_TIMES = "seconds.json"  # of each step of a run, in its folder
+_SIMILARITY = Path("similarity") / "similarity.json"
 _OUTPUT = "output.txt"  # of the commands of a run
-_HERE = Path(__file__).resolve().parent.parent.parent
+_REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _DIVERGED = 3  # the exit code of train.py
+_DIGITS = 6
 
 
-class Step(NamedTuple):
-    """A command that a run needs."""
-
-    name: str
-    words: Sequence[str]
-
-
-def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") -> list[Step]:
+def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") -> Steps:
     """The steps that a run still needs: train, test, measure the similarity of its channels.
 
     Raises:
         ValueError: its folder holds a run with other settings.
     """
     folder = output_dir / run.folder
-    trained, similarity = folder / "last.pth", folder / SIMILARITY
-    steps = []
+    trained, similarity = folder / "last.pth", folder / _SIMILARITY
+    steps: dict[str, list[str]] = {}
     if not (is_of(study.config(run), folder) and is_tested(folder)):
-        opts = [word for key, value in study.settings(run).items() for word in (key, str(value))]
+        settings = {key: "" if value is None else str(value) for key, value in study.settings(run).items()}
         where = ["--root_path", root_path] if root_path else []
         # Without the flag, folds mean a whole cross-validation.
         fold = [] if run.fold is None else ["--fold", str(run.fold)]
-        train = ["train.py", "--cfg", study.networks[run.cell.network].cfg, *where, *fold]
-        steps.append(Step("train", [*train, "--output_dir", str(folder), "--resume", "auto", "--opts", *opts]))
-        steps.append(Step("test", ["test.py", "--output_dir", str(folder)]))
+        train = ["train.py", "--cfg", study.networks[run.network].cfg, *where, *fold]
+        steps["train"] = [*train, "--output_dir", str(folder), "--resume", "auto", "--opts", *chain(*settings.items())]
+        steps["test"] = ["test.py", "--output_dir", str(folder)]
     if steps or not similarity.is_file() or similarity.stat().st_mtime_ns < trained.stat().st_mtime_ns:
-        analysis = ["analysis/similarity.py", "--checkpoint", str(folder), "--output", str(similarity.parent)]
-        steps.append(Step("similarity", analysis))
+        paths = ["--checkpoint", str(folder), "--output", str(similarity.parent)]
+        steps["similarity"] = ["analysis/similarity.py", *paths]
     return steps
 
 
-def execute(
-    left: Mapping[Run, Sequence[Step]], devices: Sequence[str], output_dir: Path, threads: int | None = None
-) -> int:
-    """Do what is left of every run, one run at a time on each device.
+async def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir: Path) -> int:
+    """Do what is left of every run in that order, one run at a time on each device (`cpu`, or the number of a GPU).
 
     A run that diverges is left, and the others go on. After bad input, which all runs would meet, no further one is
     begun, and those under way end first. An interruption is passed on to the commands, which save before they leave.
 
-    Args:
-        left: the steps of each run, in the order they are to be begun.
-        devices: `cpu` or numbers of GPUs; one that is named twice has two runs at a time.
-        output_dir: of the study.
-        threads: of each process; None for as many as the libraries take.
-
     Returns:
         0, or the exit code of the first step that failed.
     """
-    waiting, codes = deque(left.items()), [0]
+    waiting, sharing = list(left.items()), devices.count("cpu")
+    codes: list[int] = []
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // sharing))} if sharing > 1 else {}
 
     async def work(device: str) -> None:
+        flags = ["--n_gpu", "0"] if device == "cpu" else ["--gpu_id", device]
         while waiting:
-            run, steps = waiting.popleft()
-            folder = output_dir / run.folder
+            run, steps = waiting.pop(0)
             _log.info("%s on %s (%d more)", run.folder, device, len(waiting))
-            for step in steps:
-                if code := await _do(step, device, folder, threads):
-                    _log.error("%s: %s ended with code %d: %s", run.folder, step.name, code, _last_line(folder))
+            for name, (script, *words) in steps.items():
+                # Flags come before --opts, which takes all that follows.
+                command = [sys.executable, str(_REPOSITORY / script), *flags, *words]
+                code, said = await _run(name, command, output_dir / run.folder, os.environ | threads)
+                if code:
+                    _log.error("%s: %s ended with code %d: %s", run.folder, name, code, said)
                     codes.append(code)
                     if code != _DIVERGED:
                         waiting.clear()
                     break
 
-    async def work_on_all() -> None:
-        await asyncio.gather(*map(work, devices))
-
-    asyncio.run(work_on_all())
-    return next(filter(None, codes), 0)
+    await asyncio.gather(*map(work, devices))
+    return codes[0] if codes else 0
 
 
-async def _do(step: Step, device: str, folder: Path, threads: int | None) -> int:
-    """Carry out a step; returns its exit code. However it ends, its time is added to that of earlier tries."""
+async def _run(step: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run a command and add to the time of the step; returns the exit code and the last line of output."""
     folder.mkdir(parents=True, exist_ok=True)
-    script, *words = step.words
-    # Flags come before --opts, which takes all that follows.
-    flags = ["--n_gpu", "0"] if device == "cpu" else ["--gpu_id", device]
-    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    begun, null, pipe = time.monotonic(), asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
-    with open(folder / _OUTPUT, "a", encoding="utf-8") as output:
-        command = [sys.executable, str(_HERE / script), *flags, *words]
+    times, begun = folder / _TIMES, time.monotonic()
+    with open(folder / _OUTPUT, "a+", encoding="utf-8", errors="replace") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stdin=null, stdout=output, stderr=pipe
+            *command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         try:
             code = await process.wait()
@@ -116,17 +106,33 @@ async def _do(step: Step, device: str, folder: Path, threads: int | None) -> int
             if process.returncode is None:
                 process.terminate()
                 await process.wait()
-            times = read_times(folder)
-            times[step.name] = round(times.get(step.name, 0.0) + time.monotonic() - begun, 1)
-            atomic_write(folder / TIMES, lambda path: path.write_text(json.dumps(times) + "\n", encoding="utf-8"))
-    return 128 - code if code < 0 else code  # as a shell has it of a process that a signal ended
+            taken = read_json(times, "study.py") if times.is_file() else {}
+            text = json.dumps(taken | {step: round(taken.get(step, 0.0) + time.monotonic() - begun, 1)}) + "\n"
+            atomic_write(times, lambda partial: partial.write_text(text, encoding="utf-8"))
+        output.seek(0)
+        lines = output.read().split("\n")
+    said = next((line for line in reversed(lines) if line.strip()), "no output")
+    return (128 - code if code < 0 else code), said  # as a shell has it of a process that a signal ended
 
 
-def read_times(folder: Path) -> dict[str, float]:
-    """The seconds that each step of a run has taken."""
-    return read_json(folder / TIMES, "study.py") if (folder / TIMES).is_file() else {}
+def collect(content: Plain, done: Sequence[Run], output_dir: Path) -> dict[str, Any]:
+    """The results of the runs that are done: the study's own yaml, and of each run what it was, took and scored."""
+    runs = [run._asdict() | _results(output_dir / run.folder) for run in done]
+    environments = [read_yaml(output_dir / run.folder / "config.yaml").get("ENVIRONMENT", {}) for run in done]
+    distinct = [one for place, one in enumerate(environments) if one not in environments[:place]]  # of every machine
+    text = json.dumps({"study": content, "environments": distinct, "runs": runs})
+    return json.loads(text, parse_float=lambda number: round(float(number), _DIGITS))
 
 
-def _last_line(folder: Path) -> str:
-    lines = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "no output")
+def _results(folder: Path) -> dict[str, Any]:
+    """What a run took and scored; the epoch and Dice of validation are None where nothing is held out."""
+    curves, validation = read_curves(folder), None
+    if "val_dice" in curves:  # the first of the best, as in training
+        step, dice = max(zip(*curves["val_dice"], strict=True), key=itemgetter(1))
+        validation = {"epoch": int(dict(zip(*curves["epoch"], strict=True))[step]), "dice": dice}
+    cases = {
+        case["name"]: {convention: {name: case[convention][name] for name in METRICS} for convention in CONVENTIONS}
+        for case in read_summary(folder).to_json()["cases"]
+    }
+    seconds, layers = read_json(folder / _TIMES, "study.py"), read_json(folder / _SIMILARITY, "similarity.py")["layers"]
+    return {"seconds": seconds, "validation": validation, "cases": cases, "layers": layers}

@@ -1,162 +1,225 @@
-"""The results of a study as plain data, collected from its runs; every table is computed from them."""
+"""The results of a study: each cell's means and differences over the seeds, as tables in Markdown and one figure."""
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from configs.plain_yaml import read_yaml
-from engine.logger import read_curves
-from evaluation.comparison import Paired, paired, paired_few
-from evaluation.metrics import METRICS, OVERLAPS
-from evaluation.summary import CONVENTIONS, read_json, read_summary
-from scripts.studies.execute import SIMILARITY, read_times
-from scripts.studies.plan import Cell, Run, Study, as_study
+from evaluation.comparison import LEVEL, Paired, paired, paired_few
+from evaluation.metrics import OVERLAPS
+from scripts.studies.plan import Plain, Run, Study, as_study
 
-Plain = Mapping[str, Any]  # the content of a JSON file
-
-REDUNDANCY = ("effective_rank_share", "mean_abs_correlation", "pair_correlation", "pair_cosine")
-_DIGITS = 6
-
-
-def collect(content: Plain, done: Sequence[Run], output_dir: Path) -> dict[str, Any]:
-    """The results of the runs that are done: the study's own yaml, and of each run what it was, took and scored."""
-    environments = [read_yaml(output_dir / run.folder / "config.yaml").get("ENVIRONMENT", {}) for run in done]
-    results = {
-        "study": content,
-        # Every one that occurs: a study may be finished on another machine.
-        "environments": [one for place, one in enumerate(environments) if one not in environments[:place]],
-        "runs": [_of_run(run, output_dir / run.folder) for run in done],
-    }
-    return json.loads(json.dumps(results), parse_float=lambda text: round(float(text), _DIGITS))
-
-
-def _of_run(run: Run, folder: Path) -> dict[str, Any]:
-    cases = {
-        case["name"]: {convention: {name: case[convention][name] for name in METRICS} for convention in CONVENTIONS}
-        for case in read_summary(folder).to_json()["cases"]
-    }
-    return {
-        "network": run.cell.network,
-        "lambda_1": run.cell.lambda_1,
-        "lambda_2": run.cell.lambda_2,
-        "seed": run.seed,
-        "fold": run.fold,
-        "seconds": read_times(folder),
-        "validation": _best_validation(folder),
-        "cases": cases,
-        "layers": read_json(folder / SIMILARITY, "similarity.py")["layers"],
-    }
-
-
-def _best_validation(folder: Path) -> dict[str, Any] | None:
-    """Epoch and Dice of the validation that chose best.pth; None where nothing is held out."""
-    curves = read_curves(folder)
-    if "val_dice" not in curves:
-        return None
-    steps, values = curves["val_dice"]
-    dice = max(values)
-    step = steps[values.index(dice)]  # the first of equals, as in training
-    return {"epoch": int(dict(zip(*curves["epoch"], strict=True))[step]), "dice": dice}
+_CELL = ["network", "lambda_1", "lambda_2"]
+_SEED = [*_CELL, "seed"]
+_LAYER = ["layer", "module", "channels"]
+_REDUNDANCY = {
+    "effective_rank_share": "effective rank, share",
+    "mean_abs_correlation": "mean absolute correlation",
+    "pair_correlation": "correlation of IFD's pairs",
+    "pair_cosine": "cosine of IFD's pairs",
+}
+_HEADS = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)"]
+_MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"  # colors
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell on its finished seeds; differences are to the same network without the regularizer, on the same seeds and
-    cases. Too few seeds are not `reported`, and have no differences."""
+    """The finished seeds of a cell, and their differences to the same network without the regularizer.
 
-    cell: Cell
-    reported: bool
-    means: pd.DataFrame  # (seed, number): Dice, IoU (jaccard), validation Dice in %, and REDUNDANCY
-    gain: Paired | None  # in Dice, points
-    redundancy_gain: Mapping[str, Paired]
+    Dice and IoU are in per cent, their differences in points; NaN and None are undefined.
+    """
+
+    cell: tuple[str, float, float]  # network, lambda_1, lambda_2
+    seeds: pd.DataFrame  # for each dice, jaccard, validation (Dice) and redundancy, its mean over IFD's layers
+    layers: pd.DataFrame  # redundancy of each layer, the mean over the runs
+    is_reported: bool  # whether the seeds are as many as the study states
+    gain: Paired | None  # in Dice, over seeds and cases
+    redundancy_gain: Mapping[str, Paired]  # over the seeds
     published: float | None
     published_gain: float | None
 
-    def spread(self, name: str) -> tuple[float, float]:
-        """Mean and sample standard deviation of a number over the seeds where it is defined."""
-        return float(self.means[name].mean()), float(self.means[name].std())
-
     @property
     def verdict(self) -> str:
-        """Whether this many seeds and cases show a gain: `held` if the interval lies above 0, `not held` if it lies
-        below, else `not decided`; empty without a difference."""
+        """`held` if the interval of the gain lies above 0, `not held` if below, else `not decided`; empty without."""
         if self.gain is None:
             return ""
-        if self.gain.low > 0:
-            return "held"
-        return "not held" if self.gain.high < 0 else "not decided"
+        return "held" if self.gain.low > 0 else "not held" if self.gain.high < 0 else "not decided"
 
 
 def summarize(results: Plain) -> tuple[Study, list[CellResult]]:
-    """Every cell of the grid, from what `collect` gathered.
-
-    A seed counts where all of its folds are there.
+    """Every cell of the grid, from what `execute.collect` gathered; a seed counts where all of its folds are there.
 
     Raises:
-        ValueError: these are no results of a study, or runs of one seed were tested on different cases.
+        ValueError: these are no results of a study, or runs were tested on different cases.
     """
     try:
         study = as_study(results["study"], "study")
-        frames = {cell: _by_seed(results["runs"], study, cell) for cell in study.cells()}
+        keys = [tuple(run[key] for key in _SEED) for run in results["runs"]]
+        folds = Counter(keys)
+        runs = [run for key, run in zip(keys, results["runs"], strict=True) if folds[key] == max(1, study.folds)]
+        cases, layers, seeds = _frames(runs)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"these are no results of a study ({error!r}); expected what study.py writes") from None
-    every = pd.concat([dice for _, dice in frames.values()])
-    if every.isna().any(axis=None):
-        case = every.columns[every.isna().any()][0]
+    cells: dict[tuple[str, float, float], None] = dict.fromkeys(run[:3] for run in study.runs())
+    for key in keys:
+        if key[:3] not in cells:
+            raise ValueError(f"there are runs of {key[:3]}; expected only networks and weights of the study")
+    dice = 100 * cases.pivot(index=_SEED, columns="case", values="dice")[cases["case"].unique()]
+    for name in dice.columns[dice.isna().any()]:
+        run = Run(*dice.index[dice[name].isna()][0])
         raise ValueError(
-            f"{case} was tested by some runs only; expected the same data for all, so begin in another --output_dir"
+            f"{run.folder} was not tested on {name}, as others were; expected the same data for all runs, so begin the "
+            "study in another --output_dir"
         )
-    return study, [_cell_result(study, cell, frames) for cell in frames]
+    published = {(name, *row[:2]): row[2] for name, network in study.networks.items() for row in network.published}
+    found = []
+    for cell in cells:
+        plain = (cell[0], 0.0, 0.0)
+        own, gain = _of_cell(seeds, cell), (_of_cell(dice, cell) - _of_cell(dice, plain)).dropna()
+        changes = own - _of_cell(seeds, plain)
+        changed = [name for name in _REDUNDANCY if changes[name].count()]
+        is_compared = cell != plain and len(gain) >= study.min_seeds
+        both = cell != plain and {cell, plain} <= published.keys()
+        result = CellResult(
+            cell=cell,
+            seeds=own,
+            layers=_of_cell(layers, cell).groupby(_LAYER, sort=False).mean(),
+            is_reported=len(own) >= study.min_seeds,
+            gain=paired(gain.to_numpy()) if is_compared else None,
+            redundancy_gain={name: paired_few(changes[name].dropna()) for name in changed if is_compared},
+            published=published.get(cell),
+            published_gain=published[cell] - published[plain] if both else None,
+        )
+        found.append(result)
+    return study, found
 
 
-def cell_of(run: Plain) -> Cell:
-    """The cell of the grid that a run, as `collect` gathered it, belongs to."""
-    return Cell(run["network"], run["lambda_1"], run["lambda_2"])
+def _frames(runs: Sequence[Plain]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """A row for each case of each run, for each layer of each run, and for each seed of each cell."""
+    rows = [{**run, "case": name, **case["published"]} for run in runs for name, case in run["cases"].items()]
+    cases = pd.DataFrame(rows, columns=[*_SEED, "case", *OVERLAPS])
+    chosen = pd.DataFrame(runs, columns=_SEED)
+    chosen["validation"] = [run["validation"]["dice"] if run["validation"] else math.nan for run in runs]
+    layers = pd.json_normalize(runs, "layers", _SEED).rename(columns=lambda name: name.removesuffix(".all"))
+    layers = layers.reindex(columns=[*_SEED, *_LAYER, *_REDUNDANCY]).astype(dict.fromkeys(_REDUNDANCY, float))
+    regularized = layers[layers["layer"] != "final"].drop(columns=_LAYER)
+    scores = [100 * frame.groupby(_SEED).mean(numeric_only=True) for frame in (cases, chosen)]
+    return cases, layers.set_index(_SEED), pd.concat([*scores, regularized.groupby(_SEED).mean()], axis=1)
 
 
-def layer_table(runs: Sequence[Plain]) -> pd.DataFrame:
-    """The layers of some runs: name, module, channels, and REDUNDANCY over all channels, nan where not defined."""
-    rows = []
-    for layer in (layer for run in runs for layer in run["layers"]):
-        numbers = {name: layer[name]["all"] if isinstance(layer[name], Mapping) else layer[name] for name in REDUNDANCY}
-        rows.append({name: layer[name] for name in ("layer", "module", "channels")} | numbers)
-    return pd.DataFrame(rows).astype(dict.fromkeys(REDUNDANCY, float))
+def _of_cell(frame: pd.DataFrame, cell: tuple[str, float, float]) -> pd.DataFrame:
+    """The rows of a cell, by seed."""
+    return frame.loc[[key[:3] == cell for key in frame.index]].droplevel(_CELL)
 
 
-def _by_seed(runs: Sequence[Plain], study: Study, cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of the finished seeds of a cell: means (seed, number) over cases, folds and the layers that IFD acts on, and Dice
-    (seed, case), in %."""
-    means, dice = {}, {}
-    for seed in study.seeds:
-        parts = [run for run in runs if cell_of(run) == cell and run["seed"] == seed]
-        if len(parts) == max(1, study.folds):
-            cases = {name: case["published"] for part in parts for name, case in part["cases"].items()}
-            scores = 100 * pd.DataFrame.from_dict(cases, orient="index")[list(OVERLAPS)]
-            layers = pd.concat(
-                [layer_table([part]).query("layer != 'final'").mean(numeric_only=True) for part in parts]
-            )
-            chosen = [math.nan if part["validation"] is None else 100 * part["validation"]["dice"] for part in parts]
-            means[seed] = {"validation": pd.Series(chosen).mean(), **scores.mean(), **layers.groupby(level=0).mean()}
-            dice[seed] = scores["dice"]
-    return pd.DataFrame.from_dict(means, orient="index"), pd.DataFrame(dice).T
+def format_results(results: Plain) -> str:
+    """All tables, in Markdown: accuracy, similarity of channels, the latter layer by layer, and time."""
+    study, cells = summarize(results)
+    heads = [*_HEADS, "seeds", "validation Dice, %", "Dice, %", "IoU, %"]
+    heads += [f"gain over lambda = 0, points ({LEVEL:.0%} interval)", "median case", "p"]
+    accuracy = [[*heads, "published Dice", "published gain", "claim"]]
+    redundancy = [[*_HEADS, *(head for title in _REDUNDANCY.values() for head in (title, "against lambda = 0"))]]
+    for found in cells:
+        names, count, gain = [found.cell[0], *_weights(found)], str(len(found.seeds)), found.gain
+        if not found.is_reported:
+            accuracy.append([*names, f"{count} of the {study.min_seeds} that it takes: not reported", *[""] * 9])
+            continue
+        scores = [_spread(found.seeds[name], 2) for name in ("validation", "dice", "jaccard")]
+        compared = [_difference(gain, 2), _text(gain.median, "+.2f"), _text(gain.p, ".3f")] if gain else [""] * 3
+        published = [_text(found.published, ".2f"), _text(found.published_gain, "+.2f")]
+        accuracy.append([*names, count, *scores, *compared, *published, found.verdict])
+        for name in _REDUNDANCY:
+            names += [_spread(found.seeds[name], 3), _difference(found.redundancy_gain.get(name), 3)]
+        redundancy.append(names)
+    times = pd.DataFrame([run["seconds"] for run in results["runs"]])
+    time = [["step", "runs", "seconds a run", "minutes in all"]]
+    time += [[step, str(s.count()), f"{s.mean():.0f}", f"{s.sum() / 60:.1f}"] for step, s in times.items()]
+    networks = dict.fromkeys(found.cell[0] for found in cells if found.is_reported)
+    tables = [accuracy, redundancy, *(_by_layer(network, cells) for network in networks), time]
+    return "\n\n".join(_markdown(*rows) for rows in tables if len(rows) > 1) + "\n"
 
 
-def _cell_result(study: Study, cell: Cell, frames: Mapping[Cell, tuple[pd.DataFrame, pd.DataFrame]]) -> CellResult:
-    means, dice = frames[cell]
-    gain, redundancy_gain = None, {}
-    if cell != cell.baseline and cell.baseline in frames:
-        base_means, base_dice = frames[cell.baseline]
-        shared = means.index.intersection(base_means.index)
-        if len(shared) >= study.min_seeds:
-            gain = paired((dice - base_dice).loc[shared].to_numpy())
-            changes = (means - base_means).loc[shared, list(REDUNDANCY)].dropna(axis=1, how="all")
-            redundancy_gain = {name: paired_few(change.dropna().tolist()) for name, change in changes.items()}
-    reported, published = len(means) >= study.min_seeds, study.published(cell)
-    return CellResult(cell, reported, means, gain, redundancy_gain, published, study.published_gain(cell))
+def _by_layer(network: str, cells: Sequence[CellResult]) -> list[list[str]]:
+    """Of every layer of a network its channels, and effective rank and absolute correlation in each cell."""
+    mine = [found for found in cells if found.cell[0] == network and found.is_reported]
+    weights = [f"({', '.join(_weights(found))})" for found in mine]
+    rows = [[network, "channels", *(f"{what} {pair}" for pair in weights for what in ("rank", "corr."))]]
+    frames = [found.layers[["effective_rank_share", "mean_abs_correlation"]] for found in mine]
+    for (layer, module, channels), *values in pd.concat(frames, axis=1).itertuples(name=None):
+        rows.append([f"{layer}, `{module}`", str(channels), *(_text(value, ".3f") for value in values)])
+    return rows
+
+
+def _markdown(heads: Sequence[str], *rows: Sequence[str]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
+
+
+def _weights(found: CellResult) -> list[str]:
+    return [f"{weight:g}" for weight in found.cell[1:]]
+
+
+def _text(value: float | None, spec: str) -> str:
+    return "" if value is None else "-" if math.isnan(value) else format(value, spec)
+
+
+def _spread(values: pd.Series, digits: int) -> str:
+    """Mean and sample standard deviation over the seeds."""
+    mean, std = _text(values.mean(), f".{digits}f"), _text(values.std(), f".{digits}f")
+    return mean if std == "-" else f"{mean} ± {std}"
+
+
+def _difference(gain: Paired | None, digits: int) -> str:
+    if gain is None:
+        return ""
+    mean, low, high = (_text(value, f"+.{digits}f") for value in (gain.mean, gain.low, gain.high))
+    return mean if low == "-" else f"{mean} ({low} to {high})"
+
+
+def draw(results: Plain, path: Path) -> None:
+    """The reported cells, at least one: Dice of every seed with the published one, gain and effective rank."""
+    study, cells = summarize(results)
+    reported = [found for found in cells if found.is_reported]
+    if not reported:
+        raise ValueError(f"no cell of the study has the {study.min_seeds} seeds that it takes, so none can be drawn")
+    figure = Figure(figsize=(10, 0.9 + 0.55 * len(reported)), dpi=110, layout="constrained")
+    figure.suptitle(study.title, fontsize=10, parse_math=False)
+    dice, gain, rank = panels = figure.subplots(1, 3, sharey=True)
+    measured = {"color": _MEASURED, "markersize": 5, "linewidth": 2}
+    published = {"color": _PUBLISHED, "markersize": 5, "fillstyle": "none"}
+    labels = []
+    for row, found in enumerate(reported):
+        weights = zip(("SCR", "IFD"), _weights(found), strict=True)
+        terms = ", ".join(f"{name} {weight}" for name, weight in weights if weight != "0") or "none"
+        labels.append(f"{found.cell[0]}: {terms}" if len(study.networks) > 1 else terms)
+        of_seeds = found.seeds["dice"]
+        dice.plot(of_seeds, [row] * len(of_seeds), "o", alpha=0.55, mew=0, **measured)
+        dice.plot([of_seeds.mean()] * 2, [row - 0.28, row + 0.28], **measured)
+        for panel, change in ((gain, found.gain), (rank, found.redundancy_gain.get("effective_rank_share"))):
+            if change is not None:
+                panel.plot([change.low, change.mean, change.high], [row] * 3, "o-", markevery=[1], **measured)
+        for panel, value in ((dice, found.published), (gain, found.published_gain)):
+            if value is not None:
+                panel.plot(value, row, "D", **published)
+    dice.set_yticks(range(len(reported)), labels, fontsize=8)
+    dice.invert_yaxis()
+    titles = "Dice, % (a point a seed; line: mean)", "gain in Dice over none, points", "change of effective rank, share"
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_title(title, fontsize=8.5)
+        panel.tick_params(labelsize=7.5, length=2)
+        panel.grid(axis="x", color="0.92")
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.locator_params(axis="x", nbins=6)
+        if panel is not dice:
+            panel.axvline(0, color="0.4", linewidth=0.8)
+    dice.plot([], [], "o-", label=f"measured, {LEVEL:.0%} interval", **measured)
+    if any(found.published is not None for found in reported):
+        dice.plot([], [], "D", label="published", **published)
+    figure.legend(loc="outside lower right", fontsize=7.5, frameon=False, ncols=2)
+    figure.savefig(path)

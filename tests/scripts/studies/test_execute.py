@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,12 +15,13 @@ import pytest
 from configs.arguments import overrides_of, train_parser
 from configs.config import get_config, to_dict
 from evaluation.cross_validation import is_tested
-from scripts.studies.execute import Step, execute, steps_left
-from scripts.studies.plan import Cell, Run, as_study
+from scripts.studies import execute as runs
+from scripts.studies.execute import Steps, steps_left
+from scripts.studies.plan import Run, as_study
 from tests.conftest import ROOT
 from tests.scripts.studies.test_plan import content
 
-RUNS = [Run(Cell("a", 0.0, 0.0), seed) for seed in range(4)]
+RUNS = [Run("a", 0.0, 0.0, seed) for seed in range(4)]
 
 _NOTE = """
 import os, sys, time
@@ -37,6 +39,10 @@ with open(os.path.join(folder, "seen.txt"), "a") as file:
 """
 
 
+def execute(left: dict[Run, Steps], devices: list[str], folder: Path) -> int:
+    return asyncio.run(runs.execute(left, devices, folder))
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> str:
     path = tmp_path / "note.py"
@@ -44,8 +50,8 @@ def script(tmp_path: Path) -> str:
     return str(path)
 
 
-def steps(script: str, folder: Path, *names: str) -> list[Step]:
-    return [Step(name, [script, name, str(folder)]) for name in names]
+def steps(script: str, folder: Path, *names: str) -> dict[str, list[str]]:
+    return {name: [script, name, str(folder)] for name in names}
 
 
 @pytest.mark.parametrize("folds", [0, 2])
@@ -55,9 +61,9 @@ def test_the_training_command_asks_for_what_the_study_says(
     monkeypatch.chdir(ROOT)
     study = as_study(content(folds=folds), "x")
     for run in study.runs():
-        train, *others = steps_left(study, run, tmp_path, "data")
-        assert [step.name for step in others] == ["test", "similarity"]
-        args = train_parser().parse_args(train.words[1:])
+        steps = steps_left(study, run, tmp_path, "data")
+        assert list(steps) == ["train", "test", "similarity"]
+        args = train_parser().parse_args(steps["train"][1:])
         assert args.fold == run.fold and args.resume == "auto"
         asked = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
         said = study.config(run)
@@ -80,13 +86,13 @@ def test_a_run_is_tested_anew_where_it_was_asked_for_after_its_test(tmp_path: Pa
 
 def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
     left = {run: steps(script, tmp_path, "train", "test") for run in RUNS}
-    assert execute(left, ["cpu", "1"], tmp_path, threads=1) == 0
+    assert execute(left, ["cpu", "1", "cpu"], tmp_path) == 0
     seen = (tmp_path / "seen.txt").read_text().splitlines()
     assert sorted({line.replace("--gpu_id 1", "").replace("--n_gpu 0", "").split()[0] for line in seen}) == [
         "test",
         "train",
     ]
-    assert len(seen) == 8 and all(line.endswith(" 1") for line in seen)
+    assert len(seen) == 8 and all(line.endswith(f" {max(1, os.cpu_count() // 2)}") for line in seen)
     assert {line[:10] for line in seen} == {"--n_gpu 0 ", "--gpu_id 1"}
     for run in RUNS:
         folder = tmp_path / run.folder

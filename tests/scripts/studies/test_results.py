@@ -10,8 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from scripts.studies.results import summarize
-from scripts.studies.table import draw, format_results
+from scripts.studies.results import draw, format_results, summarize
 
 SEEDS, CASES = (1, 2, 3), ("a", "b", "c", "d")
 METRICS = ("dice", "hd95", "jaccard", "assd")
@@ -62,18 +61,17 @@ def test_mean_and_spread_over_seeds_and_the_paired_gain() -> None:
         )
         for weight in (0.0, 0.1)
     }
-    assert plain.reported and regularised.reported
-    assert list(plain.means.index) == [1, 2, 3] and plain.gain is None and plain.verdict == ""
+    assert list(plain.seeds.index) == [1, 2, 3] and plain.gain is None and plain.verdict == ""
     for weight, found in ((0.0, plain), (0.1, regularised)):
         means = dice[weight].mean(axis=1)
-        assert found.spread("dice") == pytest.approx((means.mean(), means.std(ddof=1)))
-        assert found.spread("jaccard") == pytest.approx((means.mean() / 2, means.std(ddof=1) / 2))
+        assert found.seeds["dice"].to_numpy() == pytest.approx(means)
+        assert found.seeds["jaccard"].to_numpy() == pytest.approx(means / 2)
     gain = regularised.gain
     assert gain.mean == pytest.approx((dice[0.1] - dice[0.0]).mean())
     assert gain.low <= gain.mean <= gain.high and gain.cases == 4 and gain.p == pytest.approx(2 / 2**4)
     assert regularised.published_gain == pytest.approx(5.5) and plain.published_gain is None
     # Of the layers that are regularised; the teacher is not one.
-    assert plain.spread("effective_rank_share") == pytest.approx((0.5, 0))
+    assert plain.seeds["effective_rank_share"].to_numpy() == pytest.approx([0.5] * 3)
     assert regularised.redundancy_gain["mean_abs_correlation"].mean == pytest.approx(0.1)
 
 
@@ -89,19 +87,19 @@ def test_verdicts(gain: float, noise: float, verdict: str) -> None:
 def test_folds_of_a_seed_are_put_together() -> None:
     results = made(folds=2)
     _, (plain, _) = summarize(results)
-    assert list(plain.means.index) == [1, 2, 3] and plain.spread("dice")[0] == pytest.approx(60, abs=1)
+    assert list(plain.seeds.index) == [1, 2, 3] and plain.seeds["dice"].mean() == pytest.approx(60, abs=1)
     results["runs"] = [run for run in results["runs"] if (run["lambda_1"], run["seed"], run["fold"]) != (0.0, 2, 1)]
     _, (plain, regularised) = summarize(results)
-    assert not plain.reported and list(plain.means.index) == [1, 3]
+    assert not plain.is_reported and list(plain.seeds.index) == [1, 3]
     # It has its seeds, but nothing to be held against.
-    assert regularised.reported and regularised.gain is None
+    assert regularised.is_reported and regularised.gain is None
 
 
 def test_a_cell_with_fewer_seeds_than_stated_is_not_reported() -> None:
     results = made()
     results["runs"] = [run for run in results["runs"] if (run["lambda_1"], run["seed"]) != (0.1, 3)]
     _, (plain, regularised) = summarize(results)
-    assert plain.reported and not regularised.reported and regularised.gain is None
+    assert plain.is_reported and not regularised.is_reported and list(regularised.seeds.index) == [1, 2]
     row = next(line for line in format_results(results).splitlines() if line.startswith("| unet | 0.1 |"))
     assert "2 of the 3 that it takes: not reported" in row and "%" not in row and "70" not in row
 
@@ -133,7 +131,11 @@ def test_refusals() -> None:
     other = made()
     cases = other["runs"][-1]["cases"]
     cases["e"] = cases.pop("a")
-    with pytest.raises(ValueError, match="a was tested by some runs only"):
+    with pytest.raises(ValueError, match="unet/lambda_0.1_0.1/seed_3 was not tested on a, as others were"):
+        summarize(other)
+    other = made()
+    other["runs"][0]["network"] = "swin"
+    with pytest.raises(ValueError, match="there are runs of .'swin', 0.0, 0.0.; expected only networks"):
         summarize(other)
     broken = copy.deepcopy(made())
     del broken["runs"][0]["network"]
