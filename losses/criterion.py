@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from losses.dice import DiceLoss
 from selfreg import Features, KDloss
 
-_HALVES = (torch.float16, torch.bfloat16)
-
 
 class Criterion(nn.Module):
     """`ce_weight * CE + dice_weight * Dice + KDloss`.
@@ -34,11 +32,7 @@ class Criterion(nn.Module):
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
         self.dice = DiceLoss(num_classes)
         self.kd = kd if kd is not None and (kd.lambda_1 or kd.lambda_2) else None
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether `forward` wants the features of the pass."""
-        return self.kd is not None
+        self.needs_features = self.kd is not None  # in `forward`
 
     def forward(
         self,
@@ -71,7 +65,7 @@ class Criterion(nn.Module):
     def _segmentation(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> dict[str, Tensor]:
         heads = [logits] if isinstance(logits, Tensor) else logits
         # Half-precision logits of an autocast pass are summed in float32.
-        heads = [head.float() if head.dtype in _HALVES else head for head in heads]
+        heads = [head.float() if head.dtype in (torch.float16, torch.bfloat16) else head for head in heads]
         ce = sum(F.cross_entropy(head, label.long()) for head in heads)
         dice = sum(self.dice(head, label, softmax=True) for head in heads)
         return {"loss": self.ce_weight * ce + self.dice_weight * dice, "ce": ce, "dice_loss": dice}
@@ -95,11 +89,9 @@ class Criterion(nn.Module):
             alone = KDloss(lambda_1=lambda_1, lambda_2=lambda_2, distance=kd.distance, warmup_epochs=kd.warmup_epochs)
             losses[name] = alone(*features, epoch)
         random.setstate(draws)
-        return {name: _gradient_norm(loss, parameters) for name, loss in losses.items()}
-
-
-def _gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    if not loss.requires_grad:  # of a term whose weight is 0, or of features that are all frozen
-        return 0.0
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return nn.utils.get_total_norm([g for g in gradients if g is not None]).item()
+        norms = dict.fromkeys(losses, 0.0)  # of a term whose weight is 0, or of features that are all frozen
+        for name, loss in losses.items():
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+                norms[name] = nn.utils.get_total_norm([g for g in gradients if g is not None]).item()
+        return norms

@@ -20,8 +20,6 @@ class DiceLoss(nn.Module):
 
     def __init__(self, n_classes: int) -> None:
         super().__init__()
-        if n_classes < 1:
-            raise ValueError(f"DiceLoss: n_classes is {n_classes}; expected at least 1")
         self.n_classes = n_classes
 
     def forward(

@@ -37,13 +37,7 @@ def list_options(name: str) -> dict[str, object]:
 
 
 def build_network(
-    name: str,
-    *,
-    num_classes: int,
-    img_size: int | Sequence[int] = 224,
-    in_channels: int = 1,
-    use_checkpoint: bool = False,
-    **options: object,
+    name: str, *, num_classes: int, img_size: int | Sequence[int] = 224, in_channels: int = 1, **options: object
 ) -> Network:
     """Build a network with random weights: (B, C, H, W) to logits (B, num_classes, H, W) in train and eval mode.
 
@@ -54,8 +48,8 @@ def build_network(
         num_classes: K, background included.
         img_size: side or (H, W) in pixels.
         in_channels: channels of the images, 1 or 3; in the U-Net any number.
-        use_checkpoint: recompute activations in the backward pass, which saves memory and costs time.
-        options: see `list_options`, and the classes of the networks for what they mean.
+        options: see `list_options`, and the classes of the networks for what they mean. All take `use_checkpoint`,
+            which recomputes activations in the backward pass: it saves memory and costs time.
 
     Raises:
         ValueError: an unknown name or option (the closest one is named), or values that the network refuses.
@@ -64,7 +58,7 @@ def build_network(
         raise ValueError(f"unknown network {name!r}; expected one of {', '.join(list_networks())}")
     if not 2 <= num_classes <= 256:  # masks are written as bytes
         raise ValueError(f"{name}: num_classes is {num_classes}; expected 2 to 256, the background included")
-    known = list_options(name)
+    known, use_checkpoint = list_options(name), bool(options.pop("use_checkpoint", False))
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)

@@ -140,11 +140,12 @@ class FeatureTap:
         final: list[_Seen] = []
         with ExitStack() as hooks:
             for name, module in self._students.items():
-                hooks.enter_context(module.register_forward_hook(_keep_output(seen[name])))
+                hooks.enter_context(module.register_forward_hook(_keep(seen[name], "output")))
+            keep = _keep(final, self.spec.final_side)
             if self.spec.final_side == "input":
-                hooks.enter_context(self._final.register_forward_pre_hook(_keep_input(final), with_kwargs=True))
+                hooks.enter_context(self._final.register_forward_pre_hook(keep, with_kwargs=True))
             else:
-                hooks.enter_context(self._final.register_forward_hook(_keep_output(final)))
+                hooks.enter_context(self._final.register_forward_hook(keep))
             logits = self.network(*args, **kwargs)
         students = {name: self._student(name, calls) for name, calls in seen.items()}
         return logits, Features(
@@ -155,8 +156,8 @@ class FeatureTap:
 
     def _student(self, name: str, calls: list[_Seen]) -> Tensor:
         feature = _one_map(name, calls, "gave")
-        training = self.network.training and torch.is_grad_enabled()
-        if training and not (feature.requires_grad or calls[0].with_grad) and self._is_trained(name):
+        recorded = feature.requires_grad or calls[0].with_grad
+        if self.network.training and torch.is_grad_enabled() and not recorded and self._is_trained(name):
             raise ValueError(
                 f"FeatureTap: module {name!r} ran where autograd does not record, although its parameters are trained, "
                 "so the regularizer would teach it nothing; if it is checkpointed, say use_reentrant=False to "
@@ -172,16 +173,12 @@ class FeatureTap:
         return any(p.requires_grad for p in modules[name].parameters()) if name else False
 
 
-def _keep_output(calls: list[_Seen]) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        calls.append(_Seen(output, torch.is_grad_enabled()))
+def _keep(calls: list[_Seen], side: str) -> Callable[..., None]:
+    """A hook that notes what a module gives, or before it runs its first input, positional or by keyword."""
 
-    return hook
-
-
-def _keep_input(calls: list[_Seen]) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls.append(_Seen(next(iter((*inputs, *named.values())), None), torch.is_grad_enabled()))
+    def hook(module: nn.Module, inputs: tuple[Any, ...], rest: Any) -> None:
+        value = rest if side == "output" else next(iter((*inputs, *rest.values())), None)
+        calls.append(_Seen(value, torch.is_grad_enabled()))
 
     return hook
 
@@ -200,8 +197,13 @@ def _one_map(name: str, calls: list[_Seen], verb: str) -> Tensor:
         )
     value = calls[0].value
     if not isinstance(value, Tensor):
+        what = f"a {type(value).__name__}"
+        if isinstance(value, Mapping):
+            what += f" with keys {', '.join(map(repr, value))}"
+        elif isinstance(value, list | tuple):
+            what += f" of {len(value)}"
         raise ValueError(
-            f"FeatureTap: module {name!r} {verb} a {type(value).__name__}{_contents(value)}; "
+            f"FeatureTap: module {name!r} {verb} {what}; "
             "expected one tensor, name another module (those inside it that give its parts)"
         )
     if value.ndim not in RANKS:
@@ -210,12 +212,3 @@ def _one_map(name: str, calls: list[_Seen], verb: str) -> Tensor:
             "or (B, C, D, H, W), with channels_last=True (B, *space, C): name a module whose tokens are a map already"
         )
     return value
-
-
-def _contents(value: Any) -> str:
-    """What a container holds, for the error message."""
-    if isinstance(value, Mapping):
-        return f" with keys {', '.join(map(repr, value))}"
-    if isinstance(value, list | tuple):
-        return f" of {len(value)}"
-    return ""

@@ -177,18 +177,8 @@ class KDloss(nn.Module):
         if distance not in DISTANCES:
             raise ValueError(f"KDloss: distance is {distance!r}; expected one of {', '.join(DISTANCES)}")
 
-    def extra_repr(self) -> str:
-        return (
-            f"lambda_1={self.lambda_1}, lambda_2={self.lambda_2}, distance={self.distance!r}, "
-            f"warmup_epochs={self.warmup_epochs}"
-        )
-
     def warmup_factor(self, epoch: float | None) -> float:
-        """The factor of both weights at `epoch`, from 0 to 1.
-
-        Raises:
-            ValueError: there is a warm-up and no epoch.
-        """
+        """The factor of both weights at `epoch`, from 0 to 1; ValueError where there is a warm-up and no epoch."""
         if not self.warmup_epochs:
             return 1.0
         if epoch is None:
@@ -263,5 +253,5 @@ def _full_precision(feature: Tensor) -> Tensor:
 
 
 def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Average-pooled (adaptive) to a size of two or three dimensions."""
+    """Adaptive average pooling in two or three dimensions."""
     return feature if tuple(feature.shape[2:]) == size else F.interpolate(feature, list(size), mode="area")

@@ -44,11 +44,11 @@ def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec
             too small for the depth.
     """
     inputs = example if isinstance(example, tuple) else (example,)
-    image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim in RANKS), None)
+    images = [x for x in inputs if isinstance(x, Tensor) and x.ndim in RANKS]
     try:
-        if image is None:
+        if not images:
             raise _NotUnderstood("the example holds no tensor (B, C, H, W) or (B, C, D, H, W)")
-        return _spec(Trace(model, inputs), image)
+        return _spec(Trace(model, inputs), images[0])
     except _NotUnderstood as reason:
         raise ValueError(
             f"suggest_spec: {type(model).__name__}: {reason}; name the modules yourself, TapSpec(encoder=[...], "
@@ -149,13 +149,16 @@ def _maps(trace: Trace, end: int, image: Tensor, channels_last: bool) -> list[_M
     """What could be a stage's map: read in this layout, of this batch, with more than a point."""
     calls = [call for call in trace.calls[:end] if len(call.shape) == image.ndim]
     space = {call.name: _space(call.shape, channels_last) for call in calls}
-    flat, homes = _flat(calls, channels_last), _homes(calls, space)
+    flat = _flat(calls, channels_last)
+    # Modules whose output has the size at which two of their layers of weights or more work, and this size.
+    layers = Counter((name, space[c.name]) for c in calls if _is_weighted(c.module) for name in _around(c.name))
+    homes = {call.name: space[call.name] for call in calls if layers[call.name, space[call.name]] > 1}
     maps = []
     for call in calls:
         at, channels = space[call.name], call.shape[-1 if channels_last else 1]
         fits = call.shape[0] == image.shape[0] and _is_layout(call.shape, image, channels_last)
         alone = trace.times[call.name] == 1 and all(flat.get(name, at) == at for name in _around(call.name))
-        if fits and alone and channels and math.prod(at) > 1:
+        if fits and alone and math.prod(at) > 1:
             ahead = sum(homes.get(name, at) != at for name in _around(call.name))
             maps.append(_Map(call.name, call.module, channels, at, call.same, ahead))
     # An attention matrix has the rank of a map; what only layers without weights give is no resolution.
@@ -179,29 +182,22 @@ def _flat(calls: list[Call], channels_last: bool) -> dict[str, Space]:
     return flat
 
 
-def _homes(calls: list[Call], space: dict[str, Space]) -> dict[str, Space]:
-    """Modules whose output has the size at which two of their layers of weights or more work, and this size."""
-    layers = Counter((name, space[c.name]) for c in calls if _is_weighted(c.module) for name in _around(c.name))
-    return {call.name: space[call.name] for call in calls if layers[call.name, space[call.name]] > 1}
-
-
 def _is_layout(shape: torch.Size, image: Tensor, channels_last: bool) -> bool:
     """Whether a shape can have this layout: the image scaled alike along all axes has, and only an anisotropic map that
     is so in neither layout is taken for a convolution's."""
-    first, last = (_scales(_space(shape, which), image.shape[2:]) for which in (False, True))
-    return last if channels_last else first or not last
 
+    def scales(space: Space) -> bool:
+        """Whether a size is the image's by one factor, but for rounding."""
+        ratio = space[0] / image.shape[2]
+        return all(abs(s - ratio * i) <= 1 + i / image.shape[2] for s, i in zip(space, image.shape[2:], strict=True))
 
-def _scales(space: Sequence[int], image: Sequence[int]) -> bool:
-    """Whether a size is the image's by one factor, but for rounding."""
-    ratio = space[0] / image[0]
-    return all(abs(s - ratio * i) <= 1 + i / image[0] for s, i in zip(space, image, strict=True))
+    last = scales(_space(shape, channels_last=True))
+    return last if channels_last else not last or scales(_space(shape, channels_last=False))
 
 
 def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple[list[_Map], list[_Map]]:
     """The map that stands for each stage: of the encoder fine to coarse, of the decoder coarse to fine."""
-    sizes = {m.space for m in maps}
-    bottleneck = min(sizes, key=math.prod, default=final)
+    bottleneck = min((m.space for m in maps), key=math.prod, default=final)
     if math.prod(bottleneck) >= math.prod(final):
         raise _NotUnderstood(
             f"the map that its output convolution reads, of size {final}, is not finer than the coarsest one, "
