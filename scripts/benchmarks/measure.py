@@ -15,15 +15,17 @@ import torch
 from matplotlib.figure import Figure
 
 NUM_CLASSES = 9
+_LONG_SECONDS = 20.0  # a work that takes longer, as those of MedPy, is called once
 Work = Callable[[], object]
 Prepare = Callable[[], Work]  # a function of a module, or a partial of one
+Run = tuple[float, float, object]  # seconds of a call, GB that it took in addition to its inputs, what it returned
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A volume of `depth` x `side` x `side`, networks of `img_size`, and `steps` steps a call, of `batch` slices each.
+    """A volume of `depth` x `side` x `side`, a network of `img_size`, and `steps` steps a call, of `batch` slices each.
 
-    `folder` holds files for the length of the run; `workers` processes load slices for a GPU.
+    `folder` holds files for the length of the run; `workers` processes load slices.
     """
 
     folder: Path
@@ -34,8 +36,16 @@ class Settings:
     batch: int = 4
     steps: int = 1
     workers: int = 8
+    network: str = "swin_unet"  # or "naive": the reference Swin-UNet, transforms by SciPy, metrics by MedPy
+    kd: bool = True
+    precision: str = "float32"
+    compiled: bool = False
     embed_dim: int = 96  # of Swin-UNet
     window_size: int = 7
+
+    @property
+    def naive(self) -> bool:
+        return self.network == "naive"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,8 +57,8 @@ class Settings:
 class Comparison:
     """One line of the table: the time of `b` by that of `a`, or of `a` alone.
 
-    Where both works return tuples of arrays, these are compared; a text that `a` returns is its note. The sides named
-    in `once`, "B" or "AB", take minutes and are called once. `size` is the place on the curve `what`.
+    Where both works return tuples of arrays, these are compared; a text that `a` returns is its note. `size` is the
+    place on the curve `what`.
     """
 
     row: str
@@ -56,69 +66,56 @@ class Comparison:
     a: Prepare
     b: Prepare | None = None
     target: str = ""
-    once: str = ""
     size: int | None = None
 
 
 def measure(comparison: Comparison, rounds: int) -> dict[str, object]:
     """A record for the table, with the seconds of every round."""
-    sides = {"A": comparison.a} | ({"B": comparison.b} if comparison.b else {})
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    gigabytes, results = dict.fromkeys(sides, 0.0), dict[str, object]()
-    for i in range(rounds):  # in turn, so that whatever else the machine does falls on both
-        for side, prepare in sides.items():
-            if not (i and side in comparison.once):
-                taken, memory, results[side] = _run_apart(prepare, side in comparison.once)
-                seconds[side].append(taken)
-                gigabytes[side] = max(gigabytes[side], memory)
+    runs: dict[str, list[Run]] = {"A": [], "B": []}
+    for _ in range(rounds):  # in turn, so that whatever else the machine does falls on both
+        for side, prepare in (("A", comparison.a), ("B", comparison.b)):
+            if prepare and (not runs[side] or runs[side][0][0] < _LONG_SECONDS):
+                runs[side].append(_run_apart(prepare))
+    seconds = {side: [run[0] for run in runs[side]] for side in runs}
+    a, b = (runs[side][0][2] if runs[side] else None for side in runs)
+    pairs = zip(a, b, strict=True) if isinstance(a, tuple) and isinstance(b, tuple) else ()
     return {
-        "what": comparison.what,
-        "size": comparison.size,
-        "target": comparison.target,
-        **{f"{side}, s": seconds.get(side) for side in "AB"},
+        **{"what": comparison.what, "size": comparison.size, "target": comparison.target},
+        **{f"{side}, s": seconds[side] or None for side in runs},
         "B / A": float(np.median(np.divide(seconds["B"], seconds["A"]))) if comparison.b else None,
-        **{f"{side}, GB": gigabytes.get(side) for side in "AB"},
-        "difference": _largest_difference(results["A"], results.get("B")),
-        "note": results["A"] if isinstance(results["A"], str) else "",
+        **{f"{side}, GB": max((run[1] for run in runs[side]), default=None) for side in runs},
+        "difference": max((float(np.abs(np.subtract(x, y, dtype=float)).max()) for x, y in pairs), default=None),
+        "note": a if isinstance(a, str) else "",
     }
 
 
-def _largest_difference(a: object, b: object) -> float | None:
-    if not (isinstance(a, tuple) and isinstance(b, tuple)):
-        return None
-    return max(float(np.abs(np.subtract(x, y, dtype=float)).max()) for x, y in zip(a, b, strict=True))
-
-
-def _run_apart(prepare: Prepare, once: bool) -> tuple[float, float, object]:
+def _run_apart(prepare: Prepare) -> Run:
     """Measure in a process that keeps its memory and the settings of its libraries to itself."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.utils.benchmark", "timm", "scipy.ndimage", "medpy.metric", "h5py"])
-    with ProcessPoolExecutor(1, context, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+    with ProcessPoolExecutor(1, context) as pool:
         try:
-            return pool.submit(_run, prepare, once).result()
+            return pool.submit(_run, prepare).result()
         finally:  # a loader's workers ignore signals: they end with the loader
             pool.submit(gc.collect).result()
 
 
-def _run(prepare: Prepare, once: bool) -> tuple[float, float, object]:
-    """Seconds of a call, the GB that it took in addition to its inputs, and the text or arrays that it returned."""
-    # Importing it warns where there is nvcc and no GPU.
-    from torch.utils.benchmark import Timer, timer
+def _run(prepare: Prepare) -> Run:
+    """The median of calls within a tenth of a second, after one to warm up; one that takes long is the only one."""
+    from torch.utils.benchmark import timer  # it waits for a GPU; importing it warns where there is nvcc and no GPU
 
-    work, results = prepare(), list[object]()
+    work, seconds, result = prepare(), list[float](), None
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-    before, start = _peak_gb(), timer()
-    if once:
-        results.append(work())
-        seconds = timer() - start
-    else:
-        names = {"work": work, "results": results}
-        timed = Timer("results[:] = [work()]", globals=names, num_threads=torch.get_num_threads())
-        seconds = timed.blocked_autorange(min_run_time=0.1).median
-    return seconds, _peak_gb() - before, results[0] if isinstance(results[0], str | tuple) else None
+    before = _peak_gb()
+    while sum(seconds[1:]) < 0.1 and (not seconds or seconds[0] < _LONG_SECONDS):
+        start = timer()
+        result = work()
+        seconds.append(timer() - start)
+    median = float(np.median(seconds[1:] or seconds))
+    return median, _peak_gb() - before, result if isinstance(result, str | tuple) else None
 
 
 def _peak_gb() -> float:

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from scripts import benchmark
-from scripts.benchmarks import evaluation, measure, training
+from scripts.benchmarks import measure
+from scripts.benchmarks import rows as compared
 from scripts.benchmarks.measure import Comparison, Settings
 
 TINY = {"depth": 6, "side": 160, "img_size": 32, "batch": 2, "workers": 1, "embed_dim": 12, "window_size": 4}
@@ -29,16 +30,15 @@ def settings(tmp_path: Path) -> Settings:
 def test_rows_into_table_and_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for module in (evaluation, training):
-        monkeypatch.setattr(module, "rows", lambda s, rows=module.rows: rows(replace(s, **TINY)))
+    monkeypatch.setattr(compared, "rows", lambda s, rows=compared.rows: rows(replace(s, **TINY)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     output = tmp_path / "found.json"
-    rows = ["metrics", "transforms", "regulariser", "gpu_inference"]
+    rows = ["metrics", "transforms", "regularizer", "gpu_inference"]
     assert benchmark.main(["--only", *rows, "--rounds", "2", "--output", str(output)]) == 0
     printed, report = capsys.readouterr().out, json.loads(output.read_text())
     metrics, transforms, regularizer, *on_gpu = report["records"]
-    assert [found["row"] for found in report["records"]] == [*rows[:2], "regularizer", *rows[3:], *rows[3:]]
-    assert len(metrics["A, s"]) == len(regularizer["B, s"]) == 2 and len(metrics["B, s"]) == 1
+    assert [found["row"] for found in report["records"]] == [*rows, rows[-1]]
+    assert len(metrics["A, s"]) == len(metrics["B, s"]) == len(regularizer["B, s"]) == 2
     assert metrics["difference"] <= 1e-9 and transforms["difference"] <= 1e-5
     assert 0.2 < regularizer["A, GB"] / regularizer["B, GB"] < 5
     assert {found["note"] for found in on_gpu} == {"needs a GPU"}
@@ -49,7 +49,6 @@ def test_bad_options(tmp_path: Path, refused: Callable) -> None:
     error = refused(benchmark.main, ["--only", "metrics", "speed"])
     assert "'speed'" in error and all(name in error for name in benchmark.ROWS)
     assert "--rounds is 0" in refused(benchmark.main, ["--rounds", "0"])
-    assert "--threads is -1" in refused(benchmark.main, ["--threads", "-1"])
     assert "--only scaling" in refused(benchmark.main, ["--figure", tmp_path / "curves.png"])
     assert "--figure" in refused(benchmark.main, ["--only", "scaling", "--figure", tmp_path / "curves.txt"])
     (tmp_path / "file").touch()
@@ -57,56 +56,68 @@ def test_bad_options(tmp_path: Path, refused: Callable) -> None:
 
 
 def test_every_row_has_its_comparisons(settings: Settings) -> None:
-    found = {comparison.row for module in (evaluation, training) for comparison in module.rows(settings)}
+    found = {comparison.row for comparison in compared.rows(settings)}
     assert found == {row.removeprefix("gpu_") for row in benchmark.ROWS + benchmark.ONLY_IF_NAMED}
 
 
 @pytest.mark.parametrize("row", ["train", "inference", "flops", "breakdown", "networks"])
 def test_works_run(settings: Settings, row: str) -> None:
-    comparison = next(found for found in training.rows(settings) if found.row == row)
+    comparison = next(found for found in compared.rows(settings) if found.row == row)
     results = [prepare()() for prepare in (comparison.a, comparison.b) if prepare]
     assert row != "breakdown" or "aten::mm" in results[0]
 
 
 def test_whole_evaluations_agree(settings: Settings) -> None:
-    ours, published = (evaluation._evaluation(settings, settings.depth, ours)() for ours in (True, False))
+    ours, published = (compared._evaluation(replace(settings, network=name))() for name in ("swin_unet", "naive"))
     np.testing.assert_array_equal(ours[0], published[0])
     np.testing.assert_allclose(ours[1], published[1], atol=1e-9)
-    _, truth, prediction = evaluation.volume_pair(settings)
+    _, truth, prediction = compared.volume_pair(settings)
     assert len(np.unique(truth)) > 3 and (prediction != truth).any()
     assert (ours[0] == prediction).mean() > 0.9, "the network answers with the prediction of the pair"
-    assert evaluation._evaluation(settings, 9)()[0].shape == (9, 160, 160)
+    assert compared._evaluation(settings, 9)()[0].shape == (9, 160, 160)
 
 
 def test_both_training_steps_are_the_same(settings: Settings) -> None:
     """Loss for loss over three steps, drop path and channel draws included."""
     losses = []
     for name in ("swin_unet", "naive"):
-        step = training.make_step(settings, name)
+        step = compared.make_step(replace(settings, network=name))
         torch.manual_seed(1)
         random.seed(1)
-        losses.append([step(*training.random_batch(settings)).item() for _ in range(3)])
+        losses.append([step(*compared.random_batch(settings)).item() for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert len(set(losses[0])) == 3, "the weights move"
 
 
 def test_losses_under_bfloat16(settings: Settings) -> None:
-    plain, half = (training._losses(settings, 14, precision)()[0] for precision in ("float32", "bfloat16"))
+    steps = replace(settings, steps=14, workers=0)
+    plain, half = (compared._losses(replace(steps, precision=name))()[0] for name in ("float32", "bfloat16"))
     assert plain.shape == (5,) and 0 < np.abs(plain - half).max() < 0.05
 
 
 def test_operations_of_a_forward_pass(settings: Settings) -> None:
     """12.2 GFLOP for a slice."""
     full = replace(settings, img_size=224, batch=1, embed_dim=96, window_size=7)
-    operations = training.count_operations(training.make_network(full).eval(), training.random_batch(full)[0])
+    operations = compared.count_operations(compared.make_network(full).eval(), compared.random_batch(full)[0])
     assert operations == pytest.approx(12.2e9, rel=0.05)
 
 
 def test_sides_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds, calls = {"a": iter([1.0, 5.0, 1.0]), "b": iter([2.0, 10.0, 3.0])}, []
-    monkeypatch.setattr(measure, "_run_apart", lambda side, once: calls.append(side) or (next(seconds[side]), 0, None))
+    monkeypatch.setattr(measure, "_run_apart", lambda side: calls.append(side) or (next(seconds[side]), 0, None))
     assert measure.measure(Comparison("", "", "a", "b"), 3)["B / A"] == 2.0, "of the rounds"
     assert calls == list("ababab")
+
+
+def test_what_takes_minutes_is_called_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, calls = {"a": 1.0, "b": 222.0}, []
+    monkeypatch.setattr(measure, "_run_apart", lambda side: calls.append(side) or (seconds[side], 0, None))
+    assert measure.measure(Comparison("", "", "a", "b"), 3)["B / A"] == 222.0
+    assert calls == list("abaa")
+    monkeypatch.setattr(measure, "_LONG_SECONDS", 0.0)
+    calls.clear()
+    measure._run(lambda: lambda: calls.append(""))
+    assert len(calls) == 1
 
 
 def take(megabytes: int) -> Callable[[], str]:
@@ -115,9 +126,9 @@ def take(megabytes: int) -> Callable[[], str]:
 
 def test_a_fresh_process(settings: Settings) -> None:
     held = np.ones(400 * 10**6, dtype=np.uint8)
-    found = measure.measure(Comparison("", "", partial(take, 200), once="A"), 1)
+    found = measure.measure(Comparison("", "", partial(take, 200)), 1)
     assert found["note"] == "200000000" and found["A, GB"] == pytest.approx(0.2, abs=0.05) and held[-1] == 1
-    with_worker = partial(training._epochs, settings, 1, workers=1)
+    with_worker = partial(compared._epochs, settings)
     assert measure.measure(Comparison("", "", with_worker), 1)["A, s"], "it ends although the worker ignores signals"
 
 

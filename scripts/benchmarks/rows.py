@@ -1,0 +1,291 @@
+"""What is compared: training and its parts, networks, metrics, whole evaluations, the training transform."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+import utils
+from datasets.base import Sample, read_list
+from datasets.loading import build_loader
+from datasets.phantom import make_phantom, prepare_phantom
+from datasets.synapse import SynapseSlices
+from datasets.transforms import RandomGenerator, resize_label
+from evaluation.metrics import compare_classes
+from evaluation.predict import predict_volume
+from losses import Criterion, KDloss
+from networks import build_network, list_networks
+from scripts.benchmarks.measure import NUM_CLASSES, Comparison, Settings, Work
+from selfreg import FeatureTap
+from tests.reference import evaluation as published
+from tests.reference import regularizer
+from tests.reference.swin import SwinUnet
+from tests.reference.transforms import training_transform
+
+
+def rows(s: Settings) -> Iterator[Comparison]:
+    """Of the two that `what` names, the first is A."""
+    naive, half, plain = replace(s, network="naive"), replace(s, precision="bfloat16"), replace(s, kd=False)
+    volume, small = f"{s.depth} x {s.side} x {s.side}", s.img_size // 2
+    for row, what, work, target in (
+        ("metrics", f"8 organs in {volume}: ours, MedPy", _metrics, ">= 80"),
+        ("evaluation", f"{volume} by Swin-UNet {s.img_size}: ours, slice by slice and MedPy", _evaluation, ">= 15"),
+        ("transforms", f"24 slices {s.side} to {s.img_size} on one core: ours, SciPy", _transforms, ">= 5"),
+    ):
+        yield Comparison(row, what, partial(work, s), partial(work, naive), target)
+    step, regularizer = f"step of Swin-UNet {s.img_size}, batch {s.batch}", "without the regularizer, with it"
+    yield Comparison("step", f"{step}: ours, naive", partial(_steps, s), partial(_steps, naive), ">= 1.25")
+    what = f"{step}: ours in bfloat16, naive in float32"
+    yield Comparison("step_bf16", what, partial(_steps, half), partial(_steps, naive), ">= 2.5")
+    yield Comparison("regularizer", f"{step}: {regularizer}", partial(_steps, plain), partial(_steps, s), "<= 1.04")
+    for name in list_networks():
+        what, one = f"{name} {s.img_size}, batch {s.batch}", replace(s, network=name)
+        without, with_it = partial(_steps, replace(one, kd=False)), partial(_steps, one)
+        yield Comparison("networks", f"step of {what}: {regularizer}", without, with_it)
+        yield Comparison("networks", f"logits of {what}", partial(_logits, one))
+    for workers in (0, 1, 2):
+        what = f"4 x {step}: on one batch, on files of {s.side} x {s.side} read by {workers} workers"
+        four = replace(s, steps=4, workers=workers)
+        yield Comparison("loader", what, partial(_steps, four), partial(_epochs, four), "<= 1.05")
+    for one in (s, half):
+        what = f"{step}, {one.precision}: ours, a matrix product of as many operations"
+        yield Comparison("flops", what, partial(_steps, one), partial(_product, one))
+        yield Comparison("breakdown", f"{step}, {one.precision}", partial(_breakdown, one))
+        what = f"logits of {s.batch} slices: ours in {one.precision}, naive one by one"
+        yield Comparison("inference", what, partial(_logits, one), partial(_logits, naive))
+    what = "logarithm of the loss of 100 steps: float32, bfloat16"
+    a, b = (partial(_losses, replace(one, img_size=small, side=small, steps=100, workers=0)) for one in (s, half))
+    yield Comparison("curve_bf16", what, a, b)
+    for name, halves in (("unet", (2, 3, 4)), ("swin_unet", (2, 4))):  # windows of 7 tile 224 and 448
+        for side in (small * times for times in halves):
+            one = replace(s, img_size=side, network=name)
+            what = f"step of {name}, batch {s.batch}, over pixels"
+            yield Comparison("scaling", what, partial(_steps, one), size=side**2)
+    for batch in (1, 2, 4, 8, 16):
+        what = f"step of swin_unet {s.img_size}, over batch size"
+        yield Comparison("scaling", what, partial(_steps, replace(s, batch=batch)), size=batch)
+    for depth in (s.depth * times // 3 for times in (1, 2, 4, 8)):
+        what = f"evaluation of slices of {s.side} x {s.side}, over depth"
+        yield Comparison("scaling", what, partial(_evaluation, s, depth), size=depth)
+    for precision, compiled in (("float32", False), ("tf32", False), ("bfloat16", False), ("bfloat16", True)):
+        what = f"8 batches of {s.batch} from files: ours in {precision}{' and compiled' * compiled}, published"
+        ours = partial(_epochs, replace(s, steps=8, precision=precision, compiled=compiled))
+        yield Comparison("train", what, ours, partial(_published_epochs, replace(naive, steps=8)), ">= 5" * compiled)
+
+
+def volume_pair(s: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A CT phantom, its eight organs, and a prediction two voxels off; (D, H, W) float32, uint8, uint8."""
+    path = s.folder / "volume.npz"
+    if not path.exists():  # the seed is of a phantom that has all organs
+        image, truth = make_phantom(np.random.default_rng(2), (s.depth, s.side, s.side))
+        np.savez(path, image=image, truth=truth, prediction=np.roll(truth, (2, -2), (1, 2)))
+    with np.load(path) as file:
+        return file["image"], file["truth"], file["prediction"]
+
+
+def _compute_metrics(prediction: np.ndarray, truth: np.ndarray, s: Settings) -> np.ndarray:
+    if s.naive:
+        found = published.measure_classes(prediction, truth, NUM_CLASSES)
+    else:
+        a, b = (torch.from_numpy(label).to(s.device) for label in (prediction, truth))
+        found = [scores.published for scores in compare_classes(a, b, NUM_CLASSES)]
+    return np.array([list(scores.values()) for scores in found])
+
+
+def _metrics(s: Settings) -> Work:
+    _, truth, prediction = volume_pair(s)
+    return lambda: (_compute_metrics(prediction, truth, s),)
+
+
+def _evaluation(s: Settings, depth: int = 0) -> Work:
+    """The volume, thinned out or repeated to `depth` slices, predicted and measured.
+
+    An untrained network predicts noise, whose surfaces are like no organ's. So its logits are computed in full and then
+    raised at the given prediction, slice by slice.
+    """
+    depth = depth or s.depth
+    image, truth, prediction = (array[np.arange(depth) * s.depth // depth] for array in volume_pair(s))
+    masks = itertools.cycle(resize_label(torch.from_numpy(prediction).to(s.device), s.size).long())
+    network = make_network(s).eval()
+    if not s.naive:
+        utils.tune_malloc()  # as test.py does
+
+    def raise_logits(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+        chosen = torch.stack(list(itertools.islice(masks, len(logits)))).unsqueeze(1)
+        return logits.scatter_add(1, chosen, torch.full_like(logits, 100.0))
+
+    def run() -> tuple[np.ndarray, np.ndarray]:
+        if s.naive:
+            predicted = published.predict(network, image, s.img_size, s.device)
+        else:
+            predicted = predict_volume(network, image, img_size=s.size, device=s.device)
+        return predicted, _compute_metrics(predicted, truth, s)
+
+    network.register_forward_hook(raise_logits)
+    return run
+
+
+def _transforms(s: Settings) -> Work:
+    torch.set_num_threads(1)
+    chosen = np.linspace(0, s.depth - 1, 24).astype(int)
+    images, labels, _ = (array[chosen] for array in volume_pair(s))
+    transform, choices, integers = RandomGenerator(s.size), random.Random(0), np.random.RandomState(0)
+    draws = [transform.draw(choices, integers) for _ in chosen]
+    return partial(_by_scipy, images, labels, draws, s.size) if s.naive else partial(transform, images, labels, draws)
+
+
+def _by_scipy(images: Sequence, labels: Sequence, draws: Sequence, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    each = zip(images, labels, draws, strict=True)
+    done = [training_transform(image, label, size, *draw) for image, label, draw in each]
+    return tuple(np.stack(arrays) for arrays in zip(*done, strict=True))
+
+
+def slice_files(s: Settings) -> SynapseSlices:
+    """A training set of phantom slices on disk, for so many steps, made on first use."""
+    root = s.folder / f"{s.steps}_batches_of_{s.side}"
+    prepare_phantom(root, size=s.side, depth=s.steps * s.batch, train_cases=1, test_cases=1)
+    return SynapseSlices(root / "train_npz", read_list(root / "lists" / "train.txt"), NUM_CLASSES)
+
+
+def random_batch(s: Settings) -> tuple[Tensor, Tensor]:
+    """`image` (B, 1, H, W) of random brightness and `label` (B, H, W) of random classes, on the device."""
+    shape, generator = (s.batch, *s.size), torch.Generator().manual_seed(0)
+    image = torch.rand(shape, generator=generator).unsqueeze(1)
+    label = torch.randint(NUM_CLASSES, shape, generator=generator, dtype=torch.uint8)
+    return image.to(s.device), label.to(s.device)
+
+
+def make_network(s: Settings) -> nn.Module:
+    """A network with fresh weights, the same in every process."""
+    torch.manual_seed(0)
+    if s.naive:
+        naive = SwinUnet(num_classes=NUM_CLASSES, img_size=s.img_size, embed_dim=s.embed_dim, window_size=s.window_size)
+        naive.load_state_dict(make_network(replace(s, network="swin_unet")).state_dict())
+        return naive.to(s.device)
+    swin = {"embed_dim": s.embed_dim, "window_size": s.window_size} if s.network == "swin_unet" else {}
+    return build_network(s.network, num_classes=NUM_CLASSES, img_size=s.img_size, **swin).to(s.device)
+
+
+def make_step(s: Settings) -> Callable[[Tensor, Tensor], Tensor]:
+    """A training step, image and label to the loss, set up as by train.py; or the naive one."""
+    network = make_network(s).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=not s.naive)
+    criterion = Criterion(NUM_CLASSES, kd=KDloss() if s.kd else None)
+    tap = FeatureTap(network) if s.kd and not s.naive else None
+    autocast = _autocast(s)
+    if not s.naive:
+        utils.tune_malloc()
+    if s.compiled:
+        network.compile()
+
+    def step(image: Tensor, label: Tensor) -> Tensor:
+        if s.naive:
+            logits, *features = network(image)
+            loss = regularizer.total_loss(logits, label, *features)
+        else:
+            with autocast:
+                logits, features = tap(image) if tap else (network(image), None)
+            loss = criterion(logits, label, features)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def _autocast(s: Settings) -> torch.autocast:
+    dtype = utils.select_precision(s.precision, torch.device(s.device), allow_slow=True)
+    return torch.autocast(s.device, dtype=dtype, enabled=dtype is not None)
+
+
+def _steps(s: Settings) -> Work:
+    step, (image, label) = make_step(s), random_batch(s)
+    return lambda: [step(image, label) for _ in range(s.steps)]
+
+
+def _epochs(s: Settings) -> Callable[[], list[Tensor]]:
+    step, slices = make_step(s), slice_files(s)
+    loader = build_loader(slices, size=s.size, batch_size=s.batch, seed=0, device=s.device, workers=s.workers)
+
+    def run() -> list[Tensor]:
+        loader.sampler.epoch += 1
+        return [step(batch.image, batch.label) for batch in loader]
+
+    return run
+
+
+def _losses(s: Settings) -> Work:
+    """As means of 10 steps, as batches differ more than precisions, and logarithms, for a relative difference."""
+    epoch = _epochs(s)
+    return lambda: (np.log(pd.Series(torch.stack(epoch()).cpu()).rolling(10).mean().dropna()).to_numpy(),)
+
+
+def _published_epochs(s: Settings) -> Work:
+    """In float32, with transforms by SciPy in the processes that read."""
+    step, collate = make_step(s), partial(_collate_by_scipy, s.size)
+    loader = DataLoader(
+        slice_files(s), s.batch, True, num_workers=s.workers, collate_fn=collate, persistent_workers=True
+    )
+    return lambda: [step(image.to(s.device), label.to(s.device)) for image, label in loader]
+
+
+def _collate_by_scipy(size: tuple[int, int], samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    transform = RandomGenerator(size)
+    images, labels = [sample.image for sample in samples], [sample.label for sample in samples]
+    arrays = _by_scipy(images, labels, [transform.draw() for _ in samples], size)
+    return torch.from_numpy(arrays[0]).unsqueeze(1), torch.from_numpy(arrays[1])
+
+
+def _logits(s: Settings) -> Work:
+    """Those of a batch, of the naive network one by one, and the network's size in words."""
+    network, (image, _), autocast = make_network(s).eval(), random_batch(s), _autocast(s)
+    parameters, operations = sum(p.numel() for p in network.parameters()), count_operations(network, image[:1])
+
+    @torch.no_grad()
+    def run() -> str:
+        with autocast:
+            for part in image.split(1 if s.naive else s.batch):
+                network(part)
+        return f"{parameters / 1e6:.1f} M parameters, {operations / 1e9:.1f} GFLOP a slice"
+
+    return run
+
+
+def count_operations(network: nn.Module, image: Tensor) -> int:
+    """Floating-point operations of a forward pass; a product and a sum count two."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops()
+
+
+def _product(s: Settings) -> Work:
+    """Of as many operations as `_steps`, whose backward passes have two products for each of the forward ones."""
+    forward = count_operations(make_network(s).eval(), random_batch(s)[0])
+    side = round((3 * s.steps * forward / 2) ** (1 / 3))
+    matrix = torch.randn(side, side, device=s.device).to(getattr(torch, s.precision))
+    return lambda: matrix @ matrix
+
+
+def _breakdown(s: Settings) -> Work:
+    """A step's time by operation."""
+    steps, kind = _steps(s), "cpu" if s.device == "cpu" else "device"
+    steps()
+
+    def run() -> str:
+        with profile(activities=[getattr(ProfilerActivity, s.device.upper())], acc_events=True) as profiler:
+            steps()
+        return "\n" + profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=10)
+
+    return run
