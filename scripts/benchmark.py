@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ def benchmark(args: argparse.Namespace) -> int:
         raise ValueError(f"--rounds is {args.rounds}; expected at least 1")
     if args.figure and ("scaling" not in args.only or args.figure.suffix != ".png"):
         raise ValueError(f"--figure is {args.figure}; expected a name that ends in .png, with --only scaling")
+    # Asked of the driver whether there is a GPU, a process can still be forked (torch.cuda.is_available).
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import pandas as pd
     import torch
 
