@@ -12,7 +12,7 @@ from torch import nn
 from networks import build_network, load_weights
 from selfreg import FeatureTap
 from tests.reference import golden
-from utils import sum_heads
+from utils import select_precision, sum_heads
 
 NETWORKS = {
     "hiformer_b_nc9": ("hiformer_b", {}),
@@ -71,7 +71,8 @@ def outputs(network: nn.Module, mode: str, shape: list[int], seed: int, dtype: t
     network.train(mode == "train")
     torch.manual_seed(seed)  # of the embeddings that TransCASCADE's published code draws in every pass
     with torch.no_grad():
-        logits, features = FeatureTap(network)(golden.image(seed, tuple(shape), dtype))
+        image = golden.image(seed, tuple(shape), dtype).to(next(network.parameters()).device)
+        logits, features = FeatureTap(network)(image)
     if isinstance(logits, torch.Tensor):
         found = {"logits": logits}
     else:
@@ -80,17 +81,19 @@ def outputs(network: nn.Module, mode: str, shape: list[int], seed: int, dtype: t
     for part, stages in (("encoder", features.encoder), ("decoder", features.decoder)):
         for i, stage in enumerate(stages):
             found |= {f"kd_{part}_{i}" + (f"_{j}" if len(stage) > 1 else ""): f for j, f in enumerate(stage)}
-    return found
+    return {key: value.cpu() for key, value in found.items()}
 
 
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 @pytest.mark.parametrize("dtype", ["f64", "f32"])
-def test_forward(published: tuple[str, nn.Module], dtype: str, long: bool) -> None:
+def test_forward(published: tuple[str, nn.Module], dtype: str, device: str, long: bool) -> None:
     name, network = published
-    if dtype == "f64" and name.startswith("unet_hd") and not long:
+    select_precision("float32", torch.device(device))
+    if device == "cpu" and dtype == "f64" and name.startswith("unet_hd") and not long:
         pytest.skip("--long")
     skip_without(f"forward/{name}")
     kind = {"f64": torch.float64, "f32": torch.float32}[dtype]
-    network = copy.deepcopy(network).to(kind)
+    network = copy.deepcopy(network).to(device, kind)
     recorded, arrays = golden.figures(f"forward/{name}")["outputs"], golden.arrays(f"forward/{name}")
     by_pass: dict[tuple[str, int], list[str]] = {}
     for key, entry in recorded.items():
