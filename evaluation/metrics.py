@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from medpy.metric import binary
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -168,6 +167,8 @@ def _by_surfaces(
 
 
 def _by_medpy(masks: Sequence[np.ndarray], scale: np.ndarray, assd: str) -> dict[str, float]:
+    from medpy.metric import binary  # half a second, which every command would wait for
+
     directed = (binary.asd(*pair, voxelspacing=scale) for pair in (masks, masks[::-1]))
     return {
         "dice": float(binary.dc(*masks)),

@@ -228,6 +228,10 @@ class KDloss(nn.Module):
         loss = warmup * self.lambda_1 * scr + warmup * self.lambda_2 * ifd
         return KDTerms(loss, scr.detach(), ifd.detach())
 
+    def extra_repr(self) -> str:
+        options = f"distance={self.distance!r}, warmup_epochs={self.warmup_epochs}"
+        return f"lambda_1={self.lambda_1}, lambda_2={self.lambda_2}, {options}"
+
     def forward(self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None) -> Tensor:
         """The weighted sum of both terms, a scalar; see `terms`."""
         return self.terms(encoder, decoder, final, epoch).loss

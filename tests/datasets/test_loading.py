@@ -136,7 +136,7 @@ def test_workers_only_read(synapse: Path) -> None:
     assert draw == drawn[2, 5, 4][1], "the place in the epoch changes no draw"
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [pytest.param(False, marks=pytest.mark.long), True])
 def test_spawned_workers_give_the_batches_of_forked_ones(tmp_path: Path, cached: bool) -> None:
     """Spawned, as Windows and macOS start them, a worker gets everything by pickling; a whole epoch and a rest."""
     root, cache = mixed(tmp_path), str(tmp_path / "cache") if cached else ""

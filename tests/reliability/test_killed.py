@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.reliability, pytest.mark.xdist_group("kills")]
 def test_killed_at_random_moments(workers: int, tmp_path: Path, long: bool, record_property: Callable) -> None:
     """Half of the kills wait for a save to be under way; of the others, some fall into the start."""
     root = make_synapse(tmp_path / "data", train=3, shape=(5, 40, 40))
-    kills, epochs = (20, 60) if long else (3, 16)
+    kills, epochs = (20, 60) if long else (2, 12)
     # Saves every few steps; all in all some hundred.
     flags = {"opts": ("TRAIN.SAVE_SECONDS", "0.1")}
     common = ["--workers", workers, "--max_epochs", epochs]

@@ -203,6 +203,7 @@ def test_what_diverges_ends_in_all(synapse: Path, tmp_path: Path) -> None:
     assert skipped and all(line.count("_slice") >= 2 for line in skipped), "the slices of both are named"
 
 
+@pytest.mark.long
 def test_an_evaluation_shares_the_cases(tmp_path: Path) -> None:
     root = make_synapse(tmp_path / "data", train=2, test=3)
     run = tmp_path / "run"

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.reliability
     "number, code, to_all",
     [
         (signal.SIGINT, 130, True),
-        (signal.SIGTERM, 143, False),
+        pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.long),
         pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, 143, True, marks=pytest.mark.long),
     ],
