@@ -16,9 +16,9 @@ from evaluation import charts
 from evaluation.summary import CONVENTIONS, TITLES, Summary, number
 from utils import atomic_write
 
-TEMPLATES = Path(__file__).with_name("templates")
 Overlay = tuple[str, str, list[str]]  # title, caption, and the halves of a PNG as data URLs
 Chart = tuple[str, str, str]  # title, caption, and the SVG
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values by name, as training logged them
 
 # The curves that are drawn; "dice" is what earlier runs call the Dice loss.
 _CURVES = {
@@ -29,45 +29,37 @@ _CURVES = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """The origin of a report.
+    """The origin of a report."""
 
-    Attributes:
-        settings: the few that matter most.
-        configuration: all of them, as text.
-        environment: device and versions.
-        curves: steps and values by name, as training logged them.
-    """
-
-    settings: Mapping[str, object] = field(default_factory=dict)
-    configuration: str = ""
-    environment: Mapping[str, object] = field(default_factory=dict)
-    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)  # the few that matter most
+    configuration: str = ""  # all of them, as text
+    environment: Mapping[str, object] = field(default_factory=dict)  # device and versions
+    curves: Curves = field(default_factory=dict)
 
 
 def write_html(path: Path, summary: Summary, overlays: Path | None, provenance: Provenance) -> None:
-    """Write the report of a test.
+    """Write the report of a test, with the overlays of the worst, the median and the best case.
 
-    `overlays` is the folder with the PNG of each case, of which the page embeds those of the worst, the median and the
-    best one.
+    `overlays` is the folder with the PNG of each case.
 
     Raises:
         ValueError: one of these overlays cannot be read.
     """
-    ranked, dice = worst_first(summary), summary.of_cases[..., 0]
+    tables, dice = summary.tables(), summary.of_cases[..., 0]
+    # By strict, then published Dice, ascending; NaN is sorted to the end.
+    ranked = np.lexsort((summary.cases, *dice.T)).tolist()
     images = []
     for title, place in _selected(ranked, dice[:, 1]) if overlays else []:
         name = summary.cases[place]
         shown = ", ".join(f"{number(one, 'dice')} {kind}" for one, kind in zip(dice[place], CONVENTIONS, strict=True))
         images.append((title, f"{name}, Dice {shown}", halves(Path(overlays or "") / f"{name}.png")))
-    tables = summary.tables()
     page = render(
         "report.html.j2",
         conventions=CONVENTIONS,
         metrics=summary.metrics,
         titles=[TITLES[metric] for metric in summary.metrics],
         summary=summary,
-        totals=tables["total"],
-        classes=tables["class"],
+        tables=tables,
         cases={summary.cases[place]: tables["case"][summary.cases[place]] for place in ranked},
         boxes=_boxes(summary),
         images=images,
@@ -79,16 +71,10 @@ def write_html(path: Path, summary: Summary, overlays: Path | None, provenance: 
 
 def render(template: str, **context: object) -> str:
     """A page from one of the templates; every value is escaped."""
-    loader = FileSystemLoader(TEMPLATES)
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     pages.filters["number"] = number
     return pages.get_template(template).render(**context)
-
-
-def worst_first(summary: Summary) -> list[int]:
-    """The places of the cases by strict, then published Dice, ascending; those without any Dice come last."""
-    published, strict = summary.of_cases[..., 0].T
-    return np.lexsort((summary.cases, published, strict)).tolist()  # NaN is sorted to the end
 
 
 def halves(path: Path) -> list[str]:
@@ -133,7 +119,7 @@ def _boxes(summary: Summary) -> list[Chart]:
     return found
 
 
-def _curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> list[Chart]:
+def _curves(curves: Curves) -> list[Chart]:
     """The known curves of a run, each in a chart of its own."""
     found = []
     for name, title in _CURVES.items():
@@ -141,10 +127,10 @@ def _curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> list
         finite = np.flatnonzero(np.isfinite(values)).tolist()
         if not finite:
             continue
-        is_score = name.startswith("val_")
-        place = max(finite, key=values.__getitem__) if is_score else finite[-1]
-        what = f"{'best' if is_score else 'last'} {values[place]:.4g} at step {steps[place]}"
+        best = max(finite, key=values.__getitem__) if name.startswith("val_") else None
+        place = finite[-1] if best is None else best
+        what = f"{'last' if best is None else 'best'} {values[place]:.4g} at step {steps[place]}"
         label = f"{title} over the steps of the training, {what}."
-        drawn = charts.curve(steps, values, ident=f"curve-{name}", label=label, mark=place if is_score else None)
+        drawn = charts.curve(steps, values, ident=f"curve-{name}", label=label, mark=best)
         found.append((title, what, drawn))
     return found
