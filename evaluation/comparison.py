@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
-from scipy.stats import ttest_1samp, wilcoxon
+from scipy.stats import sem, t, wilcoxon
 
 from evaluation import charts
 from evaluation.metrics import OVERLAPS
@@ -65,22 +65,18 @@ def paired_few(differences: Sequence[float]) -> Paired:
 
 
 def _student(values: np.ndarray) -> tuple[float, float]:
-    """Student's interval of the mean of some values; where they are all the same, that one."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    interval = ttest_1samp(values, 0).confidence_interval(LEVEL)
-    return float(interval.low), float(interval.high)
+    """Student's interval of the mean of some values."""
+    reach = t.ppf((1 + LEVEL) / 2, len(values) - 1) * sem(values)
+    return float(values.mean() - reach), float(values.mean() + reach)
 
 
 def _bootstrap(table: np.ndarray) -> tuple[float, float]:
     """Percentiles of the mean over repetitions and cases that are drawn with replacement."""
-    repetitions, cases = table.shape
-    if cases == 1:
+    if table.shape[1] == 1:
         return np.nan, np.nan
     generator = np.random.default_rng(_SEED)
     # How often each is drawn, as a fraction: the mean of what was drawn is one product.
-    rows = generator.multinomial(repetitions, np.full(repetitions, 1 / repetitions), _RESAMPLES) / repetitions
-    columns = generator.multinomial(cases, np.full(cases, 1 / cases), _RESAMPLES) / cases
+    rows, columns = (generator.multinomial(n, np.full(n, 1 / n), _RESAMPLES) / n for n in table.shape)
     means = np.einsum("bs,sn,bn->b", rows, table, columns, optimize=True)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -16,7 +16,6 @@ from evaluation import charts
 from evaluation.summary import CONVENTIONS, TITLES, Summary, number
 from utils import atomic_write
 
-TEMPLATES = Path(__file__).with_name("templates")
 Overlay = tuple[str, str, list[str]]  # title, caption, and the halves of a PNG as data URLs
 Chart = tuple[str, str, str]  # title, caption, and the SVG
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values by name, as training logged them
@@ -72,7 +71,7 @@ def write_html(path: Path, summary: Summary, overlays: Path | None, provenance: 
 
 def render(template: str, **context: object) -> str:
     """A page from one of the templates; every value is escaped."""
-    loader = FileSystemLoader(TEMPLATES)
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     pages.filters["number"] = number
     return pages.get_template(template).render(**context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import sys
@@ -151,13 +152,17 @@ def format_table(summary: Summary) -> str:
 
 def write_csv(path: Path, summary: Summary) -> None:
     """Write one row for each case and class with the metrics in both conventions, an empty cell where undefined."""
-    import pandas as pd  # slow to load, and only a test needs it
-
     columns = [f"{metric}_{kind}" for kind in CONVENTIONS for metric in summary.metrics]
-    table = pd.DataFrame(summary.scores.reshape(-1, len(columns)), columns=columns)
-    keys = [(case, label, name) for case in summary.cases for label, name in enumerate(summary.classes, start=1)]
-    table.index = pd.MultiIndex.from_tuples(keys, names=("case", "class", "organ"))
-    atomic_write(path, lambda partial: table.to_csv(partial, lineterminator="\n"))
+    rows: list[list[object]] = [["case", "class", "organ", *columns]]
+    for case, scores in zip(summary.cases, summary.scores, strict=True):
+        for label, (name, row) in enumerate(zip(summary.classes, scores, strict=True), start=1):
+            rows.append([case, label, name, *named(columns, row.ravel()).values()])
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+    atomic_write(path, write)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

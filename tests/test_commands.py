@@ -284,13 +284,13 @@ def test_batch_size_of_a_test_is_slices_a_pass(run: Path, monkeypatch: pytest.Mo
     from evaluation import predict
 
     sizes = []
-    original = predict._predict_batch
+    original = predict.sum_heads
 
-    def spy(network: object, images: np.ndarray, *rest: object) -> np.ndarray:
-        sizes.append(len(images))
-        return original(network, images, *rest)
+    def spy(logits: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(logits))
+        return original(logits)
 
-    monkeypatch.setattr(predict, "_predict_batch", spy)
+    monkeypatch.setattr(predict, "sum_heads", spy)
     assert test_command.main(["--output_dir", str(run), "--batch_size", "2"]) == 0
     assert max(sizes) == 2
 

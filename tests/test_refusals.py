@@ -201,6 +201,6 @@ def test_out_of_memory_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, r
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nMany lines")
 
-    monkeypatch.setattr(predict, "_predict_batch", full)
+    monkeypatch.setattr(predict, "sum_heads", full)
     assert "out of memory; give a smaller --batch_size" in refused(test_command.main, ["--output_dir", run])
     assert "Many lines" in (run / "test_log.txt").read_text(), "the whole story is in the log"
