@@ -70,8 +70,8 @@ def build(figures: dict, dtype: torch.dtype, folder: Path) -> Trainer:
 
 
 def both_types(name: str) -> Iterator[ParameterSet]:
-    """Float64 without --long, and float32 where the five steps of the U-Net would take minutes."""
-    quick = "f32" if name == "train/unet_hd_bilinear_nc9_sgd" else "f64"
+    """Float64 without --long, and float32 of the U-Net, whose steps take long."""
+    quick = "f32" if "unet_hd" in name else "f64"
     for dtype in DTYPES:
         yield pytest.param(name, dtype, marks=() if dtype == quick else pytest.mark.long)
 

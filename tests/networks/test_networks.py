@@ -24,7 +24,7 @@ CASES = [(name, SMALL[name]) for name in list_networks()] + [
     ("trans_cascade", {**SMALL["trans_cascade"], "recreate_embeddings": True}),
 ]
 EXPORTED = [
-    pytest.param(name, options, marks=() if "unet" in name else pytest.mark.long)
+    pytest.param(name, options, marks=() if name == "unet" else pytest.mark.long)
     for name, options in CASES
     if "recreate_embeddings" not in options
 ]

@@ -132,7 +132,7 @@ def _faults_of_message(error: str, names: tuple[str, ...]) -> Iterator[str]:
 @pytest.mark.parametrize("name", TARGETS)
 def test_command_line(name: str, sandbox: Sandbox, long: bool, record_property: Callable) -> None:
     """A few of the same cases by the command line itself, to hold the fork server to it."""
-    if name not in ("npz", "h5") and not long:
+    if name not in ("npz",) and not long:
         pytest.skip("in the long form")
     target = TARGETS[name]
     mutation = next((case for case in _cases(name, sandbox, True) if case.verdict == BAD), None)

@@ -19,7 +19,8 @@ from tests.reliability import runs
 pytestmark = [pytest.mark.reliability, pytest.mark.xdist_group("kills")]
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 2])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_moments(workers: int, tmp_path: Path, long: bool, record_property: Callable) -> None:
     """Half of the kills wait for a save to be under way; of the others, some fall into the start."""
     root = make_synapse(tmp_path / "data", train=3, shape=(5, 40, 40))

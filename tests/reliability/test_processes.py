@@ -89,6 +89,7 @@ def averaged(root: Path, epochs: int) -> tuple[dict[str, torch.Tensor], list[flo
     return network.state_dict(), losses
 
 
+@pytest.mark.long
 def test_only_the_first_writes(synapse: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     out, error = runs.finish([*runs.TORCHRUN, *runs.words(synapse, run, *STEPS)])
@@ -138,6 +139,7 @@ def ranks_of(torchrun: int) -> dict[int, int]:
     return found
 
 
+@pytest.mark.long
 def test_a_killed_process_costs_the_run_nothing(tmp_path: Path, long: bool, record_property: Callable) -> None:
     """Each rank in its turn is killed in mid-training; torchrun starts both again, and they go on by themselves."""
     root = make_synapse(tmp_path / "data", train=3, shape=(5, 40, 40))

@@ -27,6 +27,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(tmp_path, **TINY)
 
 
+@pytest.mark.long
 def test_rows_into_table_and_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -299,7 +299,7 @@ def test_a_terminal_shows_a_bar(synapse: Path) -> None:
     assert b"verifying" not in done.stdout and b"1 NaN" in done.stdout
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.long)])
 def test_ctrl_c_ends_it_without_a_word(tmp_path: Path, jobs: str) -> None:
     root = make_synapse(tmp_path / "Synapse", train=1, test=1, shape=(400, 16, 16))
     image, label = make_case(0, (1, 16, 16))
