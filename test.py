@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before torch is imported
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import utils
 from configs.saved import config_text
@@ -27,7 +28,7 @@ from datasets.base import Volume, Volumes
 from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
-from engine.logger import format_duration, read_curves
+from engine.logger import read_curves
 from evaluation.inference import find_trained, find_volumes, label_values, load_network
 from evaluation.masks import write_image_mask, write_mask
 from evaluation.metrics import ClassScores, compare_at_spacings
@@ -93,7 +94,7 @@ def predict(
     with ThreadPoolExecutor(1) as writer:
         for done, place in enumerate(places):
             volume = volumes[place]
-            left = format_duration((time.monotonic() - begun) / done * (len(places) - done)) if done else "?"
+            left = tqdm.format_interval((time.monotonic() - begun) / done * (len(places) - done)) if done else "?"
             shape = "x".join(map(str, volume.image.shape[volume.is_picture * -2 :]))
             _log.info("%d/%d  %s  %s  %s left", place + 1, len(volumes), volume.name, shape, left)
             mask = predict_volume(

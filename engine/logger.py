@@ -137,7 +137,7 @@ class MetricLogger:
     def time_left(self, step: int) -> str:
         """How long the rest will take at the pace so far, validation and saves included."""
         taken, left = step - self._first_step, self.total_steps - step
-        return format_duration((time.monotonic() - self._begun) / taken * left) if taken else "?"
+        return tqdm.format_interval((time.monotonic() - self._begun) / taken * left) if taken else "?"
 
 
 def progress_bar(what: str, *, enabled: bool = True) -> Callable[..., tqdm]:
@@ -167,12 +167,3 @@ def read_curves(run: Path) -> dict[str, Curve]:
             shown = line[:80].decode(errors="replace")
             raise ValueError(f"{path}: line {number} is {shown!r}; expected a row that train.py wrote") from error
     return curves
-
-
-def format_duration(seconds: float) -> str:
-    """A duration, such as "2 h 05 min", "3 min 20 s" or "8 s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
