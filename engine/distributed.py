@@ -116,8 +116,16 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
-    yield Ranks(rank, world, local, device)
-    dist.destroy_process_group()  # not after an error: some wait for the others, which wait for this one
+    try:
+        yield Ranks(rank, world, local, device)
+    except SystemExit:  # all processes stop at one step; after an error some would wait for others, which have ended
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    dist.destroy_process_group()
     # Gloo's threads end with the last reference to the group, and DDP holds one in a cycle; a thread that frees a
     # tensor while Python exits would crash the process after its work is done.
     gc.collect()

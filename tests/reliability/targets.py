@@ -46,6 +46,7 @@ class Target:
 _MISSING = ("is named in the list but is not there", "no such list", "leaves none to train on")
 _TO_STEP_TWO = ("--max_epochs", 2, "--max_iterations", 2)
 # What a configuration says can be wrong with the data, which know no files.
+_BY_NETWORK = ("swin_unet: ",)  # whose options are checked where it is built
 _BY_WHAT_IT_SAYS = ("no such data folder", "no such folder of lists", "--dataset is")
 
 _NO_INPUT = ("of a kind that is not read", "is not there; expected NIfTI")
@@ -224,14 +225,14 @@ TARGETS = {
         *(texts.YAML, texts.YAML_SOUND, {}, (4, 3), (None, 42)),
         cut_is_bad=False,
         other_numbers=True,
-        also=_BY_WHAT_IT_SAYS,
+        also=(*_BY_WHAT_IT_SAYS, *_BY_NETWORK),
     ),
     "config": Target(
         "run/config.yaml",
         *("test", lambda box: box.test_words()),
         *(texts.YAML, texts.YAML_SOUND, {}, (1, 3), (20, 28)),
         cut_is_bad=False,
-        also=(*_BY_WHAT_IT_SAYS, "is of another network"),
+        also=(*_BY_WHAT_IT_SAYS, *_BY_NETWORK, "is of another network"),
     ),
     "pth": Target(
         "weights/w.pth",
