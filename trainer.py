@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engine.checkpoint import LAST, PREVIOUS, save_checkpoint
 from engine.distributed import Ranks
 from engine.logger import MetricLogger
-from engine.resume import Progress, State, generator_states, pack_state, restore_state
+from engine.resume import Progress, State, generator_states, pack_state, restore_state, trained
 from engine.signals import StopSignals
 from selfreg import Features, FeatureTap
 from utils import sum_heads
@@ -161,15 +161,17 @@ class Trainer:
     options: Options = Options()
     validate: Validation | None = None  # the last weights are the best
     monitor: Monitor | None = None
+    extra: nn.Module | None = None  # in training alone: (image, logits, features) to logits and features
     config: Mapping[str, object] = field(default_factory=dict)  # of the run, kept in last.pth
     ranks: Ranks = Ranks()  # train together, each with its part of every batch; the first writes
 
     def __post_init__(self) -> None:
-        tapped = _Tapped(self.network, self.criterion.needs_features, self.options.autocast)
+        tapped = _Tapped(self.network, self.criterion.needs_features, self.options.autocast, self.extra)
         self.model = self.ranks.wrap(tapped, find_unused=getattr(self.network, "has_unused_parameters", False))
         self.at, self.signals = Progress(), StopSignals()
         self.last, self.best = self.output_dir / LAST, self.output_dir / "best.pth"
         self._saved_at = time.monotonic()
+        self._trained = trained(self.optimizer)
         self.schedule.set_lr(self.optimizer, 0)
 
     def fit(self) -> dict[str, float | None]:
@@ -250,7 +252,7 @@ class Trainer:
 
     def _step(self) -> bool:
         """Take a step by the gradients that were added up; False where they are not finite."""
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._trained if p.grad is not None]
         missing = self.options.accumulation_steps / self.at.accumulated
         if missing > 1:  # at the end of an epoch, or after a skipped batch: the mean all the same
             for gradient in gradients:
@@ -259,7 +261,7 @@ class Trainer:
         if not torch.isfinite(norm):
             return False
         if self.options.clip_grad:
-            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.options.clip_grad, norm)
+            nn.utils.clip_grads_with_norm_(self._trained, self.options.clip_grad, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.at.bad_steps = self.at.accumulated = 0
@@ -319,7 +321,7 @@ class Trainer:
         generators = self.ranks.gather(generator_states(self.ranks.device))
         if self.ranks.first:
             self.at.metrics_size = self.logger.size()
-            state = pack_state(self.at, self.network, self.optimizer)
+            state = pack_state(self.at, self.network, self.optimizer, self.extra)
             run = {"slices": self.loader.sampler.length, "generators": generators, "config": self.config}
             save_checkpoint(state | run, self.last, keep=self.output_dir / PREVIOUS)
         self.ranks.barrier()  # whoever ends first has the others killed, and the save is the first's
@@ -334,18 +336,24 @@ class Trainer:
     def resume(self, state: State, source: Path) -> None:
         """Restore `state`, the content of the `last.pth` in `source`; see `engine.resume.restore_state`."""
         slices, count = self.loader.sampler.length, self.options.accumulation_steps
-        self.at = restore_state(state, source, self.network, self.optimizer, self.ranks, slices, count)
+        parts = (self.network, self.optimizer, self.extra)
+        self.at = restore_state(state, source, *parts, self.ranks, slices, count)
         self.schedule.set_lr(self.optimizer, self.at.step)
 
 
 class _Tapped(nn.Module):
     """A network and, where they are wanted, the features of its pass: what several processes wrap together."""
 
-    def __init__(self, network: nn.Module, with_features: bool, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self, network: nn.Module, with_features: bool, autocast: torch.dtype | None, extra: nn.Module | None
+    ) -> None:
         super().__init__()
-        self.network, self.autocast = network, autocast
-        self.tap = FeatureTap(network) if with_features else None
+        self.network, self.autocast, self.extra = network, autocast, extra
+        self.tap = FeatureTap(network) if with_features or extra else None
 
     def forward(self, image: Tensor) -> tuple[Logits, Features | None]:
         with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.tap(image) if self.tap else (self.network(image), None)
+            if self.tap is None:
+                return self.network(image), None
+            logits, features = self.tap(image)
+            return self.extra(image, logits, features) if self.extra else (logits, features)

@@ -67,6 +67,14 @@ class AugConfig:
     rot_flip: float = _number(0.5, 0, 1)  # probability
     rotate: float = _number(0.5, 0, 1)  # probability, where the former did not happen
     repeat_choices: bool = False  # published fault: the same choices in every epoch
+    # Beside the published, 0 for off; how far each goes: datasets/augment.py.
+    scale: float = _number(0.0, 0, 10)
+    elastic: float = _number(0.0, 0, 1)
+    brightness: float = _number(0.0, 0, 1)
+    contrast: float = _number(0.0, 0, 1)
+    gamma: float = _number(0.0, 0, 10)
+    noise: float = _number(0.0, 0, 10)
+    probability: float = _number(0.3, 0, 1)  # of each of these, for each slice
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,11 @@ class LossConfig:
     lambda_1: float = _number(0.015)  # semantic consistency regularization (SCR)
     lambda_2: float = _number(0.015)  # internal feature distillation (IFD)
     distance: str = _choice(*DISTANCES)  # between channels; mse as published
+    scr: str = _choice("random", "mean", "attention")  # pairing of channels as published, or a rival (docs/study.md)
+    ifd: str = _choice("halves", "decorrelation")  # of channels as published, or the opposite
+    teacher: str = _choice("final", "average")  # the network's own final map, or that of its averaged weights
+    teacher_decay: float = _number(0.99, 0, 1)  # of that average
+    deep_supervision: bool = False  # a head on every stage of the decoder, in training alone
     warmup_epochs: float = _number(0.0)  # over which lambda_1 and lambda_2 rise linearly; 0 as published
     gradient_factor: float = _number(0.0)  # warn of a term with so many times the gradient of CE and Dice; 0: off
     gradient_freq: int = _number(200, 1)  # steps between these checks, of three backward passes each

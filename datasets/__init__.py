@@ -10,6 +10,7 @@ from datasets import acdc, histology, phantom, synapse
 from datasets.base import Slices, Volumes
 from datasets.check import check_all, check_quick
 from datasets.folds import folds_file, held_out, read_folds, write_folds
+from datasets.groups import read_groups
 from datasets.intensity import Reading, reading
 from datasets.layouts import LAYOUTS, Layout
 
@@ -22,6 +23,7 @@ __all__ = [
     "keep_folds",
     "list_datasets",
     "locate",
+    "read_groups",
     "reading",
     "split_cases",
 ]
@@ -126,12 +128,17 @@ def build_dataset(
     names, listed = layout.names("train"), layout.names("val")
     names = _all_names(layout, names, listed, folds)
     if folds:
-        listed, parts = [], read_folds(_folds_file(root, lists, folds), map(layout.case_of, names), folds)
+        listed, parts = [], _read_folds(layout, names, root, lists, folds)
         names, tested = held_out(names, parts[fold], layout.case_of)
         if split == "test":
             return layout.cases(tested, cache)
     train, held = split_cases(names, listed, val_cases, layout.case_of, lists / layout.val_list)
     return layout.slices(train, cache) if split == "train" else layout.cases(held, cache)
+
+
+def _read_folds(layout: Layout, names: Sequence[str], root: Path, lists: Path, folds: int) -> list[list[str]]:
+    path, cases = _folds_file(root, lists, folds), map(layout.case_of, names)
+    return read_folds(path, cases, folds, groups=read_groups(root))
 
 
 def keep_folds(
@@ -147,7 +154,7 @@ def keep_folds(
     layout, path = LAYOUTS[name](root, lists, num_classes, preprocessing), _folds_file(root, lists, folds)
     if not path.is_file():
         names = _all_names(layout, layout.names("train"), layout.names("val"), folds)
-        write_folds(path, read_folds(path, map(layout.case_of, names), folds))
+        write_folds(path, _read_folds(layout, names, root, lists, folds))
 
 
 def _all_names(layout: Layout, names: Sequence[str], listed: Sequence[str], folds: int) -> list[str]:

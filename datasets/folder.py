@@ -17,6 +17,7 @@ import numpy as np
 
 from datasets.base import Defect, Defects, defect_of, read_list
 from datasets.folds import folds_file, read_folds, write_folds
+from datasets.groups import divided, read_groups
 from datasets.images import label_table
 from datasets.looks import AXIS_ORDERS, ORIENTATION, Look, look_at_all, remembered, to_remember
 from datasets.pairs import NAME, Pair, look_for_pairs
@@ -88,6 +89,11 @@ def look_through(
         OSError: the lists cannot be written.
     """
     pairs, defects = look_for_pairs(root)
+    groups: dict[str, str] = {}
+    try:
+        groups = read_groups(root, [pair.name for pair in pairs])
+    except Defects as error:
+        defects += error.defects
     orientation = ORIENTATION if orientation is None else orientation
     looks, more = look_at_all(pairs, orientation, remembered(lists / _MEMORY, len(pairs)), progress, threads)
     pairs = [pair for pair in pairs if pair.name in looks]
@@ -106,11 +112,12 @@ def look_through(
         raise Defects(root, defects)
     marked = {name: {table.index(value) for value in look.values} - {0} for name, look in looks.items()}
     has_lists = _is_there(lists / "train.txt")
-    parts = _listed(lists, pairs, defects) if has_lists else _split(marked, len(table))
+    parts = _listed(lists, pairs, defects) if has_lists else _split(marked, len(table), groups)
+    defects += [Defect(lists, f"{what} (groups.csv)") for what in divided(parts, groups)]
     defects += _class_defects(parts["train"], marked, len(table), lists if has_lists else root)
     if defects:
         raise Defects(root, defects)
-    in_folds = _folds(lists, [*parts["train"], *parts["val"]], folds, marked, len(table)) if folds else []
+    in_folds = _folds(lists, [*parts["train"], *parts["val"]], folds, marked, len(table), groups) if folds else []
     memory = {pair.name: to_remember(pair, orientation, looks[pair.name]) for pair in pairs}
     _write(lists, {} if has_lists else parts, memory)
     if folds:
@@ -180,27 +187,40 @@ def _listed(lists: Path, pairs: Sequence[Pair], defects: list[Defect]) -> dict[s
     return parts
 
 
-def _split(marked: Mapping[str, set[int]], num_classes: int) -> dict[str, list[str]]:
-    """70 % of the cases to train, 10 % to validate, 20 % to test, at random, such that every class is trained on."""
-    names, count = sorted(marked), len(marked)
-    test = max(1, round(count * _SHARES["test"])) if count > 1 else 0
-    val = round(count * _SHARES["val"])
+def _split(marked: Mapping[str, set[int]], num_classes: int, groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """70 % of the cases to train, 10 % to validate, 20 % to test, at random, such that every class is trained on.
+
+    A group is in one part, so that the last two may have more by less than a group.
+    """
+    wanted = {"test": max(1, round(len(marked) * _SHARES["test"])), "val": round(len(marked) * _SHARES["val"])}
+    members: dict[str, list[str]] = {}
+    for name in sorted(marked):
+        members.setdefault(groups.get(name, name), []).append(name)
+    units = list(members.values())
     for attempt in range(_TRIES):
-        order = np.random.default_rng([_SEED, attempt]).permutation(count).tolist()
-        shuffled = [names[index] for index in order]
-        parts = {"test": shuffled[:test], "val": shuffled[test : test + val], "train": shuffled[test + val :]}
+        order = np.random.default_rng([_SEED, attempt]).permutation(len(units)).tolist()
+        parts: dict[str, list[str]] = {part: [] for part in PARTS}
+        for place, index in enumerate(order):
+            is_last = place == len(order) - 1
+            part = next((part for part, count in wanted.items() if len(parts[part]) < count and not is_last), "train")
+            parts[part] += units[index]
         if len(set().union(*(marked[name] for name in parts["train"]))) == num_classes - 1:
             break
-    return {part: sorted(parts[part]) for part in PARTS}
+    return {part: sorted(names) for part, names in parts.items()}
 
 
 def _folds(
-    lists: Path, cases: Sequence[str], folds: int, marked: Mapping[str, set[int]], num_classes: int
+    lists: Path,
+    cases: Sequence[str],
+    folds: int,
+    marked: Mapping[str, set[int]],
+    num_classes: int,
+    groups: Mapping[str, str],
 ) -> list[list[str]]:
     """The parts of a cross-validation; raises Defects where a class is in one part alone, and once not trained on."""
     path = folds_file(lists, folds)
     for attempt in range(1 if path.is_file() else _TRIES):
-        parts = read_folds(path, cases, folds, attempt)
+        parts = read_folds(path, cases, folds, attempt, groups)
         defects = [
             defect
             for part in parts

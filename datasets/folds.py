@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from datasets.base import shorten
+from datasets.groups import divided
 
 _SEED = 1234
 _LONGEST = 2**12  # bytes of a case in the file; a name has 255 at most
@@ -20,32 +22,41 @@ def folds_file(folder: Path, folds: int) -> Path:
     return folder / f"folds_{folds}.json"
 
 
-def draw_folds(cases: Iterable[str], folds: int, attempt: int = 0) -> list[list[str]]:
-    """Deal the cases out at random into `folds` parts, whose sizes differ by one at most; the same for the same names.
+def draw_folds(
+    cases: Iterable[str], folds: int, attempt: int = 0, groups: Mapping[str, str] = MappingProxyType({})
+) -> list[list[str]]:
+    """Deal the groups of the cases out at random into `folds` parts; the same for the same names.
 
-    Each `attempt` deals them otherwise.
+    The groups of two parts differ in number by one at most; a case without a group is one of its own. Each `attempt`
+    deals them otherwise.
 
     Raises:
-        ValueError: there are fewer cases than parts.
+        ValueError: there are fewer groups than parts.
     """
-    names = sorted(set(cases))
-    if len(names) < folds:
+    members: dict[str, list[str]] = {}
+    for name in sorted(set(cases)):
+        members.setdefault(groups.get(name, name), []).append(name)
+    units = list(members.values())
+    if len(units) < folds:
+        what = "groups of cases" if groups else "cases"
         raise ValueError(
-            f"--folds is {folds}, but there are {len(names)} cases to divide; expected {len(names)} or fewer"
+            f"--folds is {folds}, but there are {len(units)} {what} to divide; expected {len(units)} or fewer"
         )
-    order = np.random.default_rng([_SEED, attempt]).permutation(len(names)).tolist()
-    return [sorted(names[index] for index in order[part::folds]) for part in range(folds)]
+    order = np.random.default_rng([_SEED, attempt]).permutation(len(units)).tolist()
+    return [sorted(name for index in order[part::folds] for name in units[index]) for part in range(folds)]
 
 
-def read_folds(path: Path, cases: Iterable[str], folds: int, attempt: int = 0) -> list[list[str]]:
+def read_folds(
+    path: Path, cases: Iterable[str], folds: int, attempt: int = 0, groups: Mapping[str, str] = MappingProxyType({})
+) -> list[list[str]]:
     """The parts in a file that `write_folds` wrote, else those that are drawn.
 
     Raises:
-        ValueError: the file is damaged, or its parts are not those of these cases.
+        ValueError: the file is damaged, its parts are not those of these cases, or they divide a group.
     """
     cases = set(cases)
     if not path.exists() and not path.is_symlink():
-        return draw_folds(cases, folds, attempt)
+        return draw_folds(cases, folds, attempt, groups)
     if not path.is_file() or path.stat().st_size > _LONGEST * (len(cases) + folds):
         raise ValueError(f"{path}: is no file of the folds of {len(cases)} cases; remove it to have them drawn anew")
     try:
@@ -61,6 +72,8 @@ def read_folds(path: Path, cases: Iterable[str], folds: int, attempt: int = 0) -
             f"{path}: its {len(parts)} folds of {len(named)} cases are not {folds} of these {len(cases)} cases "
             f"({differ}); remove it to have them drawn anew"
         )
+    for what in divided({f"fold {number}": part for number, part in enumerate(parts)}, groups):
+        raise ValueError(f"{path}: {what}; remove it to have them drawn anew")
     return parts
 
 

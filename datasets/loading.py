@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datasets.augment import Augmentation, Key
 from datasets.base import Sample, Slices
 from datasets.transforms import Draw, RandomGenerator
 
@@ -38,6 +39,7 @@ class RawBatch(NamedTuple):
 
     groups: list[Group]
     names: list[str]
+    keys: list[Key]
 
 
 class EpochBatches(Sampler):
@@ -95,18 +97,18 @@ class DrawnSlices(Dataset):
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Sample, Draw]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Sample, Draw, Key]:
         epoch, place, index = key
         coins = random.Random(f"{self.seed} {epoch} {index}")
         integers = np.random.RandomState(coins.getrandbits(32))
         draw = self.transform.draw(random.Random(f"{self.seed} {place}") if self.repeat_choices else coins, integers)
-        return self.slices[index], draw
+        return self.slices[index], draw, (self.seed, epoch, index)
 
 
-def collate(drawn: Sequence[tuple[Sample, Draw]]) -> RawBatch:
+def collate(drawn: Sequence[tuple[Sample, Draw, Key]]) -> RawBatch:
     """Stack the slices of each shape."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
-    for place, (sample, _) in enumerate(drawn):
+    for place, (sample, _, _) in enumerate(drawn):
         by_shape.setdefault(sample.image.shape, []).append(place)
     groups = [
         Group(
@@ -117,7 +119,7 @@ def collate(drawn: Sequence[tuple[Sample, Draw]]) -> RawBatch:
         )
         for shape, places in by_shape.items()
     ]
-    return RawBatch(groups, [sample.name for sample, _ in drawn])
+    return RawBatch(groups, [sample.name for sample, _, _ in drawn], [key for _, _, key in drawn])
 
 
 def _as_chw(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -137,10 +139,11 @@ class TrainingLoader:
     Args:
         reader: yields `RawBatch`es of `DrawnSlices`.
         device: where the transform runs and the batches lie.
+        augmentation: what follows the published transform, if any.
     """
 
-    def __init__(self, reader: DataLoader, device: torch.device) -> None:
-        self.reader, self.device = reader, device
+    def __init__(self, reader: DataLoader, device: torch.device, augmentation: Augmentation | None = None) -> None:
+        self.reader, self.device, self.augmentation = reader, device, augmentation
 
     @property
     def sampler(self) -> EpochBatches:
@@ -172,6 +175,8 @@ class TrainingLoader:
             # From pinned memory these return at once, and the device does the rest while the next batch is read.
             there = (part.to(self.device, non_blocking=True) for part in (group.image, group.label))
             image[group.places], label[group.places] = transform(*there, group.draws)
+        if self.augmentation:
+            image, label = self.augmentation(image, label, raw.keys)
         return Batch(image, label, raw.names)
 
 
@@ -186,6 +191,7 @@ def build_loader(
     rot_flip: float = 0.5,
     rotate: float = 0.5,
     repeat_choices: bool = False,
+    augmentation: Augmentation | None = None,
     rank: int = 0,
     world: int = 1,
     start_method: str | None = None,
@@ -199,6 +205,7 @@ def build_loader(
         device: where the slices are transformed and the batches lie.
         workers: processes that read; 0 reads in this one.
         rot_flip, rotate, repeat_choices: see `RandomGenerator` and `DrawnSlices`.
+        augmentation: beside the published one.
         start_method: of the workers, "fork", "spawn" or "forkserver"; None takes the system's own.
     """
     device = torch.device(device)
@@ -215,4 +222,4 @@ def build_loader(
         # Without one of its own, every epoch's iterator takes a number from torch's global generator.
         generator=torch.Generator(),
     )
-    return TrainingLoader(reader, device)
+    return TrainingLoader(reader, device, augmentation)

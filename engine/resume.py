@@ -44,13 +44,24 @@ class Progress:
         return {name: value / self.summed for name, value in self.sums.items()}
 
 
-def pack_state(progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
-    """All that resuming needs of one process, as plain data, but for the random generators."""
+def pack_state(
+    progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer, extra: nn.Module | None
+) -> dict[str, object]:
+    """All that resuming needs of one process, as plain data, but for the random generators.
+
+    `extra` holds weights that training alone has.
+    """
     return asdict(progress) | {
         "model": network.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "gradients": [p.grad for p in network.parameters()],  # of an accumulation under way
+        "gradients": [p.grad for p in trained(optimizer)],  # of an accumulation under way
+        **({"extra": extra.state_dict()} if extra else {}),
     }
+
+
+def trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The weights that an optimizer trains, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def restore_state(
@@ -58,6 +69,7 @@ def restore_state(
     source: Path,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
+    extra: nn.Module | None,
     ranks: Ranks,
     slices: int,
     accumulation_steps: int,
@@ -80,11 +92,13 @@ def restore_state(
         for name, value in asdict(Progress()).items():
             if type(state[name]) is not type(value) or (isinstance(value, int) and state[name] < 0):
                 raise ValueError(f"its {name} is {state[name]!r:.40}, expected such as {value}")
-        check_tensors(state, network, optimizer)
+        check_tensors(state, optimizer)
         network.load_state_dict(state["model"])
+        if extra:
+            extra.load_state_dict(state["extra"])
         groups = optimizer.state_dict()["param_groups"]  # a file's own would be taken unchecked
         optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        for parameter, gradient in zip(network.parameters(), state["gradients"], strict=True):
+        for parameter, gradient in zip(trained(optimizer), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         restore_generators(state["generators"][ranks.rank], ranks.device)
         return Progress(**{each.name: state[each.name] for each in fields(Progress)})
@@ -118,16 +132,16 @@ def restore_generators(states: State, device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def check_tensors(state: State, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_tensors(state: State, optimizer: torch.optim.Optimizer) -> None:
     """Check what torch does not, gradients and what the optimizer keeps of each weight: a fused step would write beyond
     a tensor of another shape, or an expanded view.
 
     Raises:
         ValueError: one is not like its weight; KeyError, TypeError, AttributeError: one is missing, or no tensor.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = trained(optimizer)
     names = {"exp_avg", "exp_avg_sq", "step"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
-    pairs = list(zip(state["gradients"], network.parameters(), strict=True))
+    pairs = list(zip(state["gradients"], parameters, strict=True))
     for index, moments in state["optimizer"]["state"].items():
         if moments.keys() != names:
             raise ValueError(f"its optimizer holds {list(moments)!r:.40} of a weight, expected {sorted(names)}")

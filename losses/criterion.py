@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 
@@ -17,19 +18,26 @@ class Criterion(nn.Module):
     """`ce_weight * CE + dice_weight * Dice + KDloss`.
 
     Under deep supervision a network has several heads: cross-entropy and Dice are then the sums over all of them, as
-    published with CASCADE.
+    published with CASCADE, or with `head_decay` weighed by 1, d, d^2, ... in the order of the heads.
 
     Args:
         num_classes: K, background included.
         ce_weight, dice_weight: 0.4 and 0.6 for Synapse, 0.3 and 0.7 for ACDC.
         kd: the regularizer; None, or one whose weights are 0, is the plain baseline and needs no features.
+        head_decay: d, 0.5 as in nnU-Net (`selfreg.variants.DeepSupervision`).
     """
 
     def __init__(
-        self, num_classes: int, *, ce_weight: float = 0.4, dice_weight: float = 0.6, kd: KDloss | None = None
+        self,
+        num_classes: int,
+        *,
+        ce_weight: float = 0.4,
+        dice_weight: float = 0.6,
+        kd: KDloss | None = None,
+        head_decay: float = 1.0,
     ) -> None:
         super().__init__()
-        self.ce_weight, self.dice_weight = ce_weight, dice_weight
+        self.ce_weight, self.dice_weight, self.head_decay = ce_weight, dice_weight, head_decay
         self.dice = DiceLoss(num_classes)
         self.kd = kd if kd is not None and (kd.lambda_1 or kd.lambda_2) else None
         self.needs_features = self.kd is not None  # in `forward`
@@ -66,8 +74,8 @@ class Criterion(nn.Module):
         heads = [logits] if isinstance(logits, Tensor) else logits
         # Half-precision logits of an autocast pass are summed in float32.
         heads = [head.float() if head.dtype in (torch.float16, torch.bfloat16) else head for head in heads]
-        ce = sum(F.cross_entropy(head, label.long()) for head in heads)
-        dice = sum(self.dice(head, label, softmax=True) for head in heads)
+        ce = sum(self.head_decay**k * F.cross_entropy(head, label.long()) for k, head in enumerate(heads))
+        dice = sum(self.head_decay**k * self.dice(head, label, softmax=True) for k, head in enumerate(heads))
         return {"loss": self.ce_weight * ce + self.dice_weight * dice, "ce": ce, "dice_loss": dice}
 
     def gradient_norms(
@@ -86,7 +94,8 @@ class Criterion(nn.Module):
         losses = {"segmentation": self._segmentation(logits, label)["loss"]}
         kd = self.kd or KDloss(0)
         for name, (lambda_1, lambda_2) in {"scr": (kd.lambda_1, 0.0), "ifd": (0.0, kd.lambda_2)}.items():
-            alone = KDloss(lambda_1=lambda_1, lambda_2=lambda_2, distance=kd.distance, warmup_epochs=kd.warmup_epochs)
+            alone = copy.copy(kd)
+            alone.lambda_1, alone.lambda_2 = lambda_1, lambda_2
             losses[name] = alone(*features, epoch)
         random.setstate(draws)
         norms = dict.fromkeys(losses, 0.0)  # of a term whose weight is 0, or of features that are all frozen

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfreg.features import RANKS
+from selfreg.variants import attention_transfer, decorrelation, mean_channel
 
 Distance = Literal["mse", "cosine", "normalized_mse"]
+Consistency = Literal["random", "mean", "attention"]
+Distillation = Literal["halves", "decorrelation"]
 Stages = Sequence[Tensor | Sequence[Tensor]]
 
 
@@ -43,6 +46,13 @@ DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
     "cosine": cosine,
     "normalized_mse": normalized_mse,
+}
+
+
+# In place of SCR, of a student and the teacher of one size; "random" is as published.
+CONSISTENCY: dict[Consistency, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": mean_channel,
+    "attention": attention_transfer,
 }
 
 
@@ -91,7 +101,9 @@ def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distanc
     return value
 
 
-def _inter_fd(students: Sequence[tuple[Tensor, str]], teacher: Tensor, distance: Distance) -> list[Tensor]:
+def _inter_fd(
+    students: Sequence[tuple[Tensor, str]], teacher: Tensor, distance: Distance, scr: Consistency = "random"
+) -> list[Tensor]:
     """`inter_fd` of every student, given with its name; the teacher is pooled once per size."""
     _check_map(teacher, "the teacher (final)")
     for f, name in students:
@@ -101,19 +113,22 @@ def _inter_fd(students: Sequence[tuple[Tensor, str]], teacher: Tensor, distance:
                 f"KDloss: {name} has shape {tuple(f.shape)} but the teacher {tuple(teacher.shape)}; "
                 "expected the same batch size and number of dimensions"
             )
+    teacher = _full_precision(teacher.detach())
+    sizes = [tuple(map(min, f.shape[2:], teacher.shape[2:])) for f, _ in students]
+    pooled = {size: _pool(teacher, size) for size in set(sizes)}
+    maps = [_full_precision(f) for f, _ in students]
+    if scr != "random":
+        return [CONSISTENCY[scr](_pool(f, size), pooled[size]) for f, size in zip(maps, sizes, strict=True)]
     channels: list[list[int]] = []
-    for f, _ in students:
+    for f in maps:
         n = min(f.shape[1], teacher.shape[1])
         channels += random.sample(range(f.shape[1]), n), random.sample(range(teacher.shape[1]), n)
     # All indices in one copy: a GPU need not wait for each.
     indices = torch.tensor([c for drawn in channels for c in drawn]).to(teacher.device, non_blocking=True)
     drawn = torch.split(indices, [len(drawn) for drawn in channels])
-    sizes = [tuple(map(min, f.shape[2:], teacher.shape[2:])) for f, _ in students]
-    teacher = _full_precision(teacher.detach())
-    pooled = {size: _pool(teacher, size) for size in set(sizes)}
     return [
-        DISTANCES[distance](_pool(_full_precision(f).index_select(1, i), size), pooled[size].index_select(1, j))
-        for (f, _), size, i, j in zip(students, sizes, drawn[::2], drawn[1::2], strict=True)
+        DISTANCES[distance](_pool(f.index_select(1, i), size), pooled[size].index_select(1, j))
+        for f, size, i, j in zip(maps, sizes, drawn[::2], drawn[1::2], strict=True)
     ]
 
 
@@ -152,9 +167,11 @@ class KDloss(nn.Module):
         distance: between channels, `mse` as published, `cosine` or `normalized_mse`.
         warmup_epochs: both weights rise linearly from 0 over so many epochs, and every call must then give the epoch;
             0, as published, for full weights from the start.
+        scr: `random` as published, or a rival in its place: `mean` or `attention` (selfreg/variants.py).
+        ifd: `halves` as published, or its opposite, `decorrelation` (selfreg/variants.py). `distance` is not theirs.
 
     Raises:
-        ValueError: a weight or warm-up that is negative or not finite, or an unknown distance.
+        ValueError: a weight or warm-up that is negative or not finite, or an unknown distance, `scr` or `ifd`.
     """
 
     def __init__(
@@ -165,17 +182,21 @@ class KDloss(nn.Module):
         *,
         distance: Distance = "mse",
         warmup_epochs: float = 0,
+        scr: Consistency = "random",
+        ifd: Distillation = "halves",
     ) -> None:
         super().__init__()
         self.lambda_1 = lambda_x if lambda_1 is None else lambda_1
         self.lambda_2 = lambda_x if lambda_2 is None else lambda_2
-        self.distance, self.warmup_epochs = distance, warmup_epochs
+        self.distance, self.warmup_epochs, self.scr, self.ifd = distance, warmup_epochs, scr, ifd
         numbers = {"lambda_x": lambda_x, "lambda_1": self.lambda_1, "lambda_2": self.lambda_2}
         for name, value in (numbers | {"warmup_epochs": warmup_epochs}).items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"KDloss: {name} is {value!r}; expected a finite number of at least 0")
-        if distance not in DISTANCES:
-            raise ValueError(f"KDloss: distance is {distance!r}; expected one of {', '.join(DISTANCES)}")
+        options = {"distance": (distance, Distance), "scr": (scr, Consistency), "ifd": (ifd, Distillation)}
+        for name, (option, known) in options.items():
+            if option not in get_args(known):
+                raise ValueError(f"KDloss: {name} is {option!r}; expected one of {', '.join(get_args(known))}")
 
     def warmup_factor(self, epoch: float | None) -> float:
         """The factor of both weights at `epoch`, from 0 to 1; ValueError where there is a warm-up and no epoch."""
@@ -189,12 +210,19 @@ class KDloss(nn.Module):
         return min(1.0, epoch / self.warmup_epochs)
 
     def intra_fd(self, f: Tensor) -> Tensor:
-        """See `selfreg.intra_fd`."""
-        return intra_fd(f, distance=self.distance)
+        """See `selfreg.intra_fd`; with `ifd="decorrelation"`, `selfreg.variants.decorrelation`."""
+        return self._intra_fd(f, "the feature map")
+
+    def _intra_fd(self, f: Tensor, name: str) -> Tensor:
+        if self.ifd == "halves":
+            return intra_fd(f, name, distance=self.distance)
+        _check_map(f, name)
+        return decorrelation(_full_precision(f))
 
     def inter_fd(self, f_s: Tensor, f_t: Tensor) -> Tensor:
-        """See `selfreg.inter_fd`."""
-        return inter_fd(f_s, f_t, distance=self.distance)
+        """See `selfreg.inter_fd`, with `scr` in place of its pairing."""
+        (value,) = _inter_fd([(f_s, "the feature map")], f_t, self.distance, self.scr)
+        return value
 
     def terms(self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None) -> KDTerms:
         """The weighted sum, and both terms before their weights; one whose weight is 0 is not computed, and is 0.
@@ -220,16 +248,16 @@ class KDloss(nn.Module):
         ]
         scr = ifd = students[0][0].new_zeros(())
         if self.lambda_1:
-            inter = _inter_fd([(f, name) for f, name, _ in students], final, self.distance)
+            inter = _inter_fd([(f, name) for f, name, _ in students], final, self.distance, self.scr)
             scr = torch.stack(inter).sum() / sum(count.values())
         if self.lambda_2:
-            intra = [intra_fd(f, name, distance=self.distance) / count[part] for f, name, part in students]
+            intra = [self._intra_fd(f, name) / count[part] for f, name, part in students]
             ifd = torch.stack(intra).sum()
         loss = warmup * self.lambda_1 * scr + warmup * self.lambda_2 * ifd
         return KDTerms(loss, scr.detach(), ifd.detach())
 
     def extra_repr(self) -> str:
-        options = f"distance={self.distance!r}, warmup_epochs={self.warmup_epochs}"
+        options = f"distance={self.distance!r}, warmup_epochs={self.warmup_epochs}, scr={self.scr!r}, ifd={self.ifd!r}"
         return f"lambda_1={self.lambda_1}, lambda_2={self.lambda_2}, {options}"
 
     def forward(self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from datasets import build_dataset
+from datasets.augment import Augmentation
 from datasets.base import Sample
 from datasets.loading import Batch, EpochBatches, TrainingLoader, build_loader
 from datasets.transforms import RandomGenerator
@@ -130,10 +131,20 @@ def test_a_slice_does_not_depend_on_its_batch(tmp_path: Path) -> None:
 def test_workers_only_read(synapse: Path) -> None:
     """What a worker hands over is the slice itself, beside its draw."""
     drawn = loader_of(synapse).dataset
-    sample, draw = drawn[2, 0, 4]
+    sample, draw, key = drawn[2, 0, 4]
     np.testing.assert_array_equal(sample.image, drawn.slices[4].image)
     np.testing.assert_array_equal(sample.label, drawn.slices[4].label)
     assert draw == drawn[2, 5, 4][1], "the place in the epoch changes no draw"
+    assert key == (drawn.seed, 2, 4)
+
+
+def test_augmentation_follows_the_published_one(synapse: Path) -> None:
+    augmentation = Augmentation(scale=0.3, noise=0.1, probability=1)
+    loader, plain = loader_of(synapse, augmentation=augmentation), loader_of(synapse)
+    for batch, published in zip(loader, plain, strict=True):
+        keys = [(loader.dataset.seed, 0, loader.dataset.slices.names.index(name)) for name in batch.names]
+        image, label = augmentation(published.image, published.label, keys)
+        assert torch.equal(batch.image, image) and torch.equal(batch.label, label)
 
 
 @pytest.mark.parametrize("cached", [pytest.param(False, marks=pytest.mark.long), True])
@@ -194,7 +205,7 @@ def test_pictures_in_colour_come_as_they_are_transformed_alone() -> None:
     assert batch.image.shape == (4, 3, 16, 12) and batch.label.shape == (4, 16, 12)
     transform = RandomGenerator((16, 12))
     for place, name in enumerate(batch.names):
-        sample, draw = loader.dataset[(0, place, int(name))]
+        sample, draw, _ = loader.dataset[(0, place, int(name))]
         for colour in range(3):
             image, label = transform(sample.image[colour].copy(), sample.label, draw)
             np.testing.assert_array_equal(batch.image[place, colour], image)
