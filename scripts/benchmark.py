@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-ROWS = ["metrics", "evaluation", "transforms", "step", "step_bf16", "curve_bf16", "regularizer", "loader"]
-ROWS += ["flops", "breakdown"]
-ROWS += [f"gpu_{row}" for row in ("metrics", "evaluation", "train", "inference", "regularizer", "flops", "breakdown")]
+ROWS = "metrics evaluation transforms step step_bf16 curve_bf16 regularizer loader flops breakdown".split()
+ROWS += "gpu_metrics gpu_evaluation gpu_train gpu_inference gpu_regularizer gpu_flops gpu_breakdown".split()
 ONLY_IF_NAMED = ["networks", "scaling"]
 
 
@@ -39,19 +38,19 @@ def benchmark(args: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = {"environment": utils.environment(device), "quick": args.quick, "records": records}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        sizes = Settings(Path(folder))
-        if args.quick:
-            sizes = replace(sizes, depth=24, side=256, batch=2)
-        for prefix, s in (("", sizes), ("gpu_", replace(sizes, device="cuda", batch=24, steps=10))):
-            for comparison in rows(s):
-                if (row := prefix + comparison.row) in args.only:
-                    print(f"measuring {row}, {comparison.what}", file=sys.stderr, flush=True)
-                    if prefix and device.type == "cpu":
-                        found: dict[str, object] = {"what": comparison.what, "size": None, "note": "needs a GPU"}
-                    else:
-                        found = measure(comparison, args.rounds)
-                    records.append({"row": row, **found})
-                    utils.atomic_write(args.output, lambda path: path.write_text(json.dumps(report, indent=2)))
+        s = Settings(Path(folder), depth=24, side=256, batch=2) if args.quick else Settings(Path(folder))
+        on_gpu = replace(s, device="cuda", batch=24, steps=10)
+        named = [(one.row, one) for one in rows(s)] + [(f"gpu_{one.row}", one) for one in rows(on_gpu)]
+        for row, comparison in named:
+            if row not in args.only:
+                continue
+            print(f"measuring {row}, {comparison.what}", file=sys.stderr, flush=True)
+            if row.startswith("gpu_") and device.type == "cpu":
+                found: dict[str, object] = {"what": comparison.what, "size": None, "note": "needs a GPU"}
+            else:
+                found = measure(comparison, args.rounds)
+            records.append({"row": row, **found})
+            utils.atomic_write(args.output, lambda path: path.write_text(json.dumps(report, indent=2)))
     print(table(pd.DataFrame(records)))
     if "scaling" in args.only:
         print(draw_curves(pd.DataFrame(records), args.figure).to_string())
@@ -63,15 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from configs.arguments import OneLineParser, run_guarded
 
     parser, rows = OneLineParser(prog="benchmark.py", description=__doc__), ROWS + ONLY_IF_NAMED
-    add, default = parser.add_argument, "all but networks and scaling"
-    add(
-        "--only",
-        nargs="+",
-        choices=rows,
-        default=ROWS,
-        metavar="ROW",
-        help=f"of {', '.join(rows)} (default: {default})",
-    )
+    add, text = parser.add_argument, f"of {', '.join(rows)} (default: all but networks and scaling)"
+    add("--only", nargs="+", choices=rows, default=ROWS, metavar="ROW", help=text)
     add("--output", type=Path, default=Path("benchmark.json"), metavar="FILE", help="default: benchmark.json")
     add("--figure", type=Path, metavar="FILE", help="draw the curves of the row scaling as a PNG")
     add("--quick", action="store_true", help="smaller inputs: to see that it works, not to quote")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -13,47 +12,48 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import utils
-from datasets.base import Sample, read_list
+from datasets.base import read_list
 from datasets.loading import build_loader
 from datasets.phantom import make_phantom, prepare_phantom
 from datasets.synapse import SynapseSlices
-from datasets.transforms import RandomGenerator, resize_label
+from datasets.transforms import RandomGenerator
 from evaluation.metrics import compare_classes
 from evaluation.predict import predict_volume
 from losses import Criterion, KDloss
 from networks import build_network, list_networks
-from scripts.benchmarks.measure import NUM_CLASSES, Comparison, Settings, Work
+from scripts.benchmarks.measure import Comparison, Settings, Work
 from selfreg import FeatureTap
 from tests.reference import evaluation as published
 from tests.reference import regularizer
 from tests.reference.swin import SwinUnet
 from tests.reference.transforms import training_transform
 
+NUM_CLASSES = 9
+Works = Callable[[Settings], Work]
+
 
 def rows(s: Settings) -> Iterator[Comparison]:
     """Of the two that `what` names, the first is A."""
-    naive, half, plain = replace(s, network="naive"), replace(s, precision="bfloat16"), replace(s, kd=False)
-    volume, small = f"{s.depth} x {s.side} x {s.side}", s.img_size // 2
-    for row, what, work, target in (
-        ("metrics", f"8 organs in {volume}: ours, MedPy", _metrics, ">= 80"),
-        ("evaluation", f"{volume} by Swin-UNet {s.img_size}: ours, slice by slice and MedPy", _evaluation, ">= 15"),
-        ("transforms", f"24 slices {s.side} to {s.img_size} on one core: ours, SciPy", _transforms, ">= 5"),
-    ):
-        yield Comparison(row, what, partial(work, s), partial(work, naive), target)
-    step, regularizer = f"step of Swin-UNet {s.img_size}, batch {s.batch}", "without the regularizer, with it"
-    yield Comparison("step", f"{step}: ours, naive", partial(_steps, s), partial(_steps, naive), ">= 1.25")
-    what = f"{step}: ours in bfloat16, naive in float32"
-    yield Comparison("step_bf16", what, partial(_steps, half), partial(_steps, naive), ">= 2.5")
-    yield Comparison("regularizer", f"{step}: {regularizer}", partial(_steps, plain), partial(_steps, s), "<= 1.04")
-    for name in list_networks():
-        what, one = f"{name} {s.img_size}, batch {s.batch}", replace(s, network=name)
-        without, with_it = partial(_steps, replace(one, kd=False)), partial(_steps, one)
-        yield Comparison("networks", f"step of {what}: {regularizer}", without, with_it)
-        yield Comparison("networks", f"logits of {what}", partial(_logits, one))
+    naive, half = replace(s, naive=True), replace(s, precision="bfloat16")
+    volume, step = f"{s.depth} x {s.side} x {s.side}", f"step of Swin-UNet {s.img_size}, batch {s.batch}"
+
+    def both(row: str, what: str, work: Works, a: Settings, b: Settings, target: str = "") -> Comparison:
+        return Comparison(row, what, partial(work, a), partial(work, b), target)
+
+    yield both("metrics", f"8 organs in {volume}: ours, MedPy", _metrics, s, naive, ">= 80")
+    yield both("evaluation", f"{volume} by Swin-UNet: ours, slice by slice and MedPy", _evaluation, s, naive, ">= 15")
+    what = f"24 slices {s.side} to {s.img_size} on one core: ours, SciPy"
+    yield both("transforms", what, _transforms, s, naive, ">= 5")
+    yield both("step", f"{step}: ours, naive", _steps, s, naive, ">= 1.25")
+    yield both("step_bf16", f"{step}: ours in bfloat16, naive in float32", _steps, half, naive, ">= 2.5")
+    what = f"{step}: without the regularizer, with it"
+    yield both("regularizer", what, _steps, replace(s, kd=False), s, "<= 1.04")
+    short = replace(s, img_size=s.img_size // 2, side=s.img_size // 2, steps=100, workers=0)
+    what = "logarithm of the loss of 100 steps: float32, bfloat16"
+    yield both("curve_bf16", what, _losses, short, replace(short, precision="bfloat16"))
     for workers in (0, 1, 2):
         what = f"4 x {step}: on one batch, on files of {s.side} x {s.side} read by {workers} workers"
         four = replace(s, steps=4, workers=workers)
@@ -63,25 +63,24 @@ def rows(s: Settings) -> Iterator[Comparison]:
         yield Comparison("flops", what, partial(_steps, one), partial(_product, one))
         yield Comparison("breakdown", f"{step}, {one.precision}", partial(_breakdown, one))
         what = f"logits of {s.batch} slices: ours in {one.precision}, naive one by one"
-        yield Comparison("inference", what, partial(_logits, one), partial(_logits, naive))
-    what = "logarithm of the loss of 100 steps: float32, bfloat16"
-    a, b = (partial(_losses, replace(one, img_size=small, side=small, steps=100, workers=0)) for one in (s, half))
-    yield Comparison("curve_bf16", what, a, b)
-    for name, halves in (("unet", (2, 3, 4)), ("swin_unet", (2, 4))):  # windows of 7 tile 224 and 448
-        for side in (small * times for times in halves):
-            one = replace(s, img_size=side, network=name)
-            what = f"step of {name}, batch {s.batch}, over pixels"
-            yield Comparison("scaling", what, partial(_steps, one), size=side**2)
+        yield both("inference", what, _logits, one, naive)
+        what = f"8 batches of {s.batch} from files, {one.precision}"
+        yield Comparison("train", what, partial(_epochs, replace(one, steps=8)))
+    for name in list_networks():
+        one = replace(s, network=name)
+        what = f"step of {name}, batch {s.batch}: without the regularizer, with it"
+        yield both("networks", what, _steps, replace(one, kd=False), one)
+        yield Comparison("networks", f"logits of {name}, batch {s.batch}", partial(_logits, one))
+    for name, sides in (("unet", (224, 336, 448)), ("swin_unet", (224, 448))):  # windows of 7 tile 224 and 448
+        for side in sides:
+            work = partial(_steps, replace(s, img_size=side, network=name))
+            yield Comparison("scaling", f"step of {name}, batch {s.batch}, over pixels", work, size=side**2)
     for batch in (1, 2, 4, 8, 16):
-        what = f"step of swin_unet {s.img_size}, over batch size"
-        yield Comparison("scaling", what, partial(_steps, replace(s, batch=batch)), size=batch)
+        work = partial(_steps, replace(s, batch=batch))
+        yield Comparison("scaling", "step of swin_unet, over batch size", work, size=batch)
     for depth in (s.depth * times // 3 for times in (1, 2, 4, 8)):
-        what = f"evaluation of slices of {s.side} x {s.side}, over depth"
-        yield Comparison("scaling", what, partial(_evaluation, s, depth), size=depth)
-    for precision, compiled in (("float32", False), ("tf32", False), ("bfloat16", False), ("bfloat16", True)):
-        what = f"8 batches of {s.batch} from files: ours in {precision}{' and compiled' * compiled}, published"
-        ours = partial(_epochs, replace(s, steps=8, precision=precision, compiled=compiled))
-        yield Comparison("train", what, ours, partial(_published_epochs, replace(naive, steps=8)), ">= 5" * compiled)
+        work = partial(_evaluation, s, depth)
+        yield Comparison("scaling", "evaluation, over depth", work, size=depth)
 
 
 def volume_pair(s: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,30 +108,23 @@ def _metrics(s: Settings) -> Work:
 
 
 def _evaluation(s: Settings, depth: int = 0) -> Work:
-    """The volume, thinned out or repeated to `depth` slices, predicted and measured.
+    """The volume, thinned out or repeated to `depth` slices, predicted, and the given prediction measured.
 
-    An untrained network predicts noise, whose surfaces are like no organ's. So its logits are computed in full and then
-    raised at the given prediction, slice by slice.
+    What an untrained network predicts is noise, whose surfaces are like no organ's.
     """
-    depth = depth or s.depth
-    image, truth, prediction = (array[np.arange(depth) * s.depth // depth] for array in volume_pair(s))
-    masks = itertools.cycle(resize_label(torch.from_numpy(prediction).to(s.device), s.size).long())
+    chosen = np.arange(depth or s.depth) * s.depth // (depth or s.depth)
+    image, truth, prediction = (array[chosen] for array in volume_pair(s))
     network = make_network(s).eval()
     if not s.naive:
         utils.tune_malloc()  # as test.py does
 
-    def raise_logits(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
-        chosen = torch.stack(list(itertools.islice(masks, len(logits)))).unsqueeze(1)
-        return logits.scatter_add(1, chosen, torch.full_like(logits, 100.0))
-
-    def run() -> tuple[np.ndarray, np.ndarray]:
+    def run() -> tuple[np.ndarray]:
         if s.naive:
-            predicted = published.predict(network, image, s.img_size, s.device)
+            published.predict(network, image, s.img_size, s.device)
         else:
-            predicted = predict_volume(network, image, img_size=s.size, device=s.device)
-        return predicted, _compute_metrics(predicted, truth, s)
+            predict_volume(network, image, img_size=s.size, device=s.device)
+        return (_compute_metrics(prediction, truth, s),)
 
-    network.register_forward_hook(raise_logits)
     return run
 
 
@@ -142,13 +134,13 @@ def _transforms(s: Settings) -> Work:
     images, labels, _ = (array[chosen] for array in volume_pair(s))
     transform, choices, integers = RandomGenerator(s.size), random.Random(0), np.random.RandomState(0)
     draws = [transform.draw(choices, integers) for _ in chosen]
-    return partial(_by_scipy, images, labels, draws, s.size) if s.naive else partial(transform, images, labels, draws)
 
+    def by_scipy() -> tuple[np.ndarray, ...]:
+        each = zip(images, labels, draws, strict=True)
+        done = [training_transform(image, label, s.size, *draw) for image, label, draw in each]
+        return tuple(np.stack(arrays) for arrays in zip(*done, strict=True))
 
-def _by_scipy(images: Sequence, labels: Sequence, draws: Sequence, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    each = zip(images, labels, draws, strict=True)
-    done = [training_transform(image, label, size, *draw) for image, label, draw in each]
-    return tuple(np.stack(arrays) for arrays in zip(*done, strict=True))
+    return by_scipy if s.naive else partial(transform, images, labels, draws)
 
 
 def slice_files(s: Settings) -> SynapseSlices:
@@ -169,12 +161,12 @@ def random_batch(s: Settings) -> tuple[Tensor, Tensor]:
 def make_network(s: Settings) -> nn.Module:
     """A network with fresh weights, the same in every process."""
     torch.manual_seed(0)
+    network = build_network(s.network, num_classes=NUM_CLASSES, img_size=s.img_size, **s.options)
     if s.naive:
-        naive = SwinUnet(num_classes=NUM_CLASSES, img_size=s.img_size, embed_dim=s.embed_dim, window_size=s.window_size)
-        naive.load_state_dict(make_network(replace(s, network="swin_unet")).state_dict())
+        naive = SwinUnet(num_classes=NUM_CLASSES, img_size=s.img_size, **s.options)
+        naive.load_state_dict(network.state_dict())
         return naive.to(s.device)
-    swin = {"embed_dim": s.embed_dim, "window_size": s.window_size} if s.network == "swin_unet" else {}
-    return build_network(s.network, num_classes=NUM_CLASSES, img_size=s.img_size, **swin).to(s.device)
+    return network.to(s.device)
 
 
 def make_step(s: Settings) -> Callable[[Tensor, Tensor], Tensor]:
@@ -186,8 +178,6 @@ def make_step(s: Settings) -> Callable[[Tensor, Tensor], Tensor]:
     autocast = _autocast(s)
     if not s.naive:
         utils.tune_malloc()
-    if s.compiled:
-        network.compile()
 
     def step(image: Tensor, label: Tensor) -> Tensor:
         if s.naive:
@@ -230,22 +220,6 @@ def _losses(s: Settings) -> Work:
     """As means of 10 steps, as batches differ more than precisions, and logarithms, for a relative difference."""
     epoch = _epochs(s)
     return lambda: (np.log(pd.Series(torch.stack(epoch()).cpu()).rolling(10).mean().dropna()).to_numpy(),)
-
-
-def _published_epochs(s: Settings) -> Work:
-    """In float32, with transforms by SciPy in the processes that read."""
-    step, collate = make_step(s), partial(_collate_by_scipy, s.size)
-    loader = DataLoader(
-        slice_files(s), s.batch, True, num_workers=s.workers, collate_fn=collate, persistent_workers=True
-    )
-    return lambda: [step(image.to(s.device), label.to(s.device)) for image, label in loader]
-
-
-def _collate_by_scipy(size: tuple[int, int], samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    transform = RandomGenerator(size)
-    images, labels = [sample.image for sample in samples], [sample.label for sample in samples]
-    arrays = _by_scipy(images, labels, [transform.draw() for _ in samples], size)
-    return torch.from_numpy(arrays[0]).unsqueeze(1), torch.from_numpy(arrays[1])
 
 
 def _logits(s: Settings) -> Work:
