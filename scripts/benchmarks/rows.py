@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import utils
@@ -32,7 +30,6 @@ from tests.reference.swin import SwinUnet
 from tests.reference.transforms import training_transform
 
 NUM_CLASSES = 9
-Works = Callable[[Settings], Work]
 
 
 def rows(s: Settings) -> Iterator[Comparison]:
@@ -40,47 +37,35 @@ def rows(s: Settings) -> Iterator[Comparison]:
     naive, half = replace(s, naive=True), replace(s, precision="bfloat16")
     volume, step = f"{s.depth} x {s.side} x {s.side}", f"step of Swin-UNet {s.img_size}, batch {s.batch}"
 
-    def both(row: str, what: str, work: Works, a: Settings, b: Settings, target: str = "") -> Comparison:
-        return Comparison(row, what, partial(work, a), partial(work, b), target)
-
-    yield both("metrics", f"8 organs in {volume}: ours, MedPy", _metrics, s, naive, ">= 80")
-    yield both("evaluation", f"{volume} by Swin-UNet: ours, slice by slice and MedPy", _evaluation, s, naive, ">= 15")
+    yield Comparison("metrics", f"8 organs in {volume}: ours, MedPy", (_metrics, s), (_metrics, naive), ">= 80")
+    what = f"{volume} by Swin-UNet {s.img_size}: ours, slice by slice and MedPy"
+    yield Comparison("evaluation", what, (_evaluation, s), (_evaluation, naive), ">= 15")
     what = f"24 slices {s.side} to {s.img_size} on one core: ours, SciPy"
-    yield both("transforms", what, _transforms, s, naive, ">= 5")
-    yield both("step", f"{step}: ours, naive", _steps, s, naive, ">= 1.25")
-    yield both("step_bf16", f"{step}: ours in bfloat16, naive in float32", _steps, half, naive, ">= 2.5")
+    yield Comparison("transforms", what, (_transforms, s), (_transforms, naive), ">= 5")
+    yield Comparison("step", f"{step}: ours, naive", (_steps, s), (_steps, naive), ">= 1.25")
+    what = f"{step}: ours in bfloat16, naive in float32"
+    yield Comparison("step_bf16", what, (_steps, half), (_steps, naive), ">= 2.5")
     what = f"{step}: without the regularizer, with it"
-    yield both("regularizer", what, _steps, replace(s, kd=False), s, "<= 1.04")
+    yield Comparison("regularizer", what, (_steps, replace(s, kd=False)), (_steps, s), "<= 1.04")
     short = replace(s, img_size=s.img_size // 2, side=s.img_size // 2, steps=100, workers=0)
     what = "logarithm of the loss of 100 steps: float32, bfloat16"
-    yield both("curve_bf16", what, _losses, short, replace(short, precision="bfloat16"))
+    yield Comparison("curve_bf16", what, (_losses, short), (_losses, replace(short, precision="bfloat16")))
     for workers in (0, 1, 2):
         what = f"4 x {step}: on one batch, on files of {s.side} x {s.side} read by {workers} workers"
         four = replace(s, steps=4, workers=workers)
-        yield Comparison("loader", what, partial(_steps, four), partial(_epochs, four), "<= 1.05")
+        yield Comparison("loader", what, (_steps, four), (_epochs, four), "<= 1.05")
     for one in (s, half):
         what = f"{step}, {one.precision}: ours, a matrix product of as many operations"
-        yield Comparison("flops", what, partial(_steps, one), partial(_product, one))
-        yield Comparison("breakdown", f"{step}, {one.precision}", partial(_breakdown, one))
+        yield Comparison("flops", what, (_steps, one), (_product, one))
         what = f"logits of {s.batch} slices: ours in {one.precision}, naive one by one"
-        yield both("inference", what, _logits, one, naive)
+        yield Comparison("inference", what, (_logits, one), (_logits, naive))
         what = f"8 batches of {s.batch} from files, {one.precision}"
-        yield Comparison("train", what, partial(_epochs, replace(one, steps=8)))
+        yield Comparison("train", what, (_epochs, replace(one, steps=8)))
     for name in list_networks():
         one = replace(s, network=name)
         what = f"step of {name}, batch {s.batch}: without the regularizer, with it"
-        yield both("networks", what, _steps, replace(one, kd=False), one)
-        yield Comparison("networks", f"logits of {name}, batch {s.batch}", partial(_logits, one))
-    for name, sides in (("unet", (224, 336, 448)), ("swin_unet", (224, 448))):  # windows of 7 tile 224 and 448
-        for side in sides:
-            work = partial(_steps, replace(s, img_size=side, network=name))
-            yield Comparison("scaling", f"step of {name}, batch {s.batch}, over pixels", work, size=side**2)
-    for batch in (1, 2, 4, 8, 16):
-        work = partial(_steps, replace(s, batch=batch))
-        yield Comparison("scaling", "step of swin_unet, over batch size", work, size=batch)
-    for depth in (s.depth * times // 3 for times in (1, 2, 4, 8)):
-        work = partial(_evaluation, s, depth)
-        yield Comparison("scaling", "evaluation, over depth", work, size=depth)
+        yield Comparison("networks", what, (_steps, replace(one, kd=False)), (_steps, one))
+        yield Comparison("networks", f"logits of {name}, batch {s.batch}", (_logits, one))
 
 
 def volume_pair(s: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,16 +92,10 @@ def _metrics(s: Settings) -> Work:
     return lambda: (_compute_metrics(prediction, truth, s),)
 
 
-def _evaluation(s: Settings, depth: int = 0) -> Work:
-    """The volume, thinned out or repeated to `depth` slices, predicted, and the given prediction measured.
-
-    What an untrained network predicts is noise, whose surfaces are like no organ's.
-    """
-    chosen = np.arange(depth or s.depth) * s.depth // (depth or s.depth)
-    image, truth, prediction = (array[chosen] for array in volume_pair(s))
+def _evaluation(s: Settings) -> Work:
+    """A volume predicted, and the given prediction measured: the noise of an untrained network has no organs."""
+    image, truth, prediction = volume_pair(s)
     network = make_network(s).eval()
-    if not s.naive:
-        utils.tune_malloc()  # as test.py does
 
     def run() -> tuple[np.ndarray]:
         if s.naive:
@@ -140,7 +119,7 @@ def _transforms(s: Settings) -> Work:
         done = [training_transform(image, label, s.size, *draw) for image, label, draw in each]
         return tuple(np.stack(arrays) for arrays in zip(*done, strict=True))
 
-    return by_scipy if s.naive else partial(transform, images, labels, draws)
+    return by_scipy if s.naive else lambda: transform(images, labels, draws)
 
 
 def slice_files(s: Settings) -> SynapseSlices:
@@ -152,10 +131,9 @@ def slice_files(s: Settings) -> SynapseSlices:
 
 def random_batch(s: Settings) -> tuple[Tensor, Tensor]:
     """`image` (B, 1, H, W) of random brightness and `label` (B, H, W) of random classes, on the device."""
-    shape, generator = (s.batch, *s.size), torch.Generator().manual_seed(0)
-    image = torch.rand(shape, generator=generator).unsqueeze(1)
-    label = torch.randint(NUM_CLASSES, shape, generator=generator, dtype=torch.uint8)
-    return image.to(s.device), label.to(s.device)
+    image = torch.rand(s.batch, 1, *s.size, device=s.device)
+    label = torch.randint(NUM_CLASSES, (s.batch, *s.size), dtype=torch.uint8, device=s.device)
+    return image, label
 
 
 def make_network(s: Settings) -> nn.Module:
@@ -166,6 +144,7 @@ def make_network(s: Settings) -> nn.Module:
         naive = SwinUnet(num_classes=NUM_CLASSES, img_size=s.img_size, **s.options)
         naive.load_state_dict(network.state_dict())
         return naive.to(s.device)
+    utils.tune_malloc()  # as train.py and test.py do
     return network.to(s.device)
 
 
@@ -176,8 +155,6 @@ def make_step(s: Settings) -> Callable[[Tensor, Tensor], Tensor]:
     criterion = Criterion(NUM_CLASSES, kd=KDloss() if s.kd else None)
     tap = FeatureTap(network) if s.kd and not s.naive else None
     autocast = _autocast(s)
-    if not s.naive:
-        utils.tune_malloc()
 
     def step(image: Tensor, label: Tensor) -> Tensor:
         if s.naive:
@@ -250,16 +227,3 @@ def _product(s: Settings) -> Work:
     side = round((3 * s.steps * forward / 2) ** (1 / 3))
     matrix = torch.randn(side, side, device=s.device).to(getattr(torch, s.precision))
     return lambda: matrix @ matrix
-
-
-def _breakdown(s: Settings) -> Work:
-    """A step's time by operation."""
-    steps, kind = _steps(s), "cpu" if s.device == "cpu" else "device"
-    steps()
-
-    def run() -> str:
-        with profile(activities=[getattr(ProfilerActivity, s.device.upper())], acc_events=True) as profiler:
-            steps()
-        return "\n" + profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=10)
-
-    return run
