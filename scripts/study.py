@@ -69,10 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = OneLineParser(prog="study.py", description=__doc__)
     add = parser.add_argument
-    text = "a yaml, such as those in configs/studies; or a results.json to report"
-    add("study", type=Path, metavar="STUDY", help=text)
-    text = "folder of the runs and of results.json; called again, it resumes"
-    add("--output_dir", type=Path, metavar="DIR", help=text)
+    add("study", type=Path, metavar="STUDY", help="a yaml as in configs/studies, or a results.json to report")
+    add("--output_dir", type=Path, metavar="DIR", help="folder of runs and results.json; called again, it resumes")
     add("--root_path", default="", metavar="DIR", help="data folder (default: the yaml's, else data/<dataset>)")
     text = "a run at a time on each (default: every GPU, else the CPU); cpu cpu has two share its cores"
     add("--devices", nargs="+", default=[], metavar="cpu|N", help=text)

@@ -39,11 +39,6 @@ class Settings:
     kd: bool = True
     precision: str = "float32"
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of a network's input."""
-        return self.img_size, self.img_size
-
 
 Prepare = tuple[Callable[[Settings], Work], Settings]  # what sets a work up, and its argument
 

@@ -101,7 +101,7 @@ def _evaluation(s: Settings) -> Work:
         if s.naive:
             published.predict(network, image, s.img_size, s.device)
         else:
-            predict_volume(network, image, img_size=s.size, device=s.device)
+            predict_volume(network, image, img_size=s.img_size, device=s.device)
         return (_compute_metrics(prediction, truth, s),)
 
     return run
@@ -109,14 +109,15 @@ def _evaluation(s: Settings) -> Work:
 
 def _transforms(s: Settings) -> Work:
     torch.set_num_threads(1)
+    size = s.img_size, s.img_size
     chosen = np.linspace(0, s.depth - 1, 24).astype(int)
     images, labels, _ = (array[chosen] for array in volume_pair(s))
-    transform, choices, integers = RandomGenerator(s.size), random.Random(0), np.random.RandomState(0)
+    transform, choices, integers = RandomGenerator(size), random.Random(0), np.random.RandomState(0)
     draws = [transform.draw(choices, integers) for _ in chosen]
 
     def by_scipy() -> tuple[np.ndarray, ...]:
         each = zip(images, labels, draws, strict=True)
-        done = [training_transform(image, label, s.size, *draw) for image, label, draw in each]
+        done = [training_transform(image, label, size, *draw) for image, label, draw in each]
         return tuple(np.stack(arrays) for arrays in zip(*done, strict=True))
 
     return by_scipy if s.naive else lambda: transform(images, labels, draws)
@@ -131,9 +132,8 @@ def slice_files(s: Settings) -> SynapseSlices:
 
 def random_batch(s: Settings) -> tuple[Tensor, Tensor]:
     """`image` (B, 1, H, W) of random brightness and `label` (B, H, W) of random classes, on the device."""
-    image = torch.rand(s.batch, 1, *s.size, device=s.device)
-    label = torch.randint(NUM_CLASSES, (s.batch, *s.size), dtype=torch.uint8, device=s.device)
-    return image, label
+    image = torch.rand(s.batch, 1, s.img_size, s.img_size, device=s.device)
+    return image, torch.randint_like(image[:, 0], NUM_CLASSES).byte()
 
 
 def make_network(s: Settings) -> nn.Module:
@@ -183,8 +183,8 @@ def _steps(s: Settings) -> Work:
 
 
 def _epochs(s: Settings) -> Callable[[], list[Tensor]]:
-    step, slices = make_step(s), slice_files(s)
-    loader = build_loader(slices, size=s.size, batch_size=s.batch, seed=0, device=s.device, workers=s.workers)
+    step, slices, size = make_step(s), slice_files(s), (s.img_size, s.img_size)
+    loader = build_loader(slices, size=size, batch_size=s.batch, seed=0, device=s.device, workers=s.workers)
 
     def run() -> list[Tensor]:
         loader.sampler.epoch += 1
