@@ -11,50 +11,42 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-ROWS = ["metrics", "evaluation", "transforms", "step", "step_bf16", "curve_bf16", "regularizer", "loader"]
-ROWS += ["flops", "breakdown"]
-ROWS += [f"gpu_{row}" for row in ("metrics", "evaluation", "train", "inference", "regularizer", "flops", "breakdown")]
-ONLY_IF_NAMED = ["networks", "scaling"]
+ROWS = "metrics evaluation transforms step step_bf16 curve_bf16 regularizer loader flops".split()
+ROWS += "networks gpu_metrics gpu_evaluation gpu_train gpu_inference gpu_regularizer gpu_flops".split()
 
 
 def benchmark(args: argparse.Namespace) -> int:
     """Measure the rows into a table, and after each line with every round into a JSON file."""
     if args.rounds < 1:
         raise ValueError(f"--rounds is {args.rounds}; expected at least 1")
-    if args.figure and ("scaling" not in args.only or args.figure.suffix != ".png"):
-        raise ValueError(f"--figure is {args.figure}; expected a name that ends in .png, with --only scaling")
     # Asked of the driver whether there is a GPU, a process can still be forked (torch.cuda.is_available).
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import pandas as pd
     import torch
 
     import utils
-    from scripts.benchmarks.measure import Settings, draw_curves, measure, table
+    from scripts.benchmarks.measure import Settings, measure, table
     from scripts.benchmarks.rows import rows
 
-    for path, option in ((args.output, "--output"), (args.figure or args.output, "--figure")):
-        utils.check_writable(path.parent, option)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, object]] = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = {"environment": utils.environment(device), "quick": args.quick, "records": records}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        sizes = Settings(Path(folder))
-        if args.quick:
-            sizes = replace(sizes, depth=24, side=256, batch=2)
-        for prefix, s in (("", sizes), ("gpu_", replace(sizes, device="cuda", batch=24, steps=10))):
-            for comparison in rows(s):
-                if (row := prefix + comparison.row) in args.only:
-                    print(f"measuring {row}, {comparison.what}", file=sys.stderr, flush=True)
-                    if prefix and device.type == "cpu":
-                        found: dict[str, object] = {"what": comparison.what, "size": None, "note": "needs a GPU"}
-                    else:
-                        found = measure(comparison, args.rounds)
-                    records.append({"row": row, **found})
-                    utils.atomic_write(args.output, lambda path: path.write_text(json.dumps(report, indent=2)))
+        s = Settings(Path(folder), depth=24, side=256, batch=2) if args.quick else Settings(Path(folder))
+        on_gpu = replace(s, device="cuda", batch=24, steps=10)
+        named = [(one.row, one) for one in rows(s)] + [(f"gpu_{one.row}", one) for one in rows(on_gpu)]
+        for row, comparison in named:
+            if row not in args.only:
+                continue
+            print(f"measuring {row}, {comparison.what}", file=sys.stderr, flush=True)
+            if row.startswith("gpu_") and device.type == "cpu":
+                found: dict[str, object] = {"what": comparison.what, "note": "needs a GPU"}
+            else:
+                found = measure(comparison, args.rounds)
+            records.append({"row": row, **found})
+            utils.atomic_write(args.output, lambda path: path.write_text(json.dumps(report, indent=2)))
     print(table(pd.DataFrame(records)))
-    if "scaling" in args.only:
-        print(draw_curves(pd.DataFrame(records), args.figure).to_string())
     return 0
 
 
@@ -62,18 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after one line on standard error that says what is wrong."""
     from configs.arguments import OneLineParser, run_guarded
 
-    parser, rows = OneLineParser(prog="benchmark.py", description=__doc__), ROWS + ONLY_IF_NAMED
-    add, default = parser.add_argument, "all but networks and scaling"
-    add(
-        "--only",
-        nargs="+",
-        choices=rows,
-        default=ROWS,
-        metavar="ROW",
-        help=f"of {', '.join(rows)} (default: {default})",
-    )
+    parser = OneLineParser(prog="benchmark.py", description=__doc__)
+    add, text = parser.add_argument, f"of {', '.join(ROWS)} (default: all but networks)"
+    add("--only", nargs="+", choices=ROWS, default=[row for row in ROWS if row != "networks"], metavar="ROW", help=text)
     add("--output", type=Path, default=Path("benchmark.json"), metavar="FILE", help="default: benchmark.json")
-    add("--figure", type=Path, metavar="FILE", help="draw the curves of the row scaling as a PNG")
     add("--quick", action="store_true", help="smaller inputs: to see that it works, not to quote")
     add("--rounds", type=int, default=5, help="times that each side is measured (default: 5)")
     return run_guarded("benchmark.py", lambda: benchmark(parser.parse_args(argv)))

@@ -17,12 +17,10 @@ def compare(args: argparse.Namespace) -> int:
 
     if args.run_a.resolve() == args.run_b.resolve():
         raise ValueError(f"RUN_A and RUN_B are both {args.run_a}; expected two folders")
-    utils.check_writable(args.output, "--output")
     comparison = compare_summaries(read_summary(args.run_a), read_summary(args.run_b))
     ranked = [case["name"] for case in worst_first(comparison)]
-    ends = {"Largest loss": ranked[0], "Largest gain": ranked[-1]} if len(ranked) > 1 else {"The only case": ranked[0]}
     images = []
-    for title, name in ends.items():
+    for title, name in (("Largest loss", ranked[0]), ("Largest gain", ranked[-1])):
         for side, run in (("A", args.run_a), ("B", args.run_b)):
             overlay = run / "overlays" / f"{name}.png"
             if overlay.is_file():

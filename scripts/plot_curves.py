@@ -15,21 +15,15 @@ def plot(args: argparse.Namespace) -> int:
     from matplotlib.figure import Figure
 
     from engine.logger import read_curves
-    from utils import atomic_write, check_writable
+    from utils import atomic_write
 
-    if args.output.suffix != ".png":
-        raise ValueError(f"--output is {args.output}; expected a name that ends in .png")
     runs = {run.resolve().name: read_curves(run) for run in args.runs}
     if len(runs) < len(args.runs):
         raise ValueError(f"the runs are named {', '.join(runs)}; expected folders of different names")
-    for curves in runs.values():
-        if "dice" in curves:  # as dice_loss was called in earlier runs
-            curves.setdefault("dice_loss", curves["dice"])
     known = {key for curves in runs.values() for key in curves}
     keys = [key for key in args.keys if key in known]
     if not keys:
         raise ValueError(f"--keys: no run has {', '.join(args.keys)}; expected some of {', '.join(sorted(known))}")
-    check_writable(args.output.parent, "--output")
     columns = min(4, len(keys))
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
@@ -43,7 +37,7 @@ def plot(args: argparse.Namespace) -> int:
             panel.set_yscale("symlog", linthresh=1e-3)  # a term that warms up begins at 0
     figure.axes[0].legend(fontsize=7)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(args.output, lambda path: figure.savefig(path, dpi=110, format="png"))
+    atomic_write(args.output, lambda path: figure.savefig(path, dpi=110))
     print(args.output)
     return 0
 

@@ -20,34 +20,32 @@ def study(args: argparse.Namespace) -> int:
     from scripts.studies.results import draw, format_results
 
     path, code = args.study, 0
-    if args.figure is not None and args.figure.suffix != ".png":
-        raise ValueError(f"--figure is {args.figure}; expected a name that ends in .png")
     if path.suffix != ".json":
         if args.output_dir is None:
             raise ValueError("--output_dir is not given; expected a folder for the study's runs, such as runs/study")
+        path = args.output_dir / "results.json"
         with utils.logging_session("study.py"), utils.locked(args.output_dir):
-            path, code = _execute(args)
+            code = _execute(args, path)
     results = read_json(path, "study.py")
     try:
-        tables = format_results(results)
+        sys.stdout.write(format_results(results))
         if args.figure is not None:
             args.figure.parent.mkdir(parents=True, exist_ok=True)
             utils.atomic_write(args.figure, lambda partial: draw(results, partial))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    sys.stdout.write(tables)
     if code == 2:
         raise ValueError(f"{args.output_dir}: a run failed, see above; correct it and give the same command again")
     return code
 
 
-def _execute(args: argparse.Namespace) -> tuple[Path, int]:
-    """Do what is left and write results.json; returns its path, and 0 or the code of a step that failed."""
+def _execute(args: argparse.Namespace, path: Path) -> int:
+    """Do what is left and write the results to `path`; returns 0 or the code of a step that failed."""
     import torch
 
+    import utils
     from scripts.studies.execute import collect, execute, steps_left
     from scripts.studies.plan import read_study
-    from utils import atomic_write
 
     plan, content = read_study(args.study, args.opts)
     gpus = [str(number) for number in range(torch.cuda.device_count())]
@@ -60,10 +58,9 @@ def _execute(args: argparse.Namespace) -> tuple[Path, int]:
     code = asyncio.run(execute(left, devices, args.output_dir))
     done = [run for run in every if not steps_left(plan, run, args.output_dir)]
     text = json.dumps(collect(content, done, args.output_dir), separators=(",", ":"), allow_nan=False) + "\n"
-    path = args.output_dir / "results.json"
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    utils.atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     _log.info("results: %s", path)
-    return path, code
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,15 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = OneLineParser(prog="study.py", description=__doc__)
     add = parser.add_argument
-    text = "a yaml, such as those in configs/studies; or a results.json to report"
-    add("study", type=Path, metavar="STUDY", help=text)
-    text = "folder of the runs and of results.json; called again, it resumes"
-    add("--output_dir", type=Path, metavar="DIR", help=text)
+    add("study", type=Path, metavar="STUDY", help="a yaml as in configs/studies, or a results.json to report")
+    add("--output_dir", type=Path, metavar="DIR", help="folder of runs and results.json; called again, it resumes")
     add("--root_path", default="", metavar="DIR", help="data folder (default: the yaml's, else data/<dataset>)")
     text = "a run at a time on each (default: every GPU, else the CPU); cpu cpu has two share its cores"
     add("--devices", nargs="+", default=[], metavar="cpu|N", help=text)
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change any key of the configuration, in all runs")
-    add("--figure", type=Path, metavar="FILE", help="draw the reported cells as a PNG")
+    add("--figure", type=Path, metavar="FILE", help="draw the reported cells")
     return run_guarded("study.py", lambda: study(parser.parse_args(argv)))
 
 

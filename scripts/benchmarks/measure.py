@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
-NUM_CLASSES = 9
 _LONG_SECONDS = 20.0  # a work that takes longer, as those of MedPy, is called once
 Work = Callable[[], object]
-Prepare = Callable[[], Work]  # a function of a module, or a partial of one
-Run = tuple[float, float, object]  # seconds of a call, GB that it took in addition to its inputs, what it returned
 
 
 @dataclass(frozen=True)
@@ -36,29 +33,29 @@ class Settings:
     batch: int = 4
     steps: int = 1
     workers: int = 8
-    network: str = "swin_unet"  # or "naive": the reference Swin-UNet, transforms by SciPy, metrics by MedPy
+    naive: bool = False  # the reference Swin-UNet, transforms by SciPy, metrics by MedPy
+    network: str = "swin_unet"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the network
     kd: bool = True
     precision: str = "float32"
-    compiled: bool = False
-    embed_dim: int = 96  # of Swin-UNet
-    window_size: int = 7
 
-    @property
-    def naive(self) -> bool:
-        return self.network == "naive"
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of a network's input."""
-        return self.img_size, self.img_size
+Prepare = tuple[Callable[[Settings], Work], Settings]  # what sets a work up, and its argument
+
+
+class Run(NamedTuple):
+    """A call: its seconds, the GB that it took in addition to its inputs, and what it returned."""
+
+    seconds: float
+    gb: float
+    result: object
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One line of the table: the time of `b` by that of `a`, or of `a` alone.
 
-    Where both works return tuples of arrays, these are compared; a text that `a` returns is its note. `size` is the
-    place on the curve `what`.
+    Where both works return tuples of arrays, these are compared; a text that `a` returns is its note.
     """
 
     row: str
@@ -66,27 +63,26 @@ class Comparison:
     a: Prepare
     b: Prepare | None = None
     target: str = ""
-    size: int | None = None
 
 
 def measure(comparison: Comparison, rounds: int) -> dict[str, object]:
     """A record for the table, with the seconds of every round."""
-    runs: dict[str, list[Run]] = {"A": [], "B": []}
+    sides = {"A": comparison.a} | ({"B": comparison.b} if comparison.b else {})
+    runs: dict[str, list[Run]] = {side: [] for side in sides}
     for _ in range(rounds):  # in turn, so that whatever else the machine does falls on both
-        for side, prepare in (("A", comparison.a), ("B", comparison.b)):
-            if prepare and (not runs[side] or runs[side][0][0] < _LONG_SECONDS):
+        for side, prepare in sides.items():
+            if not runs[side] or runs[side][0].seconds < _LONG_SECONDS:
                 runs[side].append(_run_apart(prepare))
-    seconds = {side: [run[0] for run in runs[side]] for side in runs}
-    a, b = (runs[side][0][2] if runs[side] else None for side in runs)
-    pairs = zip(a, b, strict=True) if isinstance(a, tuple) and isinstance(b, tuple) else ()
-    return {
-        **{"what": comparison.what, "size": comparison.size, "target": comparison.target},
-        **{f"{side}, s": seconds[side] or None for side in runs},
-        "B / A": float(np.median(np.divide(seconds["B"], seconds["A"]))) if comparison.b else None,
-        **{f"{side}, GB": max((run[1] for run in runs[side]), default=None) for side in runs},
-        "difference": max((float(np.abs(np.subtract(x, y, dtype=float)).max()) for x, y in pairs), default=None),
-        "note": a if isinstance(a, str) else "",
-    }
+    record: dict[str, Any] = {"what": comparison.what, "target": comparison.target}
+    for side, own in runs.items():
+        record |= {f"{side}, s": [run.seconds for run in own], f"{side}, GB": max(run.gb for run in own)}
+    a, b = (runs[side][0].result if side in runs else None for side in ("A", "B"))
+    if comparison.b:
+        record["B / A"] = float(np.median(np.divide(record["B, s"], record["A, s"])))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        pairs = zip(a, b, strict=True)
+        record["difference"] = max(float(np.abs(np.subtract(x, y, dtype=float)).max()) for x, y in pairs)
+    return record | {"note": a if isinstance(a, str) else ""}
 
 
 def _run_apart(prepare: Prepare) -> Run:
@@ -94,17 +90,14 @@ def _run_apart(prepare: Prepare) -> Run:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.utils.benchmark", "timm", "scipy.ndimage", "medpy.metric", "h5py"])
     with ProcessPoolExecutor(1, context) as pool:
-        try:
-            return pool.submit(_run, prepare).result()
-        finally:  # a loader's workers ignore signals: they end with the loader
-            pool.submit(gc.collect).result()
+        return pool.submit(_run, *prepare).result()
 
 
-def _run(prepare: Prepare) -> Run:
+def _run(set_up: Callable[[Settings], Work], settings: Settings) -> Run:
     """The median of calls within a tenth of a second, after one to warm up; one that takes long is the only one."""
     from torch.utils.benchmark import timer  # it waits for a GPU; importing it warns where there is nvcc and no GPU
 
-    work, seconds, result = prepare(), list[float](), None
+    work, seconds, result = set_up(settings), list[float](), None
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -115,36 +108,17 @@ def _run(prepare: Prepare) -> Run:
         result = work()
         seconds.append(timer() - start)
     median = float(np.median(seconds[1:] or seconds))
-    return median, _peak_gb() - before, result if isinstance(result, str | tuple) else None
+    return Run(median, _peak_gb() - before, result if isinstance(result, str | tuple) else None)
 
 
 def _peak_gb() -> float:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def table(records: pd.DataFrame) -> str:
     """The records as text, the seconds as medians; notes follow."""
-    medians = records.filter(like=", s").map(np.median, na_action="ignore")
-    shown = records.assign(**medians, size=records["size"].astype("Int64")).drop(columns="note")
-    shown = shown.dropna(axis="columns", how="all")
+    shown = records.assign(**records.filter(like=", s").map(np.median, na_action="ignore")).drop(columns="note")
     notes = [f"{record.what}: {record.note}" for record in records.itertuples() if record.note]
     return "\n".join([shown.to_string(index=False, na_rep="", float_format="{:.4g}".format), *notes])
-
-
-def draw_curves(records: pd.DataFrame, path: Path | None) -> pd.Series:
-    """The exponents of the power laws through the points of every curve, and an image of them where it has a path."""
-    figure, exponents = Figure(figsize=(9, 3.6), layout="constrained"), {}
-    for axes, column in zip(figure.subplots(1, 2), ("A, s", "A, GB"), strict=True):
-        for what, points in records.dropna(subset="size").groupby("what", sort=False):
-            sizes, values = points["size"] / points["size"].iloc[0], points[column].map(np.median)
-            exponents[what, column] = np.polyfit(np.log(sizes), np.log(values), 1)[0]
-            axes.loglog(sizes, values / values.iloc[0], "o-", label=f"{what} ({exponents[what, column]:.2f})")
-        axes.axline((1, 1), (2, 2), color="k", linestyle=":", label="proportional")
-        axes.set(xlabel="size, relative to the smallest", ylabel=column)
-        axes.legend(fontsize=6)
-    if path:
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-    return pd.Series(exponents, name="exponent")

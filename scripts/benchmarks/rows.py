@@ -2,86 +2,70 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import utils
-from datasets.base import Sample, read_list
+from datasets.base import read_list
 from datasets.loading import build_loader
 from datasets.phantom import make_phantom, prepare_phantom
 from datasets.synapse import SynapseSlices
-from datasets.transforms import RandomGenerator, resize_label
+from datasets.transforms import RandomGenerator
 from evaluation.metrics import compare_classes
 from evaluation.predict import predict_volume
 from losses import Criterion, KDloss
 from networks import build_network, list_networks
-from scripts.benchmarks.measure import NUM_CLASSES, Comparison, Settings, Work
+from scripts.benchmarks.measure import Comparison, Settings, Work
 from selfreg import FeatureTap
 from tests.reference import evaluation as published
 from tests.reference import regularizer
 from tests.reference.swin import SwinUnet
 from tests.reference.transforms import training_transform
 
+NUM_CLASSES = 9
+
 
 def rows(s: Settings) -> Iterator[Comparison]:
     """Of the two that `what` names, the first is A."""
-    naive, half, plain = replace(s, network="naive"), replace(s, precision="bfloat16"), replace(s, kd=False)
-    volume, small = f"{s.depth} x {s.side} x {s.side}", s.img_size // 2
-    for row, what, work, target in (
-        ("metrics", f"8 organs in {volume}: ours, MedPy", _metrics, ">= 80"),
-        ("evaluation", f"{volume} by Swin-UNet {s.img_size}: ours, slice by slice and MedPy", _evaluation, ">= 15"),
-        ("transforms", f"24 slices {s.side} to {s.img_size} on one core: ours, SciPy", _transforms, ">= 5"),
-    ):
-        yield Comparison(row, what, partial(work, s), partial(work, naive), target)
-    step, regularizer = f"step of Swin-UNet {s.img_size}, batch {s.batch}", "without the regularizer, with it"
-    yield Comparison("step", f"{step}: ours, naive", partial(_steps, s), partial(_steps, naive), ">= 1.25")
+    naive, half = replace(s, naive=True), replace(s, precision="bfloat16")
+    volume, step = f"{s.depth} x {s.side} x {s.side}", f"step of Swin-UNet {s.img_size}, batch {s.batch}"
+
+    yield Comparison("metrics", f"8 organs in {volume}: ours, MedPy", (_metrics, s), (_metrics, naive), ">= 80")
+    what = f"{volume} by Swin-UNet {s.img_size}: ours, slice by slice and MedPy"
+    yield Comparison("evaluation", what, (_evaluation, s), (_evaluation, naive), ">= 15")
+    what = f"24 slices {s.side} to {s.img_size} on one core: ours, SciPy"
+    yield Comparison("transforms", what, (_transforms, s), (_transforms, naive), ">= 5")
+    yield Comparison("step", f"{step}: ours, naive", (_steps, s), (_steps, naive), ">= 1.25")
     what = f"{step}: ours in bfloat16, naive in float32"
-    yield Comparison("step_bf16", what, partial(_steps, half), partial(_steps, naive), ">= 2.5")
-    yield Comparison("regularizer", f"{step}: {regularizer}", partial(_steps, plain), partial(_steps, s), "<= 1.04")
-    for name in list_networks():
-        what, one = f"{name} {s.img_size}, batch {s.batch}", replace(s, network=name)
-        without, with_it = partial(_steps, replace(one, kd=False)), partial(_steps, one)
-        yield Comparison("networks", f"step of {what}: {regularizer}", without, with_it)
-        yield Comparison("networks", f"logits of {what}", partial(_logits, one))
+    yield Comparison("step_bf16", what, (_steps, half), (_steps, naive), ">= 2.5")
+    what = f"{step}: without the regularizer, with it"
+    yield Comparison("regularizer", what, (_steps, replace(s, kd=False)), (_steps, s), "<= 1.04")
+    short = replace(s, img_size=s.img_size // 2, side=s.img_size // 2, steps=100, workers=0)
+    what = "logarithm of the loss of 100 steps: float32, bfloat16"
+    yield Comparison("curve_bf16", what, (_losses, short), (_losses, replace(short, precision="bfloat16")))
     for workers in (0, 1, 2):
         what = f"4 x {step}: on one batch, on files of {s.side} x {s.side} read by {workers} workers"
         four = replace(s, steps=4, workers=workers)
-        yield Comparison("loader", what, partial(_steps, four), partial(_epochs, four), "<= 1.05")
+        yield Comparison("loader", what, (_steps, four), (_epochs, four), "<= 1.05")
     for one in (s, half):
         what = f"{step}, {one.precision}: ours, a matrix product of as many operations"
-        yield Comparison("flops", what, partial(_steps, one), partial(_product, one))
-        yield Comparison("breakdown", f"{step}, {one.precision}", partial(_breakdown, one))
+        yield Comparison("flops", what, (_steps, one), (_product, one))
         what = f"logits of {s.batch} slices: ours in {one.precision}, naive one by one"
-        yield Comparison("inference", what, partial(_logits, one), partial(_logits, naive))
-    what = "logarithm of the loss of 100 steps: float32, bfloat16"
-    a, b = (partial(_losses, replace(one, img_size=small, side=small, steps=100, workers=0)) for one in (s, half))
-    yield Comparison("curve_bf16", what, a, b)
-    for name, halves in (("unet", (2, 3, 4)), ("swin_unet", (2, 4))):  # windows of 7 tile 224 and 448
-        for side in (small * times for times in halves):
-            one = replace(s, img_size=side, network=name)
-            what = f"step of {name}, batch {s.batch}, over pixels"
-            yield Comparison("scaling", what, partial(_steps, one), size=side**2)
-    for batch in (1, 2, 4, 8, 16):
-        what = f"step of swin_unet {s.img_size}, over batch size"
-        yield Comparison("scaling", what, partial(_steps, replace(s, batch=batch)), size=batch)
-    for depth in (s.depth * times // 3 for times in (1, 2, 4, 8)):
-        what = f"evaluation of slices of {s.side} x {s.side}, over depth"
-        yield Comparison("scaling", what, partial(_evaluation, s, depth), size=depth)
-    for precision, compiled in (("float32", False), ("tf32", False), ("bfloat16", False), ("bfloat16", True)):
-        what = f"8 batches of {s.batch} from files: ours in {precision}{' and compiled' * compiled}, published"
-        ours = partial(_epochs, replace(s, steps=8, precision=precision, compiled=compiled))
-        yield Comparison("train", what, ours, partial(_published_epochs, replace(naive, steps=8)), ">= 5" * compiled)
+        yield Comparison("inference", what, (_logits, one), (_logits, naive))
+        what = f"8 batches of {s.batch} from files, {one.precision}"
+        yield Comparison("train", what, (_epochs, replace(one, steps=8)))
+    for name in list_networks():
+        one = replace(s, network=name)
+        what = f"step of {name}, batch {s.batch}: without the regularizer, with it"
+        yield Comparison("networks", what, (_steps, replace(one, kd=False)), (_steps, one))
+        yield Comparison("networks", f"logits of {name}, batch {s.batch}", (_logits, one))
 
 
 def volume_pair(s: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,47 +92,35 @@ def _metrics(s: Settings) -> Work:
     return lambda: (_compute_metrics(prediction, truth, s),)
 
 
-def _evaluation(s: Settings, depth: int = 0) -> Work:
-    """The volume, thinned out or repeated to `depth` slices, predicted and measured.
-
-    An untrained network predicts noise, whose surfaces are like no organ's. So its logits are computed in full and then
-    raised at the given prediction, slice by slice.
-    """
-    depth = depth or s.depth
-    image, truth, prediction = (array[np.arange(depth) * s.depth // depth] for array in volume_pair(s))
-    masks = itertools.cycle(resize_label(torch.from_numpy(prediction).to(s.device), s.size).long())
+def _evaluation(s: Settings) -> Work:
+    """A volume predicted, and the given prediction measured: the noise of an untrained network has no organs."""
+    image, truth, prediction = volume_pair(s)
     network = make_network(s).eval()
-    if not s.naive:
-        utils.tune_malloc()  # as test.py does
 
-    def raise_logits(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
-        chosen = torch.stack(list(itertools.islice(masks, len(logits)))).unsqueeze(1)
-        return logits.scatter_add(1, chosen, torch.full_like(logits, 100.0))
-
-    def run() -> tuple[np.ndarray, np.ndarray]:
+    def run() -> tuple[np.ndarray]:
         if s.naive:
-            predicted = published.predict(network, image, s.img_size, s.device)
+            published.predict(network, image, s.img_size, s.device)
         else:
-            predicted = predict_volume(network, image, img_size=s.size, device=s.device)
-        return predicted, _compute_metrics(predicted, truth, s)
+            predict_volume(network, image, img_size=s.img_size, device=s.device)
+        return (_compute_metrics(prediction, truth, s),)
 
-    network.register_forward_hook(raise_logits)
     return run
 
 
 def _transforms(s: Settings) -> Work:
     torch.set_num_threads(1)
+    size = s.img_size, s.img_size
     chosen = np.linspace(0, s.depth - 1, 24).astype(int)
     images, labels, _ = (array[chosen] for array in volume_pair(s))
-    transform, choices, integers = RandomGenerator(s.size), random.Random(0), np.random.RandomState(0)
+    transform, choices, integers = RandomGenerator(size), random.Random(0), np.random.RandomState(0)
     draws = [transform.draw(choices, integers) for _ in chosen]
-    return partial(_by_scipy, images, labels, draws, s.size) if s.naive else partial(transform, images, labels, draws)
 
+    def by_scipy() -> tuple[np.ndarray, ...]:
+        each = zip(images, labels, draws, strict=True)
+        done = [training_transform(image, label, size, *draw) for image, label, draw in each]
+        return tuple(np.stack(arrays) for arrays in zip(*done, strict=True))
 
-def _by_scipy(images: Sequence, labels: Sequence, draws: Sequence, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    each = zip(images, labels, draws, strict=True)
-    done = [training_transform(image, label, size, *draw) for image, label, draw in each]
-    return tuple(np.stack(arrays) for arrays in zip(*done, strict=True))
+    return by_scipy if s.naive else lambda: transform(images, labels, draws)
 
 
 def slice_files(s: Settings) -> SynapseSlices:
@@ -160,21 +132,20 @@ def slice_files(s: Settings) -> SynapseSlices:
 
 def random_batch(s: Settings) -> tuple[Tensor, Tensor]:
     """`image` (B, 1, H, W) of random brightness and `label` (B, H, W) of random classes, on the device."""
-    shape, generator = (s.batch, *s.size), torch.Generator().manual_seed(0)
-    image = torch.rand(shape, generator=generator).unsqueeze(1)
-    label = torch.randint(NUM_CLASSES, shape, generator=generator, dtype=torch.uint8)
-    return image.to(s.device), label.to(s.device)
+    image = torch.rand(s.batch, 1, s.img_size, s.img_size, device=s.device)
+    return image, torch.randint_like(image[:, 0], NUM_CLASSES).byte()
 
 
 def make_network(s: Settings) -> nn.Module:
     """A network with fresh weights, the same in every process."""
     torch.manual_seed(0)
+    network = build_network(s.network, num_classes=NUM_CLASSES, img_size=s.img_size, **s.options)
     if s.naive:
-        naive = SwinUnet(num_classes=NUM_CLASSES, img_size=s.img_size, embed_dim=s.embed_dim, window_size=s.window_size)
-        naive.load_state_dict(make_network(replace(s, network="swin_unet")).state_dict())
+        naive = SwinUnet(num_classes=NUM_CLASSES, img_size=s.img_size, **s.options)
+        naive.load_state_dict(network.state_dict())
         return naive.to(s.device)
-    swin = {"embed_dim": s.embed_dim, "window_size": s.window_size} if s.network == "swin_unet" else {}
-    return build_network(s.network, num_classes=NUM_CLASSES, img_size=s.img_size, **swin).to(s.device)
+    utils.tune_malloc()  # as train.py and test.py do
+    return network.to(s.device)
 
 
 def make_step(s: Settings) -> Callable[[Tensor, Tensor], Tensor]:
@@ -184,10 +155,6 @@ def make_step(s: Settings) -> Callable[[Tensor, Tensor], Tensor]:
     criterion = Criterion(NUM_CLASSES, kd=KDloss() if s.kd else None)
     tap = FeatureTap(network) if s.kd and not s.naive else None
     autocast = _autocast(s)
-    if not s.naive:
-        utils.tune_malloc()
-    if s.compiled:
-        network.compile()
 
     def step(image: Tensor, label: Tensor) -> Tensor:
         if s.naive:
@@ -216,8 +183,8 @@ def _steps(s: Settings) -> Work:
 
 
 def _epochs(s: Settings) -> Callable[[], list[Tensor]]:
-    step, slices = make_step(s), slice_files(s)
-    loader = build_loader(slices, size=s.size, batch_size=s.batch, seed=0, device=s.device, workers=s.workers)
+    step, slices, size = make_step(s), slice_files(s), (s.img_size, s.img_size)
+    loader = build_loader(slices, size=size, batch_size=s.batch, seed=0, device=s.device, workers=s.workers)
 
     def run() -> list[Tensor]:
         loader.sampler.epoch += 1
@@ -230,22 +197,6 @@ def _losses(s: Settings) -> Work:
     """As means of 10 steps, as batches differ more than precisions, and logarithms, for a relative difference."""
     epoch = _epochs(s)
     return lambda: (np.log(pd.Series(torch.stack(epoch()).cpu()).rolling(10).mean().dropna()).to_numpy(),)
-
-
-def _published_epochs(s: Settings) -> Work:
-    """In float32, with transforms by SciPy in the processes that read."""
-    step, collate = make_step(s), partial(_collate_by_scipy, s.size)
-    loader = DataLoader(
-        slice_files(s), s.batch, True, num_workers=s.workers, collate_fn=collate, persistent_workers=True
-    )
-    return lambda: [step(image.to(s.device), label.to(s.device)) for image, label in loader]
-
-
-def _collate_by_scipy(size: tuple[int, int], samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    transform = RandomGenerator(size)
-    images, labels = [sample.image for sample in samples], [sample.label for sample in samples]
-    arrays = _by_scipy(images, labels, [transform.draw() for _ in samples], size)
-    return torch.from_numpy(arrays[0]).unsqueeze(1), torch.from_numpy(arrays[1])
 
 
 def _logits(s: Settings) -> Work:
@@ -276,16 +227,3 @@ def _product(s: Settings) -> Work:
     side = round((3 * s.steps * forward / 2) ** (1 / 3))
     matrix = torch.randn(side, side, device=s.device).to(getattr(torch, s.precision))
     return lambda: matrix @ matrix
-
-
-def _breakdown(s: Settings) -> Work:
-    """A step's time by operation."""
-    steps, kind = _steps(s), "cpu" if s.device == "cpu" else "device"
-    steps()
-
-    def run() -> str:
-        with profile(activities=[getattr(ProfilerActivity, s.device.upper())], acc_events=True) as profiler:
-            steps()
-        return "\n" + profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=10)
-
-    return run

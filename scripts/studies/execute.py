@@ -20,9 +20,8 @@ from configs.saved import is_of
 from engine.logger import read_curves
 from evaluation.cross_validation import is_tested
 from evaluation.metrics import METRICS
-from evaluation.summary import CONVENTIONS, read_json, read_summary
+from evaluation.summary import CONVENTIONS, read_json, read_summary, write_json
 from scripts.studies.plan import Plain, Run, Study
-from utils import atomic_write
 
 _log = logging.getLogger("study.py")
 
@@ -30,7 +29,6 @@ Steps = Mapping[str, Sequence[str]]  # the commands that a run needs, by name
 
 _TIMES = "seconds.json"  # of each step of a run, in its folder
 _SIMILARITY = Path("similarity") / "similarity.json"
-_OUTPUT = "output.txt"  # of the commands of a run
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _DIVERGED = 3  # the exit code of train.py
 _DIGITS = 6
@@ -46,12 +44,12 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
     trained, similarity = folder / "last.pth", folder / _SIMILARITY
     steps: dict[str, list[str]] = {}
     if not (is_of(study.config(run), folder) and is_tested(folder)):
-        settings = {key: "" if value is None else str(value) for key, value in study.settings(run).items()}
-        where = ["--root_path", root_path] if root_path else []
+        train = ["train.py", "--cfg", study.networks[run.network].cfg, "--output_dir", str(folder), "--resume", "auto"]
+        train += ["--root_path", root_path] if root_path else []
         # Without the flag, folds mean a whole cross-validation.
-        fold = [] if run.fold is None else ["--fold", str(run.fold)]
-        train = ["train.py", "--cfg", study.networks[run.network].cfg, *where, *fold]
-        steps["train"] = [*train, "--output_dir", str(folder), "--resume", "auto", "--opts", *chain(*settings.items())]
+        train += [] if run.fold is None else ["--fold", str(run.fold)]
+        settings = {key: "" if value is None else str(value) for key, value in study.settings(run).items()}
+        steps["train"] = [*train, "--opts", *chain(*settings.items())]
         steps["test"] = ["test.py", "--output_dir", str(folder)]
     if steps or not similarity.is_file() or similarity.stat().st_mtime_ns < trained.stat().st_mtime_ns:
         paths = ["--checkpoint", str(folder), "--output", str(similarity.parent)]
@@ -62,8 +60,8 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
 async def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir: Path) -> int:
     """Do what is left of every run in that order, one run at a time on each device (`cpu`, or the number of a GPU).
 
-    A run that diverges is left, and the others go on. After bad input, which all runs would meet, no further one is
-    begun, and those under way end first. An interruption is passed on to the commands, which save before they leave.
+    A run that diverges is left, and the others go on. After bad input no further run is begun, and those under way end
+    first. An interruption is passed on to the commands, which save before they leave.
 
     Returns:
         0, or the exit code of the first step that failed.
@@ -80,9 +78,8 @@ async def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir:
             for name, (script, *words) in steps.items():
                 # Flags come before --opts, which takes all that follows.
                 command = [sys.executable, str(_REPOSITORY / script), *flags, *words]
-                code, said = await _run(name, command, output_dir / run.folder, os.environ | threads)
+                code = await _run(name, command, output_dir / run.folder, os.environ | threads)
                 if code:
-                    _log.error("%s: %s ended with code %d: %s", run.folder, name, code, said)
                     codes.append(code)
                     if code != _DIVERGED:
                         waiting.clear()
@@ -92,27 +89,27 @@ async def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir:
     return codes[0] if codes else 0
 
 
-async def _run(step: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run a command and add to the time of the step; returns the exit code and the last line of output."""
+async def _run(step: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
+    """Run a command and add to the time of the step; returns the exit code, as a shell has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    times, begun = folder / _TIMES, time.monotonic()
-    with open(folder / _OUTPUT, "a+", encoding="utf-8", errors="replace") as output:
+    times, log, begun = folder / _TIMES, folder / "output.txt", time.monotonic()
+    with log.open("a") as output:
         process = await asyncio.create_subprocess_exec(
             *command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
-        try:
-            code = await process.wait()
-        finally:
-            if process.returncode is None:
-                process.terminate()
-                await process.wait()
-            taken = read_json(times, "study.py") if times.is_file() else {}
-            text = json.dumps(taken | {step: round(taken.get(step, 0.0) + time.monotonic() - begun, 1)}) + "\n"
-            atomic_write(times, lambda partial: partial.write_text(text, encoding="utf-8"))
-        output.seek(0)
-        lines = output.read().split("\n")
-    said = next((line for line in reversed(lines) if line.strip()), "no output")
-    return (128 - code if code < 0 else code), said  # as a shell has it of a process that a signal ended
+    try:
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+        taken = read_json(times, "study.py") if times.is_file() else {}
+        write_json(times, taken | {step: round(taken.get(step, 0.0) + time.monotonic() - begun, 1)})
+    code = 128 - code if code < 0 else code
+    if code:
+        last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        _log.error("%s: %s ended with code %d: %s", folder, step, code, last)
+    return code
 
 
 def collect(content: Plain, done: Sequence[Run], output_dir: Path) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def collect(content: Plain, done: Sequence[Run], output_dir: Path) -> dict[str, 
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    """What a run took and scored; the epoch and Dice of validation are None where nothing is held out."""
+    """What a run took and scored; `validation` is None where nothing is held out."""
     curves, validation = read_curves(folder), None
     if "val_dice" in curves:  # the first of the best, as in training
         step, dice = max(zip(*curves["val_dice"], strict=True), key=itemgetter(1))

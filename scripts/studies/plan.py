@@ -70,7 +70,7 @@ class Study:
         weights = dict.fromkeys([*product(self.lambda_1, self.lambda_2), *((both, both) for both in self.lambda_x)])
         folds = range(self.folds) if self.folds else [None]
         grid = product(self.seeds, folds, self.networks, weights)
-        return [Run(network, float(one), float(two), seed, fold) for seed, fold, network, (one, two) in grid]
+        return [Run(network, one, two, seed, fold) for seed, fold, network, (one, two) in grid]
 
     def settings(self, run: Run) -> dict[str, Any]:
         """The settings of a run on top of its network's yaml, by configuration key."""
@@ -87,7 +87,7 @@ def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, dict[str, A
     """The study in a yaml and its content; `opts`, KEY VALUE ..., are added to those for all networks.
 
     Raises:
-        ValueError, FileNotFoundError: as `as_study`, or the yaml is not there or none.
+        ValueError, FileNotFoundError: as `as_study`, or there is no such yaml.
     """
     content: dict[str, Any] = read_yaml(path)
     if opts:
@@ -128,8 +128,6 @@ def _build(kind: type[Section], content: object, where: str = "") -> Section:
 
 
 def _check(study: Study) -> None:
-    if not all(map(is_number, weights := [*study.lambda_1, *study.lambda_2, *study.lambda_x])):
-        raise ValueError(f"the weights are {weights}; expected finite numbers of at least 0")
     runs, seeds, least = study.runs(), study.seeds, study.min_seeds
     if not runs or bool(study.lambda_1) != bool(study.lambda_2):
         raise ValueError("no runs; expected networks, seeds, lambda_1 with lambda_2 or lambda_x, folds from 2, or 0")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from evaluation.comparison import LEVEL, Paired, paired, paired_few
 from evaluation.metrics import OVERLAPS
-from scripts.studies.plan import Plain, Run, Study, as_study
+from scripts.studies.plan import Plain, Study, as_study
 
 _CELL = ["network", "lambda_1", "lambda_2"]
 _SEED = [*_CELL, "seed"]
@@ -25,7 +25,6 @@ _REDUNDANCY = {
     "pair_cosine": "cosine of IFD's pairs",
 }
 _HEADS = ["network", "lambda_1 (SCR)", "lambda_2 (IFD)"]
-_MEASURED, _PUBLISHED = "#0b6fb8", "#b5520a"  # colors
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,13 @@ def summarize(results: Plain) -> tuple[Study, list[CellResult]]:
         cases, layers, seeds = _frames(runs)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"these are no results of a study ({error!r}); expected what study.py writes") from None
-    cells: dict[tuple[str, float, float], None] = dict.fromkeys(run[:3] for run in study.runs())
-    for key in keys:
-        if key[:3] not in cells:
-            raise ValueError(f"there are runs of {key[:3]}; expected only networks and weights of the study")
     dice = 100 * cases.pivot(index=_SEED, columns="case", values="dice")[cases["case"].unique()]
-    for name in dice.columns[dice.isna().any()]:
-        run = Run(*dice.index[dice[name].isna()][0])
-        raise ValueError(
-            f"{run.folder} was not tested on {name}, as others were; expected the same data for all runs, so begin the "
-            "study in another --output_dir"
-        )
+    if dice.isna().any(axis=None):
+        name = dice.columns[dice.isna().any()][0]
+        raise ValueError(f"not every run was tested on {name}; expected the same data: begin in another --output_dir")
     published = {(name, *row[:2]): row[2] for name, network in study.networks.items() for row in network.published}
     found = []
-    for cell in cells:
+    for cell in dict.fromkeys(run[:3] for run in study.runs()):
         plain = (cell[0], 0.0, 0.0)
         own, gain = _of_cell(seeds, cell), (_of_cell(dice, cell) - _of_cell(dice, plain)).dropna()
         changes = own - _of_cell(seeds, plain)
@@ -189,37 +181,26 @@ def draw(results: Plain, path: Path) -> None:
         raise ValueError(f"no cell of the study has the {study.min_seeds} seeds that it takes, so none can be drawn")
     figure = Figure(figsize=(10, 0.9 + 0.55 * len(reported)), dpi=110, layout="constrained")
     figure.suptitle(study.title, fontsize=10, parse_math=False)
-    dice, gain, rank = panels = figure.subplots(1, 3, sharey=True)
-    measured = {"color": _MEASURED, "markersize": 5, "linewidth": 2}
-    published = {"color": _PUBLISHED, "markersize": 5, "fillstyle": "none"}
-    labels = []
+    dice, gain, rank = figure.subplots(1, 3, sharey=True)
     for row, found in enumerate(reported):
-        weights = zip(("SCR", "IFD"), _weights(found), strict=True)
-        terms = ", ".join(f"{name} {weight}" for name, weight in weights if weight != "0") or "none"
-        labels.append(f"{found.cell[0]}: {terms}" if len(study.networks) > 1 else terms)
-        of_seeds = found.seeds["dice"]
-        dice.plot(of_seeds, [row] * len(of_seeds), "o", alpha=0.55, mew=0, **measured)
-        dice.plot([of_seeds.mean()] * 2, [row - 0.28, row + 0.28], **measured)
+        dice.plot(found.seeds["dice"], [row] * len(found.seeds), "C0o", alpha=0.5)
+        dice.plot(found.seeds["dice"].mean(), row, "C0|", markersize=25)
         for panel, change in ((gain, found.gain), (rank, found.redundancy_gain.get("effective_rank_share"))):
             if change is not None:
-                panel.plot([change.low, change.mean, change.high], [row] * 3, "o-", markevery=[1], **measured)
+                panel.plot([change.low, change.mean, change.high], [row] * 3, "C0o-", markevery=[1])
         for panel, value in ((dice, found.published), (gain, found.published_gain)):
             if value is not None:
-                panel.plot(value, row, "D", **published)
+                panel.plot(value, row, "C1D", fillstyle="none")
+    labels = [f"{found.cell[0]}\nSCR {scr}, IFD {ifd}" for found in reported for scr, ifd in [_weights(found)]]
     dice.set_yticks(range(len(reported)), labels, fontsize=8)
+    dice.margins(y=0.15)
     dice.invert_yaxis()
-    titles = "Dice, % (a point a seed; line: mean)", "gain in Dice over none, points", "change of effective rank, share"
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(title, fontsize=8.5)
-        panel.tick_params(labelsize=7.5, length=2)
-        panel.grid(axis="x", color="0.92")
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right", "left"]].set_visible(False)
-        panel.locator_params(axis="x", nbins=6)
-        if panel is not dice:
-            panel.axvline(0, color="0.4", linewidth=0.8)
-    dice.plot([], [], "o-", label=f"measured, {LEVEL:.0%} interval", **measured)
-    if any(found.published is not None for found in reported):
-        dice.plot([], [], "D", label="published", **published)
-    figure.legend(loc="outside lower right", fontsize=7.5, frameon=False, ncols=2)
+    dice.set_title("Dice, % (a point a seed; line: mean)", fontsize=9)
+    gain.set_title("gain in Dice over none, points", fontsize=9)
+    rank.set_title("change of effective rank, share", fontsize=9)
+    for panel in (gain, rank):
+        panel.axvline(0, color="gray", linewidth=0.8)
+    dice.plot([], [], "C0o-", label=f"measured, {LEVEL:.0%} interval")
+    dice.plot([], [], "C1D", fillstyle="none", label="published")
+    figure.legend(loc="outside lower right", fontsize=8, ncols=2)
     figure.savefig(path)

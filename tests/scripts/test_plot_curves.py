@@ -25,7 +25,7 @@ def test_draws_runs_over_each_other(run: Path, tmp_path: Path, capsys: pytest.Ca
 def test_refusals(run: Path, tmp_path: Path, refused: Callable) -> None:
     main = plot_curves.main
     assert f"{tmp_path}: has no metrics.jsonl" in refused(main, [tmp_path])
-    assert "ends in .png" in refused(main, [run, "--output", "curves.pdf"])
+    assert "Format 'abc' is not supported" in refused(main, [run, "--output", tmp_path / "curves.abc"])
     assert "expected folders of different names" in refused(main, [run, run])
     assert "no run has lss; expected some of ce, dice" in refused(main, [run, "--keys", "lss"])
     for line in ("{", "[]", '{"step": 1, "loss": "low"}', '{"loss": 1}'):
