@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 _log = logging.getLogger("study.py")
@@ -23,7 +23,7 @@ def study(args: argparse.Namespace) -> int:
     if path.suffix != ".json":
         if args.output_dir is None:
             raise ValueError("--output_dir is not given; expected a folder for the study's runs, such as runs/study")
-        path = args.output_dir / "results.json"
+        path = args.results or args.output_dir / "results.json"
         with utils.logging_session("study.py"), utils.locked(args.output_dir):
             code = _execute(args, path)
     results = read_json(path, "study.py")
@@ -40,25 +40,39 @@ def study(args: argparse.Namespace) -> int:
 
 
 def _execute(args: argparse.Namespace, path: Path) -> int:
-    """Do what is left and write the results to `path`; returns 0 or the code of a step that failed."""
+    """Do what is left, adding each finished run to the results in `path`; returns 0 or the code of a failed step."""
     import torch
 
     import utils
-    from scripts.studies.execute import collect, execute, steps_left
-    from scripts.studies.plan import read_study
+    from scripts.studies.execute import add_result, execute, open_results, steps_left, write_results
+    from scripts.studies.plan import Run, read_study
 
     plan, content = read_study(args.study, args.opts)
+    here = utils.environment(torch.device("cpu"))["git_commit"]
+    if plan.commit and here != plan.commit:
+        raise ValueError(
+            f"{args.study}: its commit is {plan.commit}, and this copy is {here or 'no checkout'}; "
+            f"run the study by a clone of that commit: git clone . COPY; git -C COPY checkout {plan.commit}"
+        )
     gpus = [str(number) for number in range(torch.cuda.device_count())]
     devices = args.devices or gpus or ["cpu"]
     if not {*devices} <= {"cpu", *gpus}:
         raise ValueError(f"--devices is {' '.join(devices)}; expected cpu, or numbers of the {len(gpus)} GPUs")
-    every = {run: steps_left(plan, run, args.output_dir, args.root_path) for run in plan.runs()}
-    left = {run: steps for run, steps in every.items() if steps}
-    _log.info("%s: %d runs, %d of them done", plan.title or args.study, len(every), len(every) - len(left))
-    code = asyncio.run(execute(left, devices, args.output_dir))
-    done = [run for run in every if not steps_left(plan, run, args.output_dir)]
-    text = json.dumps(collect(content, done, args.output_dir), separators=(",", ":"), allow_nan=False) + "\n"
-    utils.atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    results = open_results(path, content)
+    recorded = {Run(**{name: run[name] for name in Run._fields}) for run in results["runs"]}
+    every = [run for run in plan.runs() if run not in recorded]
+    left = {run: steps_left(plan, run, args.output_dir, args.root_path) for run in every}
+
+    def done(run: Run) -> None:
+        add_result(results, run, args.output_dir)
+        write_results(path, results)
+
+    for run in [run for run in left if not left[run]]:
+        del left[run]
+        done(run)
+    _log.info("%s: %d runs, %d of them done", plan.title or args.study, len(plan.runs()), len(plan.runs()) - len(left))
+    write_results(path, results)
+    code = asyncio.run(execute(dict(islice(left.items(), args.most)), devices, args.output_dir, done))
     _log.info("results: %s", path)
     return code
 
@@ -75,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "a run at a time on each (default: every GPU, else the CPU); cpu cpu has two share its cores"
     add("--devices", nargs="+", default=[], metavar="cpu|N", help=text)
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change any key of the configuration, in all runs")
+    text = "file of results to add to (default: results.json in --output_dir); runs in it are done"
+    add("--results", type=Path, metavar="FILE", help=text)
+    add("--most", type=int, metavar="N", help="so many runs at most (default: all)")
     add("--figure", type=Path, metavar="FILE", help="draw the reported cells")
     return run_guarded("study.py", lambda: study(parser.parse_args(argv)))
 

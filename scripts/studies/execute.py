@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -19,9 +20,9 @@ from configs.plain_yaml import read_yaml
 from configs.saved import is_of
 from engine.logger import read_curves
 from evaluation.cross_validation import is_tested
-from evaluation.metrics import METRICS
-from evaluation.summary import CONVENTIONS, read_json, read_summary, write_json
+from evaluation.summary import CONVENTIONS, TITLES, read_json, read_summary, write_json
 from scripts.studies.plan import Plain, Run, Study
+from utils import atomic_write
 
 _log = logging.getLogger("study.py")
 
@@ -35,7 +36,7 @@ _DIGITS = 6
 
 
 def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") -> Steps:
-    """The steps that a run still needs: train, test, measure the similarity of its channels.
+    """The steps that a run still needs: train, test, measure the similarity of its channels; in development, train.
 
     Raises:
         ValueError: its folder holds a run with other settings.
@@ -43,7 +44,8 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
     folder = output_dir / run.folder
     trained, similarity = folder / "last.pth", folder / _SIMILARITY
     steps: dict[str, list[str]] = {}
-    if not (is_of(study.config(run), folder) and is_tested(folder)):
+    is_trained = is_of(study.config(run), folder)
+    if not (is_trained and (study.development or is_tested(folder))):
         train = ["train.py", "--cfg", study.networks[run.network].cfg, "--output_dir", str(folder), "--resume", "auto"]
         train += ["--root_path", root_path] if root_path else []
         # Without the flag, folds mean a whole cross-validation.
@@ -51,17 +53,22 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
         settings = {key: "" if value is None else str(value) for key, value in study.settings(run).items()}
         steps["train"] = [*train, "--opts", *chain(*settings.items())]
         steps["test"] = ["test.py", "--output_dir", str(folder)]
+    if study.development:
+        return {name: steps[name] for name in steps if name == "train"}
     if steps or not similarity.is_file() or similarity.stat().st_mtime_ns < trained.stat().st_mtime_ns:
         paths = ["--checkpoint", str(folder), "--output", str(similarity.parent)]
         steps["similarity"] = ["analysis/similarity.py", *paths]
     return steps
 
 
-async def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir: Path) -> int:
+async def execute(
+    left: Mapping[Run, Steps], devices: Sequence[str], output_dir: Path, done: Callable[[Run], None]
+) -> int:
     """Do what is left of every run in that order, one run at a time on each device (`cpu`, or the number of a GPU).
 
     A run that diverges is left, and the others go on. After bad input no further run is begun, and those under way end
-    first. An interruption is passed on to the commands, which save before they leave.
+    first. An interruption is passed on to the commands, which save before they leave. `done` is called with each run
+    that has ended well.
 
     Returns:
         0, or the exit code of the first step that failed.
@@ -84,6 +91,8 @@ async def execute(left: Mapping[Run, Steps], devices: Sequence[str], output_dir:
                     if code != _DIVERGED:
                         waiting.clear()
                     break
+            else:
+                done(run)
 
     await asyncio.gather(*map(work, devices))
     return codes[0] if codes else 0
@@ -112,13 +121,46 @@ async def _run(step: str, command: Sequence[str], folder: Path, environment: Map
     return code
 
 
-def collect(content: Plain, done: Sequence[Run], output_dir: Path) -> dict[str, Any]:
-    """The results of the runs that are done: the study's own yaml, and of each run what it was, took and scored."""
-    runs = [run._asdict() | _results(output_dir / run.folder) for run in done]
-    environments = [read_yaml(output_dir / run.folder / "config.yaml").get("ENVIRONMENT", {}) for run in done]
-    distinct = [one for place, one in enumerate(environments) if one not in environments[:place]]  # of every machine
-    text = json.dumps({"study": content, "environments": distinct, "runs": runs})
-    return json.loads(text, parse_float=lambda number: round(float(number), _DIGITS))
+def open_results(path: Path, content: Plain) -> dict[str, Any]:
+    """The results so far of the study with this yaml: those in a file, or none.
+
+    Raises:
+        ValueError: the file holds results of another protocol, or none at all.
+    """
+    protocol = digest(content)
+    if not path.exists():
+        return {"protocol": protocol, "study": content, "environments": [], "runs": []}
+    results = read_json(path, "study.py")
+    found = results.get("protocol") if isinstance(results, Mapping) else None
+    if found != protocol:
+        raise ValueError(
+            f"{path}: holds results of protocol {found}, and the yaml is {protocol}; expected one protocol in a file, "
+            "so give another --results or --output_dir"
+        )
+    return dict(results)
+
+
+def digest(content: Plain) -> str:
+    """The SHA-256 of a study's keys and values, whatever their order and the comments."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def add_result(results: dict[str, Any], run: Run, output_dir: Path) -> None:
+    """Add what a run was, took and scored, and its environment where it is a new one."""
+    folder = output_dir / run.folder
+    environment = read_yaml(folder / "config.yaml").get("ENVIRONMENT", {})
+    if environment not in results["environments"]:
+        results["environments"].append(environment)
+    text = json.dumps(run._asdict() | _results(folder))
+    results["runs"].append(json.loads(text, parse_float=lambda number: round(float(number), _DIGITS)))
+
+
+def write_results(path: Path, results: Plain) -> None:
+    """Write them, a line a run, so that a difference of two versions is that of their runs."""
+    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, allow_nan=False)
+    runs = ",\n".join(json.dumps(run, separators=(",", ":"), allow_nan=False) for run in results["runs"])
+    text = f'{head[:-1]}, "runs": [\n{runs}\n]}}\n'
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -127,9 +169,10 @@ def _results(folder: Path) -> dict[str, Any]:
     if "val_dice" in curves:  # the first of the best, as in training
         step, dice = max(zip(*curves["val_dice"], strict=True), key=itemgetter(1))
         validation = {"epoch": int(dict(zip(*curves["epoch"], strict=True))[step]), "dice": dice}
-    cases = {
-        case["name"]: {convention: {name: case[convention][name] for name in METRICS} for convention in CONVENTIONS}
-        for case in read_summary(folder).to_json()["cases"]
-    }
-    seconds, layers = read_json(folder / _TIMES, "study.py"), read_json(folder / _SIMILARITY, "similarity.py")["layers"]
-    return {"seconds": seconds, "validation": validation, "cases": cases, "layers": layers}
+    found = {"seconds": read_json(folder / _TIMES, "study.py"), "validation": validation, "cases": {}, "layers": []}
+    if (folder / _SIMILARITY).is_file():
+        for case in read_summary(folder).to_json()["cases"]:
+            scores = {kind: {name: case[kind][name] for name in TITLES if name in case[kind]} for kind in CONVENTIONS}
+            found["cases"][case["name"]] = {"group": case["group"], **scores}
+        found["layers"] = read_json(folder / _SIMILARITY, "similarity.py")["layers"]
+    return found

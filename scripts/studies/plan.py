@@ -19,31 +19,35 @@ Plain = Mapping[str, Any]  # the content of a yaml or a JSON file
 Section = TypeVar("Section")
 
 _NAME = re.compile(r"\w[\w.-]*")
-_GRID = {"SEED", "LOSS.LAMBDA_1", "LOSS.LAMBDA_2", "DATA.FOLDS", "DATA.FOLD"}
+_WEIGHTS = {"LOSS.LAMBDA_1", "LOSS.LAMBDA_2"}
+_GRID = {*_WEIGHTS, "SEED", "DATA.FOLDS", "DATA.FOLD"}
 
 
 class Run(NamedTuple):
-    """One training of the grid and its test; the first three are its cell."""
+    """One training of the grid and its test; network, weights and variant are its cell."""
 
     network: str
     lambda_1: float
     lambda_2: float
     seed: int
     fold: int | None = None
+    variant: str = ""
 
     @property
     def folder(self) -> Path:
         """Its path in the folder of the study."""
-        path = Path(self.network, f"lambda_{self.lambda_1:.12g}_{self.lambda_2:.12g}", f"seed_{self.seed}")
+        cell = self.variant or f"lambda_{self.lambda_1:.12g}_{self.lambda_2:.12g}"
+        path = Path(self.network, cell, f"seed_{self.seed}")
         return path if self.fold is None else path / f"fold_{self.fold}"
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network's yaml, what differs from it, and as `published` rows of lambda_1, lambda_2 and Dice in per cent."""
+    """A network's yaml, what differs from it, its own seeds, and rows of lambda_1, lambda_2 and Dice in per cent."""
 
     cfg: str = ""
     opts: Plain = field(default_factory=dict)
+    seeds: Sequence[int] = field(default_factory=list)  # in place of the study's
     published: Sequence[tuple[float, float, float]] = field(default_factory=list)
 
 
@@ -51,32 +55,50 @@ class Network:
 class Study:
     """The keys of a study's yaml.
 
-    The grid is `networks` by weights by `seeds` by `folds`; 0 folds are the data set's own split. The weights are every
-    lambda_1 with every lambda_2, and each lambda_x as both. A cell of fewer seeds than `min_seeds` is not reported.
+    The grid is `networks` by cells by `seeds` by `folds`; 0 folds are the data set's own split. The cells are every
+    lambda_1 with every lambda_2, each lambda_x as both, and the `variants`: settings by name, LOSS.LAMBDA_1 and
+    LOSS.LAMBDA_2 among them. A cell of fewer seeds than `min_seeds` is not reported.
     """
 
     title: str = ""
+    commit: str = ""  # of the copy that the runs are made by
+    development: bool = False  # train and validate only
     networks: Mapping[str, Network] = field(default_factory=dict)
     lambda_1: Sequence[float] = field(default_factory=list)
     lambda_2: Sequence[float] = field(default_factory=list)
     lambda_x: Sequence[float] = field(default_factory=list)
+    variants: Mapping[str, Plain] = field(default_factory=dict)
     seeds: Sequence[int] = field(default_factory=list)
     folds: int = 0
     min_seeds: int = 0  # 0 for all
     opts: Plain = field(default_factory=dict)
 
+    def cells(self) -> list[tuple[float, float, str]]:
+        """The weights and the variant of each cell, alike for all networks."""
+        grid = [*product(self.lambda_1, self.lambda_2), *((both, both) for both in self.lambda_x)]
+        named = [(opts["LOSS.LAMBDA_1"], opts["LOSS.LAMBDA_2"], name) for name, opts in self.variants.items()]
+        return [*((one, two, "") for one, two in dict.fromkeys(grid)), *named]
+
+    def seeds_of(self, network: str) -> Sequence[int]:
+        return self.networks[network].seeds or self.seeds
+
     def runs(self) -> list[Run]:
         """All runs; every cell has its first seed before any has its second."""
-        weights = dict.fromkeys([*product(self.lambda_1, self.lambda_2), *((both, both) for both in self.lambda_x)])
         folds = range(self.folds) if self.folds else [None]
-        grid = product(self.seeds, folds, self.networks, weights)
-        return [Run(network, one, two, seed, fold) for seed, fold, network, (one, two) in grid]
+        most = max((len(self.seeds_of(network)) for network in self.networks), default=0)
+        grid = product(range(most), folds, self.networks, self.cells())
+        return [
+            Run(network, one, two, seeds[place], fold, variant)
+            for place, fold, network, (one, two, variant) in grid
+            if place < len(seeds := self.seeds_of(network))
+        ]
 
     def settings(self, run: Run) -> dict[str, Any]:
         """The settings of a run on top of its network's yaml, by configuration key."""
         own = {"LOSS.LAMBDA_1": run.lambda_1, "LOSS.LAMBDA_2": run.lambda_2, "SEED": run.seed}
         folds = {} if run.fold is None else {"DATA.FOLDS": self.folds, "DATA.FOLD": run.fold}
-        return {**self.opts, **self.networks[run.network].opts, **own, **folds}
+        variant = self.variants.get(run.variant, {})
+        return {**self.opts, **self.networks[run.network].opts, **variant, **own, **folds}
 
     def config(self, run: Run) -> Config:
         """The configuration of a run; raises as `get_config`."""
@@ -106,7 +128,8 @@ def as_study(content: Plain, source: object) -> Study:
     try:
         study = _build(Study, content)
         networks = {name: _build(Network, one, f"networks: {name}: ") for name, one in study.networks.items()}
-        study = replace(study, networks=networks, min_seeds=study.min_seeds or len(study.seeds))
+        seeds = [network.seeds or study.seeds for network in networks.values()] or [study.seeds]
+        study = replace(study, networks=networks, min_seeds=study.min_seeds or min(map(len, seeds)))
         _check(study)
         return study
     except (ValueError, TypeError, FileNotFoundError) as error:
@@ -128,12 +151,16 @@ def _build(kind: type[Section], content: object, where: str = "") -> Section:
 
 
 def _check(study: Study) -> None:
-    runs, seeds, least = study.runs(), study.seeds, study.min_seeds
+    for name, opts in study.variants.items():
+        if not _NAME.fullmatch(str(name)) or not isinstance(opts, Mapping) or not opts.keys() >= _WEIGHTS:
+            raise ValueError(f"variants: {name!r} is {opts!r}; expected a name for a folder, and keys, {_WEIGHTS}")
+    runs, least = study.runs(), study.min_seeds
     if not runs or bool(study.lambda_1) != bool(study.lambda_2):
         raise ValueError("no runs; expected networks, seeds, lambda_1 with lambda_2 or lambda_x, folds from 2, or 0")
-    if not 1 <= least <= len(set(seeds)) == len(seeds):
-        raise ValueError(f"seeds is {seeds}, min_seeds {least}; expected each seed once, and 1 to that many")
     for name, network in study.networks.items():
+        seeds = study.seeds_of(name)
+        if not 1 <= least <= len(set(seeds)) == len(seeds):
+            raise ValueError(f"seeds is {seeds}, min_seeds {least}; expected each seed once, and 1 to that many")
         if not _NAME.fullmatch(str(name)) or not network.cfg:
             raise ValueError(f"network {name!r} has cfg {network.cfg!r}; expected a name for a folder, and a yaml")
         if not all(len(row) == 3 and all(map(is_number, row)) for row in network.published):

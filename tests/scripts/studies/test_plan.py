@@ -11,6 +11,7 @@ import yaml
 from scripts.studies.plan import Run, as_study, read_study
 from tests.conftest import ROOT
 
+WEIGHTS = {"LOSS.LAMBDA_1": 0.2, "LOSS.LAMBDA_2": 0}
 UNET = {"cfg": "configs/unet_224.yaml", "opts": {"MODEL.UNET.WIDTH": 8}}
 
 
@@ -43,6 +44,20 @@ def test_the_grid() -> None:
     assert (cfg.loss.lambda_1, cfg.loss.lambda_2, cfg.data.folds, cfg.data.fold) == (0.1, 0, 2, 1)
 
 
+def test_variants_and_seeds_of_a_network() -> None:
+    variants = {"mean_channel": WEIGHTS | {"LOSS.SCR": "mean", "TRAIN.EPOCHS": 5}}
+    networks = {"small": UNET, "few": UNET | {"seeds": [7, 8]}}
+    study = as_study(content(variants=variants, networks=networks, seeds=[3, 4, 5]), "x.yaml")
+    runs = study.runs()
+    assert [run.seed for run in runs] == [*[3] * 4, *[7] * 4, *[4] * 4, *[8] * 4, *[5] * 4]
+    assert len({run.folder for run in runs}) == len(runs) == 20
+    run = runs[3]
+    assert run == Run("small", 0.2, 0, 3, None, "mean_channel") and run.folder == Path("small/mean_channel/seed_3")
+    cfg = study.config(run)
+    assert (cfg.loss.scr, cfg.loss.lambda_1, cfg.loss.lambda_2, cfg.train.epochs) == ("mean", 0.2, 0, 5)
+    assert study.config(runs[0]).loss.scr == "random"
+
+
 def test_without_min_seeds_it_takes_all() -> None:
     given = content()
     del given["min_seeds"]
@@ -70,7 +85,7 @@ def test_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'?"),
-        ({"xyz": 1}, "? The keys are title, networks"),
+        ({"xyz": 1}, "? The keys are title, commit"),
         ({"networks": {"a": {"config": "x"}}}, "unknown key 'config'; did you mean 'cfg'?"),
         ({"networks": {"a": "unet"}}, "holds 'unet'; expected the keys cfg"),
         ({"networks": {}}, "no runs; expected networks, seeds"),
@@ -90,6 +105,10 @@ def test_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"lambda_1": [-1]}, "LOSS.LAMBDA_1 is -1.0; expected a finite number of at least 0"),
         ({"lambda_x": [float("nan")]}, "expected a finite number"),
         ({"lambda_2": []}, "lambda_1 with lambda_2"),
+        ({"variants": {"a": {"LOSS.LAMBDA_1": 0}}}, "variants: 'a' is {'LOSS.LAMBDA_1': 0}; expected a name for a"),
+        ({"variants": {"../a": WEIGHTS}}, "variants: '../a' is"),
+        ({"variants": {"a": WEIGHTS | {"LOSS.SRC": "mean"}}}, "unknown key LOSS.SRC; did you mean LOSS.SCR?"),
+        ({"networks": {"a": UNET | {"seeds": [1]}}}, "seeds is [1], min_seeds 2"),
         ({"opts": {"SEED": 2}}, "opts: SEED is what the grid sets; expected it in seeds"),
         ({"networks": {"a": UNET | {"opts": {"DATA.FOLD": 2}}}}, "opts: DATA.FOLD is what the grid sets"),
         ({"opts": {"TRAIN.EPOCH": 2}}, "unknown key TRAIN.EPOCH; did you mean TRAIN.EPOCHS?"),
