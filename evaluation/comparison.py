@@ -180,7 +180,7 @@ def _dots(comparison: Json, kind: str) -> Chart:
         for name, found in _blocks(comparison[kind]).items()
     }
     label = f"Differences in Dice by class, {kind} convention, every case a point."
-    return "Dice, B - A", f"{kind} convention", charts.difference_dots(values, ident=f"dots-{kind}", label=label)
+    return "Dice, B - A", f"{kind} convention", charts.difference_dots(values, label)
 
 
 def _rows(block: Json) -> Iterator[list[str]]:
