@@ -118,8 +118,8 @@ def _svg(figure: Figure, label: str) -> str:
     """The figure as an element of the page."""
     buffer = io.StringIO()
     # The warnings are of characters that the font lacks: the page's own font has them.
-    options = {"svg.fonttype": "none", "svg.hashsalt": label}  # the label makes the ids the chart's own
-    with matplotlib.rc_context(options), warnings.catch_warnings(action="ignore"):
+    how = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label})  # which makes the ids the chart's own
+    with how, warnings.catch_warnings(action="ignore"):
         figure.savefig(buffer, format="svg", transparent=True)
     content = buffer.getvalue().partition("<svg")[2].partition(">")[2]
     for pattern, text in _REPLACED.items():

@@ -38,15 +38,9 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
 
     The interval (95 %) is of the percentile bootstrap. Repetitions and cases are resampled independently, so that it
     covers another training as well as other cases; as the bootstrap of few repetitions is too narrow, it reaches at
-    least as far as Student's over their means. With one repetition it is the ordinary bootstrap over cases. Median
-    and Wilcoxon's signed-rank test are over the cases' means over the repetitions.
-
-    Raises:
-        ValueError: no differences, another shape than (S, N), or one that is not finite.
+    least as far as Student's over their means. Median and Wilcoxon's test are over the cases' means.
     """
     table = np.asarray(differences, dtype=np.float64)
-    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
-        raise ValueError(f"paired: {table.shape} differences; expected (repetitions, cases), all of them finite")
     ends = [_bootstrap(table)] + ([_student(table.mean(axis=1))] if len(table) > 1 else [])
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     cases = table.mean(axis=0)
@@ -83,15 +77,12 @@ def _bootstrap(table: np.ndarray) -> tuple[float, float]:
 
 
 def compare_summaries(first: Summary, second: Summary) -> Json:
-    """The differences, B minus A, between two tests of the same cases, `first` and `second`: as in comparison.json.
+    """The content of comparison.json: the differences, B minus A, between two tests of the same cases and classes.
 
     In both conventions `overall` and `per_class` hold for each metric the means of both over the `n` cases that are
     defined in both, the values of `Paired`, and how many cases are defined in `only_first` and `only_second`. `cases`
-    has the differences of each case, and of its classes in Dice. Undefined values are None. The distance of a case is
-    the mean over the classes that have one in both: a class that only one found would make it worse.
-
-    Raises:
-        ValueError: other cases, classes or units of length.
+    has the differences of each case, and of its classes in Dice. The distance of a case is the mean over the classes
+    that have one in both: a class that only one found would make it worse.
     """
     for what, ours, theirs in (("cases", first.cases, second.cases), ("classes", first.classes, second.classes)):
         alone = [", ".join(sorted(one)) or "none" for one in ({*ours} - {*theirs}, {*theirs} - {*ours})]
@@ -101,9 +92,7 @@ def compare_summaries(first: Summary, second: Summary) -> Json:
                 "expected the same of both"
             )
     if first.unit != second.unit:
-        raise ValueError(
-            f"distances of the first are in {first.unit}, of the second in {second.unit}; expected one unit"
-        )
+        raise ValueError(f"the first's distances are in {first.unit}, the second's in {second.unit}; expected one unit")
     metrics = [name for name in TITLES if name in first.metrics and name in second.metrics]
     order = np.ix_([*map(second.cases.index, first.cases)], [*map(second.classes.index, first.classes)])
     both = np.stack([first.scores[..., : len(metrics)], second.scores[order][..., : len(metrics)]])
