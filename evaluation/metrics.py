@@ -32,15 +32,7 @@ class ClassScores:
     strict: dict[str, float]
 
 
-def compare(
-    pred: Labels,
-    truth: Labels,
-    spacing: Spacing = None,
-    strict: bool = False,
-    *,
-    method: str = "fast",
-    assd: str = "pooled",
-) -> dict[str, float]:
+def compare(pred: Labels, truth: Labels, spacing: Spacing = None, strict: bool = False, **how: str) -> dict[str, float]:
     """Dice, HD95, Jaccard and ASSD of two binary masks.
 
     The two conventions differ only where a mask is empty. Published: a prediction without truth scores Dice 1, HD95 0,
@@ -48,40 +40,37 @@ def compare(
     Dice 0 and Jaccard 0 and has no distances (nan), and two empty masks have no scores at all (nan).
 
     Args:
-        pred: (H, W) or (D, H, W), array or tensor, foreground where not zero.
-        truth: likewise, of the same shape.
+        pred, truth: (H, W) or (D, H, W), array or tensor, foreground where not zero.
         spacing: size of a voxel in mm along each axis; None measures in voxels.
         strict: use the strict convention instead of the published one.
-        method: "fast" finds the surfaces on the prediction's device and the distances by k-d trees on the CPU; "medpy"
-            calls MedPy on the whole arrays, for the same numbers.
-        assd: "pooled" is the mean of all surface distances, as MedPy from 0.5 on; "directed" is the mean of the means
-            of both directions, as MedPy up to 0.4.
-
-    Raises:
-        ValueError: shapes, spacing, values or the method are not as described.
+        how: `method` and `assd` of `compare_at_spacings`.
     """
     pred, truth = _as_tensor(pred, "prediction") != 0, _as_tensor(truth, "truth") != 0
-    (scores,) = compare_classes(pred, truth, 2, spacing, method=method, assd=assd)
+    (scores,) = compare_classes(pred, truth, 2, spacing, **how)
     return scores.strict if strict else scores.published
 
 
 def compare_classes(
-    pred: Labels,
-    truth: Labels,
-    num_classes: int,
-    spacing: Spacing = None,
-    *,
-    method: str = "fast",
-    assd: str = "pooled",
+    pred: Labels, truth: Labels, num_classes: int, spacing: Spacing = None, **how: str
 ) -> tuple[ClassScores, ...]:
     """Scores of the classes 1 to `num_classes` - 1 of two label maps; otherwise as `compare`."""
-    return compare_at_spacings(pred, truth, num_classes, [spacing], method=method, assd=assd)[0]
+    return compare_at_spacings(pred, truth, num_classes, [spacing], **how)[0]
 
 
 def compare_at_spacings(
-    pred: Labels, truth: Labels, num_classes: int, spacings: Sequence[Spacing], *, method: str, assd: str
+    pred: Labels,
+    truth: Labels,
+    num_classes: int,
+    spacings: Sequence[Spacing],
+    method: str = "fast",
+    assd: str = "pooled",
 ) -> list[tuple[ClassScores, ...]]:
-    """`compare_classes` at several spacings, such as None (voxels) and the scan's own (mm), from the same surfaces."""
+    """`compare_classes` at several spacings, such as None (voxels) and the scan's own (mm), from the same surfaces.
+
+    The method "fast" finds surfaces on the prediction's device and distances by k-d trees on the CPU; "medpy" calls
+    MedPy on the whole arrays, for the same numbers. ASSD "pooled" is the mean of all surface distances, as MedPy from
+    0.5 on, "directed" the mean of the means of both directions, as MedPy up to 0.4.
+    """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; expected at least 2, the background and one class")
     for name, value, known in (("method", method, METHODS), ("assd", assd, ASSD_FORMS)):

@@ -38,11 +38,8 @@ def sliding_window_logits(
         forward: windows (n, C, *window) to logits (n, K, *window).
         images: (B, C, H, W).
         window: (h, w) in pixels.
-        overlap: overlap of neighboring windows, in [0, 1).
+        overlap: of neighboring windows, in [0, 1).
         batch_size: maximum number of windows per call of `forward`; those of all B images at one place go together.
-
-    Returns:
-        (B, K, H, W) float32, or in the dtype of `forward` where there is one window.
     """
     height, width = images.shape[2:]
     down, across = max(window[0] - height, 0), max(window[1] - width, 0)
