@@ -68,11 +68,7 @@ def named_layers(network: nn.Module, names: Sequence[str]) -> list[Layer]:
 
 
 def layer_maps(network: nn.Module, layers: Sequence[Layer], images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The logits for images (B, C, H, W), of several heads the sum, and what each layer gave for them.
-
-    Raises:
-        ValueError: the network has no such layer (close names are given), or it did not give one map for each image.
-    """
+    """The logits for images (B, C, H, W), of several heads the sum, and what each layer gave for them."""
     for module in network.modules():
         if "inplace" in vars(module):
             vars(module)["inplace"] = False  # the next layer would overwrite what a layer gave
@@ -145,11 +141,7 @@ class Session:
 
 
 def open_session(args: argparse.Namespace) -> Session:
-    """The network and the cases that a command line names, all of it checked before anything is written.
-
-    Raises:
-        ValueError, OSError: something that it names is missing or cannot be used.
-    """
+    """The network and the cases that a command line names, all of it checked before anything is written."""
     utils.check_writable(Path(args.output), "--output")
     trained = find_trained(args)
     config = trained.config
