@@ -58,8 +58,6 @@ def regularized_stages(network: nn.Module) -> list[list[Layer]]:
 
 def named_layers(network: nn.Module, names: Sequence[str]) -> list[Layer]:
     """Layers by the names of their modules or by their places, each once, in the order given."""
-    if "" in names:
-        raise ValueError("a name is empty; expected those of modules, or places such as encoder[0][0]")
     *blocks, final = (layer for stage in regularized_stages(network) for layer in stage)
     known = {layer.name: layer for layer in blocks} | {layer.label: layer for layer in (*blocks, final)}
     if FeatureTap(network).spec.final_side == "output":

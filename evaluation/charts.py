@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 _INK, _SOFT, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"  # in place of the page's own
 _WIDTH = 340  # pixels; fills a phone, where text then has its nominal size
 _FONT_SIZE = 12  # pixels
-_MAX_POINTS = 400  # of a curve; a chart of this width cannot show more
-_MAX_VALUE = 1e30  # above, matplotlib's own arithmetic overflows
 
 # What makes a file of matplotlib's part of a page: its colors, and nothing that points outside or may occur twice.
 _REPLACED = {
@@ -69,16 +67,14 @@ def difference_dots(values: Mapping[str, tuple[Sequence[float], float, float]], 
 def curve(steps: Sequence[int], values: Sequence[float], label: str, mark: int | None = None) -> str:
     """An SVG line over the steps of a run, on a logarithmic axis where it spans more than two orders of magnitude.
 
-    At most 400 points are drawn; what is not finite leaves a gap. `mark` is the index of a point to be marked.
+    What is not finite leaves a gap. `mark` is the index of a point to be marked.
     """
     figure, axes = _empty_chart(200)
-    drawn = np.linspace(0, len(values) - 1, min(_MAX_POINTS, len(values))).round().astype(int)
-    x, y = (np.where(np.abs(column) < _MAX_VALUE, column, np.nan) for column in (steps, values))
-    marker = "o" if len(drawn) == 1 else None
-    axes.plot(x[drawn], y[drawn], color=_ACCENT, linewidth=1.75, solid_joinstyle="round", marker=marker, markersize=5)
+    marker = "o" if len(values) == 1 else None
+    axes.plot(steps, values, color=_ACCENT, linewidth=1.75, marker=marker, markersize=5)
     if mark is not None:
-        axes.plot(x[mark], y[mark], "o", color=_INK, markersize=6)
-    known = y[np.isfinite(y)]
+        axes.plot(steps[mark], values[mark], "o", color=_INK, markersize=6)
+    known = np.array(values)[np.isfinite(values)]
     if len(known) and known.min() > 0 and known.max() > 100 * known.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # powers of ten have exponents too small to read
@@ -117,9 +113,10 @@ def _empty_chart(height: int) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, label: str) -> str:
     """The figure as an element of the page."""
     buffer = io.StringIO()
-    # The warnings are of characters that the font lacks: the page's own font has them.
-    how = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label})  # which makes the ids the chart's own
-    with how, warnings.catch_warnings(action="ignore"):
+    # The salt makes the ids the chart's own; of a long line, points within a pixel are left out. The warnings are of
+    # characters that the font lacks: the page's own font has them.
+    options = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "path.simplify_threshold": 1.0})
+    with options, warnings.catch_warnings(action="ignore"):
         figure.savefig(buffer, format="svg", transparent=True)
     content = buffer.getvalue().partition("<svg")[2].partition(">")[2]
     for pattern, text in _REPLACED.items():

@@ -16,8 +16,6 @@ from evaluation.summary import CONVENTIONS, Json, Summary, aligned, mean, named,
 
 _log = logging.getLogger("train.py")
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 def cross_validate(
     words: Sequence[str], device: Sequence[str], folds: int, output_dir: Path, is_trained: Callable[[int, Path], bool]
@@ -33,8 +31,7 @@ def cross_validate(
     for fold, run in enumerate(runs):
         train = ["train.py", *words, "--fold", str(fold), "--output_dir", str(run), "--resume", "auto"]
         for command in () if done[fold] else (train, ["test.py", "--output_dir", str(run), *device]):
-            code = _run(command)
-            if code:
+            if code := _run(command):
                 return code
         _log.info("fold %d of %d: %s", fold + 1, folds, run)
     content, table = collect([read_summary(run) for run in runs])
@@ -80,7 +77,8 @@ def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:
 
 def _run(command: Sequence[str]) -> int:
     """Run a command of the repository; an interruption waits until it has saved."""
-    process = subprocess.Popen([sys.executable, str(_REPOSITORY / command[0]), *command[1:]])
+    script = Path(__file__).resolve().parent.parent / command[0]
+    process = subprocess.Popen([sys.executable, str(script), *command[1:]])
     try:
         return process.wait()
     except BaseException:

@@ -180,8 +180,6 @@ def _as_tensor(values: Labels, name: str) -> Tensor:
     """Real numbers as a tensor, uint8 without a copy; a ValueError for anything else."""
     if not isinstance(values, Tensor):
         array = np.asarray(values)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"the {name} has dtype {array.dtype}; expected bool, integer or float numbers")
         if array.dtype not in (np.bool_, np.uint8):  # torch has neither every width nor every byte order
             array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         values = torch.from_numpy(np.require(array, requirements=("C", "W")))  # nor a type for read-only arrays
@@ -208,7 +206,5 @@ def _check_spacing(spacing: Spacing, ndim: int) -> np.ndarray:
     """Size of a voxel along each axis, (ndim,) float64; a ValueError unless these are positive numbers."""
     values = np.ones(ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
     if values.shape != (ndim,) or not np.isfinite(values).all() or (values <= 0).any():
-        raise ValueError(
-            f"spacing is {spacing!r}; expected {ndim} positive numbers, mm along each axis of the array, or None"
-        )
+        raise ValueError(f"spacing is {spacing!r}; expected {ndim} positive numbers, mm along each axis, or None")
     return values
