@@ -84,12 +84,9 @@ def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
         for layer, given in zip(layers, layer_maps(network, layers, batch)[1], strict=True):
             flat = channels_first(network, layer, given, batch.shape[2:]).flatten(2).double()  # (B, C, HW)
             if flat.shape[1] < 2:
-                raise ValueError(f"layer {layer}: gives a single channel; expected at least 2, name another (--layers)")
+                raise ValueError(f"{layer.name}: gives a single channel; expected at least 2, name another (--layers)")
             if not flat.isfinite().all():
-                raise ValueError(
-                    f"layer {layer}: gives NaN or infinite numbers; expected finite ones, so give weights from before "
-                    "training diverged (--checkpoint)"
-                )
+                raise ValueError(f"{layer.name}: gives NaN or infinity; give a --checkpoint from before it diverged")
             # Minus each channel's first value, sums are exact for what is far from 0, and 0 for what is constant.
             shift = shifts.setdefault(layer, flat[0, :, :1].clone())
             values = F.pad(flat - shift, (0, 0, 0, 1), value=1).transpose(0, 1).flatten(1)  # (C + 1, BHW)

@@ -39,6 +39,8 @@ _log = logging.getLogger("gradcam.py")
 
 _OUTLINES = {"truth": ("cyan", "#00E5FF"), "prediction": ("white", "#FFFFFF")}
 
+Heats = Mapping[Layer, np.ndarray]  # (h, w) of each layer
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute and draw as the command line says; returns 0 when done, 2 on bad input."""
@@ -132,7 +134,7 @@ def grad_cam(
     gradients, heats = torch.autograd.grad(evidence, maps, allow_unused=True), []
     for layer, feature, gradient in zip(layers, maps, gradients, strict=True):
         if gradient is None:
-            raise ValueError(f"layer {layer}: the logits do not depend on it; expected one that they do (--layers)")
+            raise ValueError(f"{layer.name}: the logits do not depend on it; expected one that they do (--layers)")
         gradient, feature = (channels_first(network, layer, x.detach(), image.shape[2:]) for x in (gradient, feature))
         heats.append(F.relu((gradient.mean((2, 3), keepdim=True) * feature).sum(1))[0].cpu().numpy())
     return heats
@@ -155,12 +157,7 @@ def fraction_in(mask: np.ndarray | None, heat: np.ndarray) -> float | None:
 
 
 def draw(
-    volume: Volume,
-    number: int,
-    class_name: str,
-    masks: Mapping[str, np.ndarray],
-    maps: Mapping[Layer, np.ndarray],
-    heats: Mapping[Layer, np.ndarray],
+    volume: Volume, number: int, class_name: str, masks: Mapping[str, np.ndarray], maps: Heats, heats: Heats
 ) -> Figure:
     """The slice with the outlines of the class, then each layer's heat (H, W), whose own map is (h, w), over it."""
     image = upright(display(volume.image[number - 1 : number][0]), volume.geometry)

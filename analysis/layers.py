@@ -38,11 +38,7 @@ class Layer(NamedTuple):
     @property
     def short_name(self) -> str:
         """The end of the module's name, for a narrow place."""
-        end = self.name[-22:]
-        return end if end == self.name else f"...{end.partition('.')[2] or end}"
-
-    def __str__(self) -> str:
-        return self.label if self.label == self.name else f"{self.label} {self.name}"
+        return ".".join(self.name.split(".")[-4:])
 
 
 def regularized_stages(network: nn.Module) -> list[list[Layer]]:
@@ -60,8 +56,6 @@ def named_layers(network: nn.Module, names: Sequence[str]) -> list[Layer]:
     """Layers by the names of their modules or by their places, each once, in the order given."""
     *blocks, final = (layer for stage in regularized_stages(network) for layer in stage)
     known = {layer.name: layer for layer in blocks} | {layer.label: layer for layer in (*blocks, final)}
-    if FeatureTap(network).spec.final_side == "output":
-        known[final.name] = final
     return list(dict.fromkeys(known.get(name, Layer(name, name)) for name in names))
 
 
@@ -79,7 +73,7 @@ def layer_maps(network: nn.Module, layers: Sequence[Layer], images: Tensor) -> t
     maps = [features.final if layer.is_final else next(blocks) for layer in layers]
     for layer, feature in zip(layers, maps, strict=True):
         if len(feature) != len(images):  # windows, or heads, in the place of the batch
-            raise ValueError(f"{layer} gave {len(feature)} maps for one image; expected one, name another")
+            raise ValueError(f"{layer.name} gave {len(feature)} maps for one image; expected one, name another")
     return utils.sum_heads(logits), maps
 
 

@@ -20,16 +20,13 @@ _SEED = 2024  # of the resampling: the same data give the same interval
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference with its interval, the median over the cases, and the p value of Wilcoxon's signed-rank test.
-
-    `low` and `high` are NaN where there is one case alone, `p` where no case differs or there is one alone.
-    """
+    """Statistics of paired differences; of a single case, interval and p are NaN."""
 
     mean: float
     low: float
     high: float
-    median: float
-    p: float
+    median: float  # over the cases
+    p: float  # of Wilcoxon's signed-rank test; NaN where no case differs
     cases: int
 
 
@@ -49,10 +46,7 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
 
 
 def paired_few(differences: Sequence[float]) -> Paired:
-    """The statistics of a few differences, such as those of seeds: as `paired`, but with Student's interval (95 %).
-
-    The bootstrap of so few is too narrow, and leaves out 0 wherever all have one sign.
-    """
+    """As `paired`, of one repetition on a few: with Student's interval (95 %), as the bootstrap is too narrow."""
     found = paired([differences])
     low, high = (np.nan, np.nan) if len(differences) == 1 else _student(np.asarray(differences))
     return replace(found, low=low, high=high)
@@ -84,12 +78,11 @@ def compare_summaries(first: Summary, second: Summary) -> Json:
     has the differences of each case, and of its classes in Dice. The distance of a case is the mean over the classes
     that have one in both: a class that only one found would make it worse.
     """
-    for what, ours, theirs in (("cases", first.cases, second.cases), ("classes", first.classes, second.classes)):
+    parts = [(one.cases, one.classes, [one.unit]) for one in (first, second)]
+    for what, ours, theirs in zip(("cases", "classes", "units"), *parts, strict=True):
         if {*ours} != {*theirs}:
             a, b = (", ".join(sorted(one)) or "none" for one in ({*ours} - {*theirs}, {*theirs} - {*ours}))
             raise ValueError(f"different {what}: only the first has {a}, only the second {b}; expected the same")
-    if first.unit != second.unit:
-        raise ValueError(f"the first's distances are in {first.unit}, the second's in {second.unit}; expected one unit")
     metrics = [name for name in TITLES if name in first.metrics and name in second.metrics]
     order = np.ix_([*map(second.cases.index, first.cases)], [*map(second.classes.index, first.classes)])
     both = np.stack([first.scores[..., : len(metrics)], second.scores[order][..., : len(metrics)]])

@@ -36,10 +36,7 @@ class Trained:
 
 
 def find_trained(args: argparse.Namespace) -> Trained:
-    """The weights and the configuration that --checkpoint, else --output_dir, names, with what other flags change.
-
-    The configuration is completed by the data where it is not that of a run, which is complete.
-    """
+    """The weights and the configuration that --checkpoint, else --output_dir, names, with what other flags change."""
     named = args.checkpoint or args.output_dir
     if not named:
         raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
@@ -49,17 +46,12 @@ def find_trained(args: argparse.Namespace) -> Trained:
         source = found if isinstance(found, Mapping) else ""
     given = get_config(source, args.cfg, opts=args.opts, overrides=_overrides(args))
     config = complete(given)
-    required = {
-        "MODEL.NUM_CLASSES": config.model.num_classes,
-        "MODEL.IN_CHANNELS": config.model.in_channels,
-        "DATA.INTENSITY": config.data.intensity,
-    }
-    unknown = [key for key, value in required.items() if not value]
-    if unknown and args.input:
-        raise ValueError(
-            f"{', '.join(unknown)}: not known of these weights; give the run's folder, or them by --opts KEY VALUE"
-        )
-    if unknown:
+    if not (config.model.num_classes and config.model.in_channels and config.data.intensity):
+        if args.input:  # the data that would tell are those of the training
+            raise ValueError(
+                f"{named}: what was trained there is not known; give the run's folder, or by --opts KEY VALUE all of "
+                "MODEL.NUM_CLASSES, MODEL.IN_CHANNELS and DATA.INTENSITY"
+            )
         config = inspect_data(given)
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, config.train.epochs)

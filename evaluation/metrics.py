@@ -195,10 +195,8 @@ def _as_labels(values: Labels, num_classes: int, name: str) -> Tensor:
     changed = labels is not values and bool((labels != values).any())
     if changed or labels.min() < 0 or labels.max() >= num_classes:
         wrong = (values < 0) | (values >= num_classes) | (labels != values)
-        raise ValueError(
-            f"the {name} holds the label {values[wrong][0].item()}; expected whole numbers from 0 to "
-            f"{num_classes - 1}, so fix the labels or the number of classes"
-        )
+        found = values[wrong][0].item()
+        raise ValueError(f"the {name} holds the label {found}; expected whole numbers from 0 to {num_classes - 1}")
     return labels
 
 

@@ -55,10 +55,6 @@ def predict_volume(
         raise ValueError(
             f"predict_volume: volume has shape {shape}; expected (D, H, W) or (D, C, H, W), none of them 0"
         )
-    if batch_size < 1:
-        raise ValueError(f"predict_volume: batch_size is {batch_size}; expected at least 1")
-    if overlap is not None and not 0 <= overlap < 1:
-        raise ValueError(f"predict_volume: overlap is {overlap}; expected a number from 0 to below 1, or None to zoom")
 
     def forward(batch: Tensor) -> Tensor:
         with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):

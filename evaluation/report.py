@@ -20,11 +20,8 @@ Overlay = tuple[str, str, list[str]]  # title, caption, and the halves of a PNG 
 Chart = tuple[str, str, str]  # title, caption, and the SVG
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values by name, as training logged them
 
-# The curves that are drawn; "dice" is what earlier runs call the Dice loss.
-_CURVES = {
-    **{"loss": "Loss", "ce": "Cross-entropy", "dice": "Dice loss", "dice_loss": "Dice loss", "scr": "SCR"},
-    **{"ifd": "IFD", "val_dice": "Validation Dice"},
-}
+_LOSSES = {"loss": "Loss", "ce": "Cross-entropy", "dice_loss": "Dice loss", "scr": "SCR", "ifd": "IFD"}
+_CURVES = {**_LOSSES, "val_dice": "Validation Dice"}  # those that are drawn
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,14 @@ def render(template: str, **context: object) -> str:
 def halves(path: Path) -> list[str]:
     """The left and the right half of a PNG file as data URLs, one below the other on a narrow page."""
     parts = []
-    with Image.open(path) as image:
-        width, height = image.size
-        for left, right in ((0, width // 2), (width // 2, width)):
-            buffer = io.BytesIO()
-            image.convert("RGB").crop((left, 0, right, height)).save(buffer, format="PNG", optimize=True)
-            parts.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    try:
+        image = Image.open(path).convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow raises the second on a broken PNG
+        raise ValueError(f"{path}: is not a readable image ({error}); test again, or remove it") from None
+    for left, right in ((0, image.width // 2), (image.width // 2, image.width)):
+        buffer = io.BytesIO()
+        image.crop((left, 0, right, image.height)).save(buffer, format="PNG", optimize=True)
+        parts.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
     return parts
 
 
@@ -112,7 +111,7 @@ def _curves(curves: Curves) -> list[Chart]:
         finite = np.flatnonzero(np.isfinite(values)).tolist()
         if not finite:
             continue
-        best = max(finite, key=values.__getitem__) if name.startswith("val_") else None
+        best = None if name in _LOSSES else max(finite, key=values.__getitem__)
         place = finite[-1] if best is None else best
         what = f"{'last' if best is None else 'best'} {values[place]:.4g} at step {steps[place]}"
         label = f"{title} over the steps of the training, {what}."

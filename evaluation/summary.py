@@ -183,10 +183,7 @@ def read_summary(run: Path) -> Summary:
     """The summary.json of a folder that test.py wrote to."""
     path = run / "summary.json"
     if not path.is_file():
-        raise ValueError(
-            f"{run}: has no summary.json, so nothing was predicted there yet; expected a run that was tested: "
-            f"python test.py --output_dir {run}"
-        )
+        raise ValueError(f"{run}: has no summary.json; expected a tested run: python test.py --output_dir {run}")
     content = read_json(path, "test.py")
     try:
         metrics = [name for name in TITLES if name in content["published"]]

@@ -88,7 +88,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="different classes: only the first has spleen, only the second aorta"):
         compare_summaries(first, others)
     pixels = summarize([CaseResult(name, (measured(1, 0, 1, 0),) * 2) for name in "abc"], ORGANS, unit="pixels")
-    with pytest.raises(ValueError, match="are in voxels, the second's in pixels; expected one unit"):
+    with pytest.raises(ValueError, match="different units: only the first has voxels, only the second pixels"):
         compare_summaries(first, pixels)
 
 
