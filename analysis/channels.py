@@ -71,10 +71,7 @@ def effective_rank(correlation: np.ndarray) -> float | None:
 
 @torch.inference_mode()
 def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequence[Layer]) -> list[ChannelSimilarity]:
-    """Run a network in eval mode over batches (B, C, H, W) and compare the channels of each layer's map, in float64.
-
-    Memory does not grow with the number of images; their division into batches changes nothing but rounding.
-    """
+    """Run a network in eval mode over batches (B, C, H, W) and compare the channels of each layer's map, in float64."""
     images = 0
     shifts: dict[Layer, Tensor] = {}
     products: dict[Layer, Tensor] = {}

@@ -22,9 +22,9 @@ def cross_validate(
 ) -> int:
     """Train and test each fold in a run `fold_0`, `fold_1`, ... of `output_dir`, and write `cross_validation.json`.
 
-    The same command again skips what is tested and resumes what was interrupted. `words` is the command line of
-    train.py, `device` the flags of the device for test.py. `is_trained` says whether a fold's run was trained with
-    these settings, and raises where they differ. Returns 0, or the exit code of the command that failed.
+    What is tested is skipped, and what was interrupted is resumed. `words` is the command line of train.py, `device`
+    test.py's flags of the device; `is_trained` says whether a fold's run was trained with these settings, and raises
+    where they differ. Returns 0, or the exit code of the command that failed.
     """
     runs = [output_dir / f"fold_{fold}" for fold in range(folds)]
     done = [is_trained(fold, run) and is_tested(run) for fold, run in enumerate(runs)]  # all, before any is begun

@@ -99,15 +99,11 @@ def label_values(config: Config) -> tuple[int, ...]:
 
 def open_slices(config: Config) -> Slices:
     """The training slices of the data set of a configuration."""
-    return _open(config, "train")
+    return open_volumes(config, "train")
 
 
-def open_volumes(config: Config, split: str) -> Volumes:
+def open_volumes(config: Config, split: str) -> Any:
     """The volumes of the data set of a configuration: those of "val", which may be none, or of "test"."""
-    return _open(config, split)
-
-
-def _open(config: Config, split: str) -> Any:
     data = config.data
     # The test fold of a cross-validation is one of cases that other folds train on.
     own_root = split == "test" and not data.folds and data.volume_path

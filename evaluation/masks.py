@@ -28,8 +28,7 @@ def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None, la
 def write_image_mask(path: Path, mask: np.ndarray, label_values: Sequence[int], source: Path | None) -> Path:
     """Write a mask (H, W) uint8 as a PNG or, where its image, the file `source`, is a TIFF, as one of its resolution.
 
-    `path` is that of the file without its suffix, .png or .tif; the whole one is returned. `label_values` are written
-    for class 0, 1, ...
+    `path` lacks the suffix, .png or .tif; the whole one is returned. `label_values` are those of class 0, 1, ...
     """
     image = Image.fromarray(_as_uint8(label_values)[mask])
     tags = None

@@ -35,9 +35,8 @@ def write_overlay(path: Path, volume: Volume, prediction: np.ndarray, class_name
 def draw_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> Image.Image:
     """One slice, that of `richest_slice`: image, truth, prediction and errors side by side, 400 pixels wide each.
 
-    Without a label the prediction decides, and truth and errors are left out. Two panels have their legend below: the
-    overlay may be cut in the middle. The image is (D, H, W), (D, H, W, 3) or (D, 3, H, W), of any intensities; where
-    its geometry is known, an axial slice is drawn as a radiologist reads it. `prediction` is (D, H, W).
+    Without a label truth and errors are left out. Two panels have their legend below: the overlay may be cut in the
+    middle. Where the geometry is known, an axial slice is drawn as a radiologist reads it.
     """
     label, geometry = volume.label, volume.geometry
     index = richest_slice(prediction if label is None or not label.any() else label)

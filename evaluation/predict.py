@@ -37,8 +37,7 @@ def predict_volume(
 ) -> np.ndarray:
     """Segment a volume slice by slice: cubic zoom to the network's size, argmax, nearest zoom back.
 
-    With `overlap` nothing is zoomed: windows of the network's size slide over each slice, and their logits are blended
-    before the argmax, which suits a network that was trained on crops. Only one batch of slices is in memory at a time.
+    With `overlap` nothing is zoomed: windows of the network's size slide over each slice, and their logits are blended.
 
     Args:
         network: (B, C, H, W) to logits (B, K, H, W), or a tuple of heads, which are summed; runs in eval mode.
@@ -91,9 +90,8 @@ def prediction_memmap(volume: Volume, folder: Path) -> np.ndarray | None:
     """A (D, H, W) uint8 memmap of an unnamed file in `folder`; None for a volume that is in memory itself."""
     if isinstance(volume.image, np.ndarray):
         return None
-    shape = (volume.image.shape[0], *volume.image.shape[-2:])
     with TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+        return np.memmap(file, np.uint8, "w+", shape=(volume.image.shape[0], *volume.image.shape[-2:]))
 
 
 def validate(
@@ -108,9 +106,8 @@ def validate(
 ) -> dict[str, float]:
     """Mean Dice (strict convention) of each class over labeled volumes and, as `dice`, the mean over the classes.
 
-    With `foreground` all classes count as one of this name, as published for ACDC: a confusion of two classes is then
-    no error. `progress` wraps the iterator over the cases; each of several `ranks` predicts its shard of them, and all
-    return the same scores. `how` are the keywords of `predict_volume`.
+    With `foreground` all classes count as one of this name, as published for ACDC. `progress` wraps the iterator over
+    the cases; all `ranks` return the same scores. `how` are the keywords of `predict_volume`.
     """
     ranks = ranks or Ranks()
     class_names = ("foreground",) if foreground else class_names
