@@ -20,8 +20,8 @@ Overlay = tuple[str, str, list[str]]  # title, caption, and the halves of a PNG 
 Chart = tuple[str, str, str]  # title, caption, and the SVG
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values by name, as training logged them
 
-_LOSSES = {"loss": "Loss", "ce": "Cross-entropy", "dice_loss": "Dice loss", "scr": "SCR", "ifd": "IFD"}
-_CURVES = {**_LOSSES, "val_dice": "Validation Dice"}  # those that are drawn
+_CURVES = {"loss": "Loss", "ce": "Cross-entropy", "dice": "Dice loss", "dice_loss": "Dice loss", "scr": "SCR"}
+_CURVES |= {"ifd": "IFD", "val_dice": "Validation Dice"}  # "dice" is what earlier runs call the Dice loss
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _curves(curves: Curves) -> list[Chart]:
         finite = np.flatnonzero(np.isfinite(values)).tolist()
         if not finite:
             continue
-        best = None if name in _LOSSES else max(finite, key=values.__getitem__)
+        best = max(finite, key=values.__getitem__) if name.startswith("val_") else None
         place = finite[-1] if best is None else best
         what = f"{'last' if best is None else 'best'} {values[place]:.4g} at step {steps[place]}"
         label = f"{title} over the steps of the training, {what}."
