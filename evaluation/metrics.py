@@ -32,7 +32,14 @@ class ClassScores:
     strict: dict[str, float]
 
 
-def compare(pred: Labels, truth: Labels, spacing: Spacing = None, strict: bool = False, **how: str) -> dict[str, float]:
+def compare(
+    pred: Labels,
+    truth: Labels,
+    spacing: Spacing = None,
+    strict: bool = False,
+    method: str = "fast",
+    assd: str = "pooled",
+) -> dict[str, float]:
     """Dice, HD95, Jaccard and ASSD of two binary masks.
 
     The two conventions differ only where a mask is empty. Published: a prediction without truth scores Dice 1, HD95 0,
@@ -43,18 +50,26 @@ def compare(pred: Labels, truth: Labels, spacing: Spacing = None, strict: bool =
         pred, truth: (H, W) or (D, H, W), array or tensor, foreground where not zero.
         spacing: size of a voxel in mm along each axis; None measures in voxels.
         strict: use the strict convention instead of the published one.
-        how: `method` and `assd` of `compare_at_spacings`.
+        method, assd: see `compare_at_spacings`.
+
+    Raises:
+        ValueError: shapes that differ, or are not of 2 or 3 dimensions; an impossible spacing.
     """
     pred, truth = _as_tensor(pred, "prediction") != 0, _as_tensor(truth, "truth") != 0
-    (scores,) = compare_classes(pred, truth, 2, spacing, **how)
+    (scores,) = compare_classes(pred, truth, 2, spacing, method, assd)
     return scores.strict if strict else scores.published
 
 
 def compare_classes(
-    pred: Labels, truth: Labels, num_classes: int, spacing: Spacing = None, **how: str
+    pred: Labels,
+    truth: Labels,
+    num_classes: int,
+    spacing: Spacing = None,
+    method: str = "fast",
+    assd: str = "pooled",
 ) -> tuple[ClassScores, ...]:
     """Scores of the classes 1 to `num_classes` - 1 of two label maps; otherwise as `compare`."""
-    return compare_at_spacings(pred, truth, num_classes, [spacing], **how)[0]
+    return compare_at_spacings(pred, truth, num_classes, [spacing], method, assd)[0]
 
 
 def compare_at_spacings(

@@ -48,7 +48,12 @@ def predict_volume(
         autocast: dtype of the forward pass, such as torch.bfloat16; None runs it as it is.
         overlap: of neighboring windows, in [0, 1); None zooms, as published.
         out: (D, H, W) uint8 for the result, such as a memmap; else a new array is returned.
+
+    Raises:
+        ValueError: another shape, or a batch size or overlap out of range.
     """
+    if batch_size < 1 or not 0 <= (overlap or 0) < 1:
+        raise ValueError(f"batch_size is {batch_size}, overlap {overlap}; expected 1 or more, and 0 to below 1")
     if volume.ndim not in (3, 4) or 0 in volume.shape:
         shape = tuple(volume.shape)
         raise ValueError(

@@ -118,6 +118,9 @@ def test_wrong_volumes() -> None:
     for bad in (np.zeros((4, 4)), np.zeros((0, 4, 4))):
         with pytest.raises(ValueError, match="expected \\(D, H, W\\)"):
             predict_volume(Bands(), bad, img_size=4)
+    for wrong in ({"batch_size": 0}, {"overlap": 1.0}, {"overlap": -0.1}, {"overlap": float("nan")}):
+        with pytest.raises(ValueError, match="expected 1 or more, and 0 to below 1"):
+            predict_volume(Bands(), np.zeros((1, 4, 4)), img_size=4, **wrong)
 
 
 class PositionDependent(nn.Module):
