@@ -20,9 +20,6 @@ class Network(Checkpointed):
     Images are padded to multiples of `stride`. `channels` are the numbers of channels that it takes, for a stem of RGB
     one, repeated, or three. By default the coarsest map must have 2 x 2 positions or more, since batch norm needs more
     than one value a channel; a `min_size` of another `reason` may replace that.
-
-    Raises:
-        ValueError: `in_channels` that the stem does not take, or a size that is too small; the nearest is named.
     """
 
     name: str  # for `build_network`

@@ -59,9 +59,6 @@ class PVTCascade(_Cascade):
     Args, beside those of `networks.build_network`:
         img_size: side or (H, W), each above 32; only checked, the network takes any such size.
         options: of the encoder, see `PVTv2`.
-
-    Raises:
-        ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
     """
 
     name = "pvt_cascade"
@@ -109,9 +106,6 @@ class TransCascade(_Cascade):
             the CPU's global generator) and zero position embeddings at every forward, in training and in use; those
             of the state_dict are then neither used nor trained, and the network cannot be exported.
         options: of the encoder, see `R50ViT`.
-
-    Raises:
-        ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
     """
 
     name = "trans_cascade"

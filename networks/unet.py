@@ -54,9 +54,6 @@ class UNet(Network):
         img_size: side or (H, W), only checked; the network is fully convolutional.
         bilinear: upsample bilinearly (17.3 M parameters at 9 classes) or by transposed convolutions (31.0 M).
         width: channels of the first stage; 64 as published.
-
-    Raises:
-        ValueError: a size below 32, or an input of another number of channels.
     """
 
     name = "unet"
