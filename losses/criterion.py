@@ -48,9 +48,6 @@ class Criterion(nn.Module):
             label: (B, H, W), whole numbers 0..K-1.
             features: of the same pass, where `needs_features`.
             epoch: epochs trained so far, for a regularizer that warms up.
-
-        Raises:
-            ValueError: the regularizer is on and the features are missing, or it warms up and the epoch is.
         """
         terms = self._segmentation(logits, label)
         if self.kd is not None:

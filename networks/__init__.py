@@ -47,7 +47,7 @@ def build_network(
     Args:
         name: one of `list_networks()`.
         num_classes: K, background included.
-        img_size: side or (H, W) in pixels.
+        img_size: side or (H, W) in pixels; padded to what the network needs, and the logits are cropped.
         in_channels: channels of the images, 1 or 3, of which one is repeated to three; in the U-Net any number.
         options: see `list_options`, and the classes of the networks for what they mean. All take `use_checkpoint`,
             which recomputes activations in the backward pass: it saves memory and costs time.

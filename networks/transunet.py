@@ -54,7 +54,6 @@ class TransUNet(Network):
     """TransUNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
     Args, beside those of `networks.build_network`:
-        img_size: side or (H, W), each above 16; inside, the image is padded to multiples of 16.
         head_channels: what the decoder makes of the transformer's map first.
         decoder_channels: of the decoder's four blocks, coarse to fine.
         options: of the encoder, see `R50ViT`.

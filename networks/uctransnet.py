@@ -194,7 +194,6 @@ class UCTransNet(Network):
     """UCTransNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
     Args, beside those of `networks.build_network`:
-        img_size: side or (H, W) from 17 on; it is padded to multiples of 16, and the logits are cropped.
         base_channel: channels of the first stage.
         num_layers, num_heads, expand_ratio: blocks of the transformer, their heads, and the width of their MLPs.
         embeddings_dropout_rate, attention_dropout_rate, dropout_rate: of the embeddings, the attention, the MLPs.

@@ -37,9 +37,6 @@ class TapSpec:
 
     Printed, it is a table of what is regularized: a row `encoder[1][0]` is `spec.encoder[1][0]`, and what the errors
     of `KDloss` call by that name. `shapes` are those that `suggest_spec` saw; they say nothing to `FeatureTap`.
-
-    Raises:
-        ValueError: a stage without a name, a name that is no text, or another `final_side`.
     """
 
     encoder: Sequence[str | Sequence[str]]
@@ -111,8 +108,7 @@ class FeatureTap:
 
     Raises:
         ValueError: the spec is missing or names a module that the network does not have; or, when called, a module
-            that did not run, ran more than once, did not return one map (B, C, H, W) or (B, C, D, H, W), or, in
-            training, ran where autograd does not record although its parameters are trained.
+            did not run just once, gave no map, or ran where autograd does not record although it is trained.
     """
 
     def __init__(self, network: nn.Module, spec: TapSpec | None = None) -> None:
