@@ -52,9 +52,7 @@ class Criterion(nn.Module):
         terms = self._segmentation(logits, label)
         if self.kd is not None:
             if features is None:
-                raise ValueError(
-                    "Criterion: the regularizer is on but no features were given; call the network by FeatureTap"
-                )
+                raise ValueError("Criterion: the regularizer is on but got no features; call the network by FeatureTap")
             regularizer, terms["scr"], terms["ifd"] = self.kd.terms(*features, epoch)
             terms["loss"] = terms["loss"] + regularizer
         return terms

@@ -131,12 +131,17 @@ class HiFormer(Network):
         Each file fills its own part of the pyramid. Swin's patch mergings become those between the levels.
         """
         if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
-            sources = {name: key for key in state for name in _resnet_names(key)}
+            sources: dict[str, str] = {}
+            for key in state:
+                layer, _, rest = key.partition(".")
+                sources |= {f"{_PYRAMID}{name}.{rest}": key for name in _RESNET.get(layer, ())}
             required = ("resnet_layers", "p2", "p3")
             if not sources.keys() <= self.state_dict().keys():
                 return None  # of a deeper one, whose later blocks would be left out
         elif "patch_embed.proj.weight" in state and "layers.0.blocks.0.norm1.weight" in state:
-            sources = {_swin_name(key): key for key in state}
+            sources = {f"{_PYRAMID}swin_transformer.{key}": key for key in state}
+            for theirs, ours in _SWIN_MERGINGS.items():
+                sources |= {_PYRAMID + key.replace(theirs, ours): key for key in state if key.startswith(theirs)}
             required = ("swin_transformer", "p1_pm", "p2_pm")
             if any(key.startswith("layers_up.") for key in state):
                 return None  # a whole Swin-UNet
@@ -171,15 +176,3 @@ class HiFormerL(HiFormer):
 
     name = "hiformer_l"
     block, fusion_depths, fusion_mlp_ratio = BasicBlock, (1, 4), 4.0
-
-
-def _resnet_names(key: str) -> list[str]:
-    layer, _, rest = key.partition(".")
-    return [f"{_PYRAMID}{name}.{rest}" for name in _RESNET.get(layer, ())]
-
-
-def _swin_name(key: str) -> str:
-    for theirs, ours in _SWIN_MERGINGS.items():
-        if key.startswith(theirs):
-            return _PYRAMID + key.replace(theirs, ours)
-    return f"{_PYRAMID}swin_transformer.{key}"

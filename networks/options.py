@@ -35,7 +35,4 @@ def check_stages(network: str, stages: int, **options: Sequence[float]) -> None:
 def check_divides(network: str, option: str, divisors: Sequence[int], of: str, widths: Sequence[int]) -> None:
     """Attention heads or groups, `option`, that divide the widths that the option `of` gives, stage by stage."""
     if len(divisors) != len(widths) or any(width % n for n, width in zip(divisors, widths, strict=True)):
-        raise ValueError(
-            f"{network}: {option} is {tuple(divisors)}; expected divisors of the widths {tuple(widths)}: "
-            f"change {option} or {of}"
-        )
+        raise ValueError(f"{network}: {option} is {tuple(divisors)}; expected divisors of {tuple(widths)}, set by {of}")

@@ -117,9 +117,7 @@ def _state_dict_of(content: Mapping[str, object], path: str | Path) -> dict[str,
             content = inner
     state = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(
-            f"{path}: holds no tensors by name; expected a state_dict, bare or under 'model' or 'state_dict'"
-        )
+        raise ValueError(f"{path}: holds no tensors by name; expected a state_dict, bare or under model or state_dict")
     for name, value in state.items():
         if not is_dense(value):
             raise ValueError(

@@ -50,10 +50,7 @@ class TapSpec:
         if self.final_side not in ("input", "output"):
             raise ValueError(f"TapSpec: final_side is {self.final_side!r}; expected 'input' or 'output'")
         if not isinstance(self.final, str) or not self.final:
-            raise ValueError(
-                f"TapSpec: final is {self.final!r}; expected a module name: the teacher is what that module gives, or "
-                "reads with final_side='input'"
-            )
+            raise ValueError(f"TapSpec: final is {self.final!r}; expected a module name, see final_side")
         for part in ("encoder", "decoder"):
             object.__setattr__(self, part, _as_stages(part, getattr(self, part)))
 
@@ -81,9 +78,7 @@ def _as_stages(part: str, stages: Any) -> tuple[tuple[str, ...], ...]:
     if not named or not all(
         isinstance(stage, Sequence) and stage and all(isinstance(name, str) for name in stage) for stage in named
     ):
-        raise ValueError(
-            f"TapSpec: {part} is {stages!r}; expected a list of stages with at least one module name a stage"
-        )
+        raise ValueError(f"TapSpec: {part} is {stages!r}; expected a list of stages, each of one module name or more")
     return tuple(tuple(stage) for stage in named)
 
 
@@ -187,10 +182,7 @@ def _one_map(name: str, calls: list[_Seen], verb: str) -> Tensor:
             "network, tap it in a mode in which it is not called plainly)"
         )
     if len(calls) > 1:
-        raise ValueError(
-            f"FeatureTap: module {name!r} ran {len(calls)} times in this forward pass, and its feature would be any of "
-            "them; name the modules around it, each of which runs once"
-        )
+        raise ValueError(f"FeatureTap: module {name!r} ran {len(calls)} times in this pass; name a module around it")
     value = calls[0].value
     if not isinstance(value, Tensor):
         what = f"a {type(value).__name__}"

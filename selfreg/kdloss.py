@@ -163,10 +163,7 @@ class KDloss(nn.Module):
         if not self.warmup_epochs:
             return 1.0
         if epoch is None:
-            raise ValueError(
-                f"KDloss: warmup_epochs is {self.warmup_epochs} but no epoch was given; "
-                "call it with the epochs trained so far, kd(encoder, decoder, final, epoch)"
-            )
+            raise ValueError(f"KDloss: warmup_epochs is {self.warmup_epochs} but no epoch was given; give one a call")
         return min(1.0, epoch / self.warmup_epochs)
 
     def intra_fd(self, f: Tensor) -> Tensor:

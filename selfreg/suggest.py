@@ -66,9 +66,7 @@ def _spec(trace: Trace, image: Tensor) -> TapSpec:
     outputs = trace.output if isinstance(trace.output, tuple | list) else (trace.output,)
     logits = next((x for x in outputs if isinstance(x, Tensor) and x.ndim == image.ndim), None)
     if logits is None:
-        raise _NotUnderstood(
-            f"it returns a {type(trace.output).__name__}; expected the logits (B, K, *space), alone or in a tuple"
-        )
+        raise _NotUnderstood(f"it returns a {type(trace.output).__name__}; expected logits (B, K, *space) or a tuple")
     classes = logits.shape[1]
     at = _output_convolution(trace, outputs, classes, image)
     head = trace.calls[at]
@@ -192,10 +190,7 @@ def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple
     """The map that stands for each stage: of the encoder fine to coarse, of the decoder coarse to fine."""
     bottleneck = min((m.space for m in maps), key=math.prod, default=final)
     if math.prod(bottleneck) >= math.prod(final):
-        raise _NotUnderstood(
-            f"the map that its output convolution reads, of size {final}, is not finer than the coarsest one, "
-            f"{bottleneck}: nothing rises, there is no decoder"
-        )
+        raise _NotUnderstood(f"its last map, {final}, is no finer than the coarsest, {bottleneck}: there is no decoder")
     visits = [i for i, m in enumerate(maps) if m.space == bottleneck]
     down = next((i for i in range(visits[0], len(maps)) if maps[i].space != bottleneck), len(maps))
     falling, rising = maps[:down], maps[visits[-1] + 1 :]
