@@ -48,11 +48,16 @@ class Criterion(nn.Module):
             label: (B, H, W), whole numbers 0..K-1.
             features: of the same pass, where `needs_features`.
             epoch: epochs trained so far, for a regularizer that warms up.
+
+        Raises:
+            ValueError: the regularizer is on and the features are missing, or it warms up and the epoch is.
         """
         terms = self._segmentation(logits, label)
         if self.kd is not None:
             if features is None:
-                raise ValueError("Criterion: the regularizer is on but got no features; call the network by FeatureTap")
+                raise ValueError(
+                    "Criterion: the regularizer is on but no features were given; call the network by FeatureTap"
+                )
             regularizer, terms["scr"], terms["ifd"] = self.kd.terms(*features, epoch)
             terms["loss"] = terms["loss"] + regularizer
         return terms

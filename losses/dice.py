@@ -31,6 +31,9 @@ class DiceLoss(nn.Module):
             inputs: (B, K, *space), probabilities, or logits with `softmax`.
             target: (B, *space), whole numbers 0..K-1 of any dtype.
             weight: one factor a class; the sum is still divided by K, as published.
+
+        Raises:
+            ValueError: shapes that do not belong together.
         """
         if inputs.shape[1] != self.n_classes or inputs.shape[:1] + inputs.shape[2:] != target.shape:
             raise ValueError(

@@ -37,6 +37,9 @@ class TapSpec:
 
     Printed, it is a table of what is regularized: a row `encoder[1][0]` is `spec.encoder[1][0]`, and what the errors
     of `KDloss` call by that name. `shapes` are those that `suggest_spec` saw; they say nothing to `FeatureTap`.
+
+    Raises:
+        ValueError: a stage without a name, a name that is no text, or another `final_side`.
     """
 
     encoder: Sequence[str | Sequence[str]]
@@ -50,7 +53,10 @@ class TapSpec:
         if self.final_side not in ("input", "output"):
             raise ValueError(f"TapSpec: final_side is {self.final_side!r}; expected 'input' or 'output'")
         if not isinstance(self.final, str) or not self.final:
-            raise ValueError(f"TapSpec: final is {self.final!r}; expected a module name, see final_side")
+            raise ValueError(
+                f"TapSpec: final is {self.final!r}; expected a module name: the teacher is what that module gives, or "
+                "reads with final_side='input'"
+            )
         for part in ("encoder", "decoder"):
             object.__setattr__(self, part, _as_stages(part, getattr(self, part)))
 
@@ -78,7 +84,9 @@ def _as_stages(part: str, stages: Any) -> tuple[tuple[str, ...], ...]:
     if not named or not all(
         isinstance(stage, Sequence) and stage and all(isinstance(name, str) for name in stage) for stage in named
     ):
-        raise ValueError(f"TapSpec: {part} is {stages!r}; expected a list of stages, each of one module name or more")
+        raise ValueError(
+            f"TapSpec: {part} is {stages!r}; expected a list of stages with at least one module name a stage"
+        )
     return tuple(tuple(stage) for stage in named)
 
 
@@ -103,7 +111,8 @@ class FeatureTap:
 
     Raises:
         ValueError: the spec is missing or names a module that the network does not have; or, when called, a module
-            did not run just once, gave no map, or ran where autograd does not record although it is trained.
+            that did not run, ran more than once, did not return one map (B, C, H, W) or (B, C, D, H, W), or, in
+            training, ran where autograd does not record although its parameters are trained.
     """
 
     def __init__(self, network: nn.Module, spec: TapSpec | None = None) -> None:
@@ -182,7 +191,10 @@ def _one_map(name: str, calls: list[_Seen], verb: str) -> Tensor:
             "network, tap it in a mode in which it is not called plainly)"
         )
     if len(calls) > 1:
-        raise ValueError(f"FeatureTap: module {name!r} ran {len(calls)} times in this pass; name a module around it")
+        raise ValueError(
+            f"FeatureTap: module {name!r} ran {len(calls)} times in this forward pass, and its feature would be any of "
+            "them; name the modules around it, each of which runs once"
+        )
     value = calls[0].value
     if not isinstance(value, Tensor):
         what = f"a {type(value).__name__}"

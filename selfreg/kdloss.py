@@ -49,8 +49,16 @@ DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
 def intra_fd(f: Tensor, name: str = "the feature map", *, distance: Distance = "mse") -> Tensor:
     """Internal feature distillation: distance between the stronger half of the channels and the weaker.
 
-    The score of a channel of f (B, C, *space) is the mean over batch and space of its L2-normalized map. Both halves
-    receive gradient, the sort does not. An odd C, undefined in the paper, is a ValueError with the layer's `name`.
+    A channel's score is the mean over batch and space of its L2-normalized map. Both halves receive gradient, the sort
+    does not.
+
+    Args:
+        f: (B, C, H, W) or (B, C, D, H, W), C even.
+        name: the layer, for the error message.
+        distance: see `KDloss`.
+
+    Raises:
+        ValueError: an odd number of channels (undefined in the paper), or another rank.
     """
     _check_map(f, name)
     if f.shape[1] % 2:
@@ -66,10 +74,18 @@ def intra_fd(f: Tensor, name: str = "the feature map", *, distance: Distance = "
 
 
 def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distance: Distance = "mse") -> Tensor:
-    """Semantic consistency: distance between random channels of a student map (B, C_s, *space) and of the teacher's.
+    """Semantic consistency: distance between random channels of a student map and of the teacher.
 
     The spatially larger map is average-pooled to the smaller one's size; min(C_s, C_t) channels are drawn of each by
-    Python's `random.sample`, the student's first. The teacher `f_t`, of the same batch and rank, is detached.
+    Python's `random.sample`, the student's first. The teacher `f_t` is detached.
+
+    Args:
+        f_s, f_t: (B, C_s, *space) and (B, C_t, *space), space of two or three dimensions, not necessarily square.
+        name: the student's layer, for the error message.
+        distance: see `KDloss`.
+
+    Raises:
+        ValueError: other ranks, or a rank or batch size that differs between the two.
     """
     (value,) = _inter_fd([(f_s, name)], f_t, distance)
     return value
@@ -136,6 +152,9 @@ class KDloss(nn.Module):
         distance: between channels, `mse` as published, `cosine` or `normalized_mse`.
         warmup_epochs: both weights rise linearly from 0 over so many epochs, and every call must then give the epoch;
             0, as published, for full weights from the start.
+
+    Raises:
+        ValueError: a weight or warm-up that is negative or not finite, or an unknown distance.
     """
 
     def __init__(
@@ -163,7 +182,10 @@ class KDloss(nn.Module):
         if not self.warmup_epochs:
             return 1.0
         if epoch is None:
-            raise ValueError(f"KDloss: warmup_epochs is {self.warmup_epochs} but no epoch was given; give one a call")
+            raise ValueError(
+                f"KDloss: warmup_epochs is {self.warmup_epochs} but no epoch was given; "
+                "call it with the epochs trained so far, kd(encoder, decoder, final, epoch)"
+            )
         return min(1.0, epoch / self.warmup_epochs)
 
     def intra_fd(self, f: Tensor) -> Tensor:
@@ -182,6 +204,9 @@ class KDloss(nn.Module):
             decoder: the stages above the bottleneck, coarse to fine, likewise.
             final: the teacher, the input of the output convolution; it receives no gradient.
             epoch: epochs trained so far, fractions allowed; needed for a warm-up, else not used.
+
+        Raises:
+            ValueError: an empty stage, a map of another rank, or an odd number of channels.
         """
         warmup = self.warmup_factor(epoch)
         parts = {"decoder": _as_stages(decoder, "decoder"), "encoder": _as_stages(encoder, "encoder")}

@@ -22,19 +22,26 @@ Space = tuple[int, ...]
 def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec:
     """Propose a `TapSpec` for a U-shaped network; `print` it to see what it would regularize.
 
-    The network runs once, in eval mode and without gradients, and is left as it was. Its output convolution is the last
-    one that makes the classes; the teacher is the map that this one reads. The encoder's stages are the resolutions
-    below the image's down to the bottleneck; the decoder's are those that come again between it and the teacher. Of
-    each stage the last module stands for it, whole blocks before single layers. Left out are modules that run twice or
-    give a list, odd numbers of channels, and maps of a single point. Ask before `torch.compile`.
+    The network runs once, in eval mode and without gradients, and is left as it was: modes, buffers and random state.
+    Its output convolution is the last one that makes the classes; the teacher is the map that this one reads. The
+    encoder's stages are the resolutions below the image's down to the bottleneck, which counts among them; the
+    decoder's are those that come again between the bottleneck and the teacher. Of each stage the last module stands
+    for it, whole blocks before single layers. Left out are modules that run twice or give a list, odd numbers of
+    channels, and maps of a single point, such as squeeze-and-excitation makes.
+
+    It is a proposal: one map a stage, while a list of blocks is written by hand. Ask before `torch.compile`.
 
     Args:
         model: the network; its output is a tensor (B, K, *space), or a tuple or list with such a tensor.
         example: its input (B, C, H, W) or (B, C, D, H, W), or the tuple of all its inputs, of any size at which the
             bottleneck has more than a single point.
 
+    Returns:
+        The spec, with the `shapes` (B, C, *space) that were seen.
+
     Raises:
-        ValueError: no fall and rise of resolutions, no output convolution, or an example too small for the depth.
+        ValueError: no fall and rise of resolutions, no output convolution, an output of another kind, or an example
+            too small for the depth.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     images = [x for x in inputs if isinstance(x, Tensor) and x.ndim in RANKS]
@@ -66,7 +73,9 @@ def _spec(trace: Trace, image: Tensor) -> TapSpec:
     outputs = trace.output if isinstance(trace.output, tuple | list) else (trace.output,)
     logits = next((x for x in outputs if isinstance(x, Tensor) and x.ndim == image.ndim), None)
     if logits is None:
-        raise _NotUnderstood(f"it returns a {type(trace.output).__name__}; expected logits (B, K, *space) or a tuple")
+        raise _NotUnderstood(
+            f"it returns a {type(trace.output).__name__}; expected the logits (B, K, *space), alone or in a tuple"
+        )
     classes = logits.shape[1]
     at = _output_convolution(trace, outputs, classes, image)
     head = trace.calls[at]
@@ -190,7 +199,10 @@ def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple
     """The map that stands for each stage: of the encoder fine to coarse, of the decoder coarse to fine."""
     bottleneck = min((m.space for m in maps), key=math.prod, default=final)
     if math.prod(bottleneck) >= math.prod(final):
-        raise _NotUnderstood(f"its last map, {final}, is no finer than the coarsest, {bottleneck}: there is no decoder")
+        raise _NotUnderstood(
+            f"the map that its output convolution reads, of size {final}, is not finer than the coarsest one, "
+            f"{bottleneck}: nothing rises, there is no decoder"
+        )
     visits = [i for i, m in enumerate(maps) if m.space == bottleneck]
     down = next((i for i in range(visits[0], len(maps)) if maps[i].space != bottleneck), len(maps))
     falling, rising = maps[:down], maps[visits[-1] + 1 :]
