@@ -71,13 +71,7 @@ def effective_rank(correlation: np.ndarray) -> float | None:
 
 @torch.inference_mode()
 def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequence[Layer]) -> list[ChannelSimilarity]:
-    """Run a network in eval mode over batches (B, C, H, W) and compare the channels of each layer's map, in float64.
-
-    Memory does not grow with the number of images; their division into batches changes nothing but rounding.
-
-    Raises:
-        ValueError: there is no image, or a layer gives no map, a single channel or numbers that are not finite.
-    """
+    """Run a network in eval mode over batches (B, C, H, W) and compare the channels of each layer's map, in float64."""
     images = 0
     shifts: dict[Layer, Tensor] = {}
     products: dict[Layer, Tensor] = {}
@@ -87,19 +81,14 @@ def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
         for layer, given in zip(layers, layer_maps(network, layers, batch)[1], strict=True):
             flat = channels_first(network, layer, given, batch.shape[2:]).flatten(2).double()  # (B, C, HW)
             if flat.shape[1] < 2:
-                raise ValueError(f"layer {layer}: gives a single channel; expected at least 2, name another (--layers)")
+                raise ValueError(f"{layer.name}: gives a single channel; expected at least 2, name another (--layers)")
             if not flat.isfinite().all():
-                raise ValueError(
-                    f"layer {layer}: gives NaN or infinite numbers; expected finite ones, so give weights from before "
-                    "training diverged (--checkpoint)"
-                )
+                raise ValueError(f"{layer.name}: gives NaN or infinity; give a --checkpoint from before it diverged")
             # Minus each channel's first value, sums are exact for what is far from 0, and 0 for what is constant.
             shift = shifts.setdefault(layer, flat[0, :, :1].clone())
             values = F.pad(flat - shift, (0, 0, 0, 1), value=1).transpose(0, 1).flatten(1)  # (C + 1, BHW)
             products[layer] = products.get(layer, 0) + values @ values.T
             scores[layer] = scores.get(layer, 0) + F.normalize(flat, dim=2).mean(dim=2).sum(dim=0)
-    if not images:
-        raise ValueError("there is no image to compare channels on; expected at least one")
     return [_similarity(products[layer], shifts[layer][:, 0], scores[layer] / images) for layer in layers]
 
 

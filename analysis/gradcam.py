@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 if __name__ == "__main__":
     import _path  # noqa: F401  puts the repository on sys.path
@@ -28,7 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import utils
-from analysis.layers import Layer, Session, channels_first, layer_maps, open_session, padded_size, regularized_stages
+from analysis.layers import Layer, channels_first, layer_maps, open_session, padded_size, regularized_stages
 from datasets import class_names
 from datasets.axes import upright
 from datasets.base import Volume
@@ -40,6 +39,8 @@ _log = logging.getLogger("gradcam.py")
 
 _OUTLINES = {"truth": ("cyan", "#00E5FF"), "prediction": ("white", "#FFFFFF")}
 
+Heats = Mapping[Layer, np.ndarray]  # (h, w) of each layer
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute and draw as the command line says; returns 0 when done, 2 on bad input."""
@@ -50,16 +51,27 @@ def gradcam(args: argparse.Namespace) -> int:
     """Find slice and class, compute the heat of every layer, write figure, arrays and numbers."""
     with utils.logging_session("gradcam.py"):
         session = open_session(args)
-        network, size = session.network, session.config.data.img_size
-        subject = find_subject(session, args.case, args.slice, args.target)
-        volume, number, image, pixels, name, target, masks = subject
+        config, network, volume = session.config, session.network, session.find_volume(args.case)
+        size, batch_size = config.data.img_size, config.test.batch_size
+        predict = partial(predict_volume, network, img_size=size, batch_size=batch_size, device=session.device)
+        number = default_slice(volume, predict) if args.slice is None else args.slice
+        if not 1 <= number <= len(volume.image):
+            raise ValueError(f"--slice is {number}; expected 1..{len(volume.image)}, {volume.name} has so many")
+        image = session.network_input(volume, number - 1)
+        predicted = predict(image)[0]
+        shape = (volume.image.shape[-2], volume.image.shape[-1])
+        slices = {} if volume.label is None else {"truth": volume.label[number - 1]}
+        slices["prediction"] = resize_label(predicted, shape)
+        names = ["background", *class_names(config.data.dataset, config.model.num_classes)]
+        target = commonest_class(slices) if args.target is None else class_number(args.target, names)
+        masks, pixels = {part: labels == target for part, labels in slices.items()}, predicted == target
         if not pixels.any():
             said = "%s is predicted nowhere in slice %d of %s; its logit is summed over all pixels"
-            _log.warning(said, name, number, volume.name)
+            _log.warning(said, names[target], number, volume.name)
             pixels |= True
         layers = session.layers or [stage[-1] for stage in regularized_stages(network)]
         maps = dict(zip(layers, grad_cam(network, image, layers, target, pixels), strict=True))
-        heats = {layer: onto_image(heat, network, size, masks["prediction"].shape) for layer, heat in maps.items()}
+        heats = {layer: onto_image(heat, network, size, shape) for layer, heat in maps.items()}
         rows = [
             {
                 "layer": layer.label,
@@ -75,7 +87,7 @@ def gradcam(args: argparse.Namespace) -> int:
             "case": volume.name,
             "slice": number,
             "class": target,
-            "class_name": name,
+            "class_name": names[target],
             "logits_summed_over": "all" if pixels.all() else "prediction",
             "truth_share_of_pixels": float(masks["truth"].mean()) if "truth" in masks else None,
             "prediction_share_of_pixels": float(masks["prediction"].mean()),
@@ -84,52 +96,29 @@ def gradcam(args: argparse.Namespace) -> int:
         arrays = {f"{layer.label}.map": heat for layer, heat in maps.items()}
         arrays |= {f"{layer.label}.heat": heat for layer, heat in heats.items()}
         place = volume.name if volume.is_picture else f"{volume.name}_slice{number}"
-        session.write(f"gradcam_{place}_{name.replace(' ', '_')}", draw(subject, maps, heats), arrays, record)
+        figure = draw(volume, number, names[target], masks, maps, heats)
+        session.write(f"gradcam_{place}_{names[target].replace(' ', '_')}", figure, arrays, record)
     return 0
 
 
-class Subject(NamedTuple):
-    """A slice of a case and the class that is asked for."""
-
-    volume: Volume
-    number: int  # of the slice, from 1 on
-    image: Tensor  # (1, C, H, W), as the network takes it
-    pixels: np.ndarray  # (H, W) bool, where the network predicts the class for that image
-    class_name: str
-    target: int
-    masks: dict[str, np.ndarray]  # (H, W) bool, of the slice's own size: truth, where there are labels, and prediction
+def default_slice(volume: Volume, predict: Callable[..., np.ndarray]) -> int:
+    """The number, from 1 on, of the slice with most classes in the truth or, without any, in the prediction."""
+    label = volume.label
+    return 1 + richest_slice(label if label is not None and label.any() else predict(volume.image))
 
 
-def find_subject(session: Session, case: str, number: int | None, named: str | None) -> Subject:
-    """A slice and a class of it, by the case's name, the slice's number from 1 on, and the class's name or number.
+def commonest_class(slices: dict[str, np.ndarray]) -> int:
+    """The class with most pixels in the prediction, else in the truth, else 1."""
+    foreground = [labels[labels > 0] for labels in reversed(slices.values()) if labels.any()]
+    return int(np.bincount(foreground[0]).argmax()) if foreground else 1
 
-    By default the first case, its slice with most classes, and the class with most pixels in prediction, else truth.
 
-    Raises:
-        ValueError: there is no such case, slice or class.
-    """
-    config, network = session.config, session.network
-    size, batch_size = config.data.img_size, config.test.batch_size
-    predict = partial(predict_volume, network, img_size=size, batch_size=batch_size, device=session.device)
-    volume = session.find_volume(case)
-    if number is not None and not 1 <= number <= len(volume.image):
-        raise ValueError(f"--slice is {number}; expected 1..{len(volume.image)}, {volume.name} has so many")
-    if number is None:
-        richest = volume.label if volume.label is not None and volume.label.any() else predict(volume.image)
-        number = 1 + richest_slice(richest)
-    image = session.network_input(volume, number - 1)
-    labels = predict(image)[0]
-    slices = {} if volume.label is None else {"truth": volume.label[number - 1]}
-    slices["prediction"] = resize_label(labels, (volume.image.shape[-2], volume.image.shape[-1]))
-    names = ["background", *class_names(config.data.dataset, config.model.num_classes)]
+def class_number(given: str, names: Sequence[str]) -> int:
+    """A class by its name or its number."""
     known = {word: number for number, name in enumerate(names) for word in (str(number), name.lower())}
-    if named is not None and named.lower() not in known:
-        raise ValueError(f"--class is {named!r}; expected 0..{len(names) - 1} or one of {', '.join(names)}")
-    foreground = [array[array > 0] for array in reversed(slices.values()) if array.any()]
-    commonest = int(np.bincount(foreground[0]).argmax()) if foreground else 1
-    target = commonest if named is None else known[named.lower()]
-    masks = {name: array == target for name, array in slices.items()}
-    return Subject(volume, number, image, labels == target, names[target], target, masks)
+    if given.lower() not in known:
+        raise ValueError(f"--class is {given!r}; expected 0..{len(names) - 1} or one of {', '.join(names)}")
+    return known[given.lower()]
 
 
 def grad_cam(
@@ -139,26 +128,22 @@ def grad_cam(
 
     The gradient is that of the logits of class `target`, summed over `pixels` (H, W) bool, for an image (1, C, H, W) on
     the device of the network, which is in eval mode.
-
-    Raises:
-        ValueError: the logits do not depend on a layer.
     """
     logits, maps = layer_maps(network, layers, image.clone().requires_grad_())
     evidence = logits[0, target][torch.from_numpy(pixels).to(logits.device)].sum()
     gradients, heats = torch.autograd.grad(evidence, maps, allow_unused=True), []
     for layer, feature, gradient in zip(layers, maps, gradients, strict=True):
         if gradient is None:
-            raise ValueError(f"layer {layer}: the logits do not depend on it; expected one that they do (--layers)")
+            raise ValueError(f"{layer.name}: the logits do not depend on it; expected one that they do (--layers)")
         gradient, feature = (channels_first(network, layer, x.detach(), image.shape[2:]) for x in (gradient, feature))
         heats.append(F.relu((gradient.mean((2, 3), keepdim=True) * feature).sum(1))[0].cpu().numpy())
     return heats
 
 
 def onto_image(heat: np.ndarray, network: nn.Module, size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """A layer's heat (h, w) on the pixels of the slice, bilinearly, its maximum 1 (or all 0): (*shape) float32.
+    """A layer's heat (h, w) on the pixels of a slice of `shape`, bilinearly, its maximum 1 (or all 0), float32.
 
-    `size` is that of the network's input, to which the slice, of `shape`, was resized. Inside, the network pads below
-    and to the right; the heat there is cut off.
+    `size` is that of the network's input. Inside, the network pads below and to the right; the heat there is cut off.
     """
     inside = F.interpolate(torch.from_numpy(heat)[None, None], padded_size(network, size), mode="bilinear")
     on_slice = F.interpolate(inside[..., : size[0], : size[1]], tuple(shape), mode="bilinear")[0, 0].numpy()
@@ -171,9 +156,10 @@ def fraction_in(mask: np.ndarray | None, heat: np.ndarray) -> float | None:
     return float(heat[mask].sum(dtype=np.float64) / heat.sum(dtype=np.float64)) if known else None
 
 
-def draw(subject: Subject, maps: Mapping[Layer, np.ndarray], heats: Mapping[Layer, np.ndarray]) -> Figure:
+def draw(
+    volume: Volume, number: int, class_name: str, masks: Mapping[str, np.ndarray], maps: Heats, heats: Heats
+) -> Figure:
     """The slice with the outlines of the class, then each layer's heat (H, W), whose own map is (h, w), over it."""
-    volume, number, masks = subject.volume, subject.number, subject.masks
     image = upright(display(volume.image[number - 1 : number][0]), volume.geometry)
     outlines = {name: upright(mask, volume.geometry) for name, mask in masks.items() if mask.any()}
     where = next(iter(outlines), "prediction")  # the heat is compared with the truth where there is any
@@ -187,7 +173,7 @@ def draw(subject: Subject, maps: Mapping[Layer, np.ndarray], heats: Mapping[Laye
         panels.append((layer.label, shown, [layer.short_name, "{} x {}".format(*maps[layer].shape), share]))
     figure = Figure((2 * len(panels), min(2 * image.shape[0] / image.shape[1], 6) + 0.96), 150, layout="constrained")
     place = volume.name if volume.is_picture else f"{volume.name}, slice {number} of {len(volume.image)}"
-    figure.suptitle(f"Grad-CAM of {subject.class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
+    figure.suptitle(f"Grad-CAM of {class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
     for axis, (title, pixels, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axis.imshow(pixels, interpolation="nearest")
         for name, mask in outlines.items():

@@ -38,11 +38,7 @@ class Layer(NamedTuple):
     @property
     def short_name(self) -> str:
         """The end of the module's name, for a narrow place."""
-        end = self.name[-22:]
-        return end if end == self.name else f"...{end.partition('.')[2] or end}"
-
-    def __str__(self) -> str:
-        return self.label if self.label == self.name else f"{self.label} {self.name}"
+        return ".".join(self.name.split(".")[-4:])
 
 
 def regularized_stages(network: nn.Module) -> list[list[Layer]]:
@@ -58,21 +54,13 @@ def regularized_stages(network: nn.Module) -> list[list[Layer]]:
 
 def named_layers(network: nn.Module, names: Sequence[str]) -> list[Layer]:
     """Layers by the names of their modules or by their places, each once, in the order given."""
-    if "" in names:
-        raise ValueError("a name is empty; expected those of modules, or places such as encoder[0][0]")
     *blocks, final = (layer for stage in regularized_stages(network) for layer in stage)
     known = {layer.name: layer for layer in blocks} | {layer.label: layer for layer in (*blocks, final)}
-    if FeatureTap(network).spec.final_side == "output":
-        known[final.name] = final
     return list(dict.fromkeys(known.get(name, Layer(name, name)) for name in names))
 
 
 def layer_maps(network: nn.Module, layers: Sequence[Layer], images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The logits for images (B, C, H, W), of several heads the sum, and what each layer gave for them.
-
-    Raises:
-        ValueError: the network has no such layer (close names are given), or it did not give one map for each image.
-    """
+    """The logits for images (B, C, H, W), of several heads the sum, and what each layer gave for them."""
     for module in network.modules():
         if "inplace" in vars(module):
             vars(module)["inplace"] = False  # the next layer would overwrite what a layer gave
@@ -85,7 +73,7 @@ def layer_maps(network: nn.Module, layers: Sequence[Layer], images: Tensor) -> t
     maps = [features.final if layer.is_final else next(blocks) for layer in layers]
     for layer, feature in zip(layers, maps, strict=True):
         if len(feature) != len(images):  # windows, or heads, in the place of the batch
-            raise ValueError(f"{layer} gave {len(feature)} maps for one image; expected one, name another")
+            raise ValueError(f"{layer.name} gave {len(feature)} maps for one image; expected one, name another")
     return utils.sum_heads(logits), maps
 
 
@@ -145,11 +133,7 @@ class Session:
 
 
 def open_session(args: argparse.Namespace) -> Session:
-    """The network and the cases that a command line names, all of it checked before anything is written.
-
-    Raises:
-        ValueError, OSError: something that it names is missing or cannot be used.
-    """
+    """The network and the cases that a command line names, all of it checked before anything is written."""
     utils.check_writable(Path(args.output), "--output")
     trained = find_trained(args)
     config = trained.config

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 from yacs.config import CfgNode
 
@@ -62,17 +62,11 @@ def get_config(*sources: Source, opts: Sequence[str] = (), overrides: Mapping[st
 def complete(config: Config, facts: Mapping[str, object] | None = None) -> Config:
     """The configuration with its empty keys filled in: from the `facts` that the files of its data set gave (dotted key
     to value; None where they were not inspected), then from what is known of every data set of that name.
-
-    Raises:
-        ValueError: the images have other channels, the labels another number of values than there are classes, or
-            --axis has no effect.
     """
     config = fill(fill(config, facts or {}), DATASET_DEFAULTS.get(config.data.dataset, {}))
     channels = (facts or {}).get("MODEL.IN_CHANNELS", config.model.in_channels)
     if channels != config.model.in_channels:
-        raise ValueError(
-            f"MODEL.IN_CHANNELS is {config.model.in_channels}, but the images have {channels}; expected the same, or 0"
-        )
+        raise ValueError(f"MODEL.IN_CHANNELS is {config.model.in_channels}, but the images have {channels}; expected 0")
     values, classes = config.data.label_values, config.model.num_classes
     if values and len(values) != classes:
         raise ValueError(
@@ -100,15 +94,14 @@ def to_dict(config: Config) -> dict[str, object]:
     tree = _tree(config)
     section = SECTION_OF[config.model.type]
     options = {key.upper(): _plain(value) for key, value in config.model.options.items()}
-    model = cast(dict[str, object], tree["MODEL"])
-    model[section] = {key: options[key] for key in NETWORK_OPTIONS[section] if key in options}
+    tree["MODEL"][section] = {key: options[key] for key in NETWORK_OPTIONS[section] if key in options}
     return tree
 
 
 def default_tree() -> CfgNode:
     """A fresh yacs node with every key at its default."""
     tree = _tree(Config())
-    cast(dict[str, object], tree["MODEL"]).update(NETWORK_OPTIONS)
+    tree["MODEL"].update(NETWORK_OPTIONS)
     return CfgNode(tree)
 
 
@@ -121,10 +114,9 @@ def leaves(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-def _tree(section: object) -> dict[str, object]:
-    assert is_dataclass(section)
-    values = {f.name: getattr(section, f.name) for f in fields(section) if f.name != "options"}
-    return {name.upper(): _tree(value) if is_dataclass(value) else _plain(value) for name, value in values.items()}
+def _tree(config: Config) -> dict[str, Any]:
+    """As `to_dict`, but for the options of the network."""
+    return asdict(config, dict_factory=lambda pairs: {k.upper(): _plain(v) for k, v in pairs if k != "options"})
 
 
 def _plain(value: object) -> object:
@@ -239,13 +231,9 @@ def _as_type(value: object, default: object, dotted: str, source: str) -> object
         if isinstance(value, list | tuple):
             item = default[0] if default else _ITEMS[dotted]
             return [_as_type(one, item, dotted, source) for one in value]
-    if isinstance(default, float) and isinstance(value, str):  # yaml reads 1e-4, without a dot, as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < sys.float_info.max else math.inf
+    if isinstance(default, float) and isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValueError):  # yaml reads 1e-4, without a dot, as text
+            return float(str(value))
     if isinstance(default, str) and value is None:
         return ""
     if isinstance(default, bool) and isinstance(value, int) and value in (0, 1):

@@ -13,12 +13,7 @@ _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError, 
 
 
 def read_yaml(path: Path) -> dict[str, object]:
-    """The content of a short yaml of plain data, without aliases and control characters; empty where it holds nothing.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is too long, is no yaml, or holds no keys.
-    """
+    """The plain data of a short yaml, without aliases and control characters; empty where it holds nothing."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration; give a yaml file, such as those in configs/ (--cfg)")
     if path.stat().st_size > _MAX_BYTES:

@@ -55,11 +55,7 @@ def is_of(config: Config, run: Path) -> bool:
 
 
 def check_continues(config: Config, saved: object, where: object = "--resume") -> None:
-    """Make sure that the configuration in a checkpoint and this one train the same; messages name `where` it is.
-
-    Raises:
-        ValueError: they differ in a key that changes a result, which is named, or `saved` is no configuration.
-    """
+    """Make sure that the configuration in a checkpoint and this one train the same; messages name `where` it is."""
     try:
         if not isinstance(saved, Mapping):
             raise ValueError(f"it is a {type(saved).__name__}")

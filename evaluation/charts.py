@@ -16,23 +16,19 @@ from matplotlib.figure import Figure
 _INK, _SOFT, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"  # in place of the page's own
 _WIDTH = 340  # pixels; fills a phone, where text then has its nominal size
 _FONT_SIZE = 12  # pixels
-_MAX_POINTS = 400  # of a curve; a chart of this width cannot show more
-_MAX_VALUE = 1e30  # above, matplotlib's own arithmetic overflows
 
 # What makes a file of matplotlib's part of a page: its colors, and nothing that points outside or may occur twice.
 _REPLACED = {
     **{r"<(metadata|style|clipPath).*?</\1>": "", r' clip-path="[^"]*"': "", r'font-family: [^;"]*;? ?': ""},
     **{_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)", _ACCENT: "var(--accent)"},
-    **{r' id="': r"\g<0>{ident}-", r' xlink:href="#': r' href="#{ident}-'},
+    **{r'<g id="[^"]*"': "<g", r" xlink:href=": " href="},
 }
 
 
-def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: str, label: str) -> str:
-    """A box plot of the Dice of each class over the cases, every case a point over the box; an SVG element.
+def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, label: str) -> str:
+    """An SVG box plot of the Dice of each class over the cases, every case a point; a single case has no box.
 
-    A single case is a point without a box. `values` has the values by class, none for a class without any; the axis
-    runs from `lowest` to 1. `ident` begins the ids of the chart, to be given once in a page, and `label` is what a
-    screen reader reads.
+    The axis runs from `lowest` to 1. `label` is what a screen reader reads, another one for each chart of a page.
     """
     figure, axes = _rows(values)
     axes.boxplot(
@@ -50,14 +46,13 @@ def dice_boxes(values: Mapping[str, Sequence[float]], lowest: float, *, ident: s
     )
     margin = 0.02 * (1 - lowest)
     axes.set_xlim(lowest - margin, 1 + margin)
-    return _svg(figure, ident, label)
+    return _svg(figure, label)
 
 
-def difference_dots(values: Mapping[str, tuple[Sequence[float], float, float]], *, ident: str, label: str) -> str:
-    """Differences over the cases by class, every case a point, their mean a bar on its interval; an SVG element.
+def difference_dots(values: Mapping[str, tuple[Sequence[float], float, float]], label: str) -> str:
+    """An SVG chart of differences by class, every case a point, the mean a bar on its interval.
 
-    `values` has by class the differences, none for a class without any, and the ends of the interval, nan where there
-    is none; `ident` and `label` as in `dice_boxes`.
+    `values` has by class the differences and the ends of the interval, nan where there is none.
     """
     figure, axes = _rows({name: column for name, (column, _, _) in values.items()})
     axes.axvline(0, color=_SOFT, linewidth=1)
@@ -66,30 +61,27 @@ def difference_dots(values: Mapping[str, tuple[Sequence[float], float, float]], 
             axes.plot([low, high], [place, place], color=_INK, linewidth=2, solid_capstyle="butt")
             axes.plot([np.mean(column)] * 2, [place - 0.3, place + 0.3], color=_INK, linewidth=2)
     axes.locator_params(axis="x", nbins=5)
-    return _svg(figure, ident, label)
+    return _svg(figure, label)
 
 
-def curve(steps: Sequence[int], values: Sequence[float], *, ident: str, label: str, mark: int | None = None) -> str:
-    """A line over the steps of a run, on a logarithmic axis where it spans more than two orders; an SVG element.
+def curve(steps: Sequence[int], values: Sequence[float], label: str, mark: int | None = None) -> str:
+    """An SVG line over the steps of a run, on a logarithmic axis where it spans more than two orders of magnitude.
 
-    Of more than 400 points 400 are drawn; what is not finite leaves a gap. `mark` is the place of the one point to be
-    marked; `ident` and `label` as in `dice_boxes`.
+    What is not finite leaves a gap. `mark` is the index of a point to be marked.
     """
     figure, axes = _empty_chart(200)
-    drawn = np.linspace(0, len(values) - 1, min(_MAX_POINTS, len(values))).round().astype(int)
-    x, y = (np.where(np.abs(column) < _MAX_VALUE, column, np.nan) for column in (steps, values))
-    marker = "o" if len(drawn) == 1 else None
-    axes.plot(x[drawn], y[drawn], color=_ACCENT, linewidth=1.75, solid_joinstyle="round", marker=marker, markersize=5)
+    marker = "o" if len(values) == 1 else None
+    axes.plot(steps, values, color=_ACCENT, linewidth=1.75, marker=marker, markersize=5)
     if mark is not None:
-        axes.plot(x[mark], y[mark], "o", color=_INK, markersize=6)
-    known = y[np.isfinite(y)]
+        axes.plot(steps[mark], values[mark], "o", color=_INK, markersize=6)
+    known = np.array(values)[np.isfinite(values)]
     if len(known) and known.min() > 0 and known.max() > 100 * known.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # powers of ten have exponents too small to read
     axes.set_xlabel("step", color=_SOFT, fontsize=_FONT_SIZE)
     axes.locator_params(axis="x", nbins=4, integer=True)
     axes.grid(axis="y", color=_LINE, linewidth=1)
-    return _svg(figure, ident, label)
+    return _svg(figure, label)
 
 
 def _rows(values: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
@@ -118,14 +110,16 @@ def _empty_chart(height: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, ident: str, label: str) -> str:
+def _svg(figure: Figure, label: str) -> str:
     """The figure as an element of the page."""
     buffer = io.StringIO()
-    # The warnings are of characters that the font lacks: the page's own font has them.
-    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings(action="ignore"):
+    # The salt makes the ids the chart's own; of a long line, points within a pixel are left out. The warnings are of
+    # characters that the font lacks: the page's own font has them.
+    options = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "path.simplify_threshold": 1.0})
+    with options, warnings.catch_warnings(action="ignore"):
         figure.savefig(buffer, format="svg", transparent=True)
-    root, content = buffer.getvalue().partition("<svg")[2].split(">", 1)
+    content = buffer.getvalue().partition("<svg")[2].partition(">")[2]
     for pattern, text in _REPLACED.items():
-        content = re.sub(pattern, text.replace("{ident}", ident), content, flags=re.DOTALL)
-    box = re.search(r'viewBox="[^"]*"', root)
-    return f'<svg class="chart" {box and box[0]} role="img" aria-label="{escape(label)}">{content}'
+        content = re.sub(pattern, text, content, flags=re.DOTALL)
+    width, height = 72 * figure.get_size_inches()
+    return f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{content}'

@@ -20,16 +20,13 @@ _SEED = 2024  # of the resampling: the same data give the same interval
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference with its interval, the median over the cases, and the p value of Wilcoxon's signed-rank test.
-
-    `low` and `high` are NaN where there is one case alone, `p` where no case differs or there is one alone.
-    """
+    """Statistics of paired differences; of a single case, interval and p are NaN."""
 
     mean: float
     low: float
     high: float
-    median: float
-    p: float
+    median: float  # over the cases
+    p: float  # of Wilcoxon's signed-rank test; NaN where no case differs
     cases: int
 
 
@@ -38,15 +35,9 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
 
     The interval (95 %) is of the percentile bootstrap. Repetitions and cases are resampled independently, so that it
     covers another training as well as other cases; as the bootstrap of few repetitions is too narrow, it reaches at
-    least as far as Student's over their means. With one repetition it is the ordinary bootstrap over cases. Median
-    and Wilcoxon's signed-rank test are over the cases' means over the repetitions.
-
-    Raises:
-        ValueError: no differences, another shape than (S, N), or one that is not finite.
+    least as far as Student's over their means. Median and Wilcoxon's test are over the cases' means.
     """
     table = np.asarray(differences, dtype=np.float64)
-    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
-        raise ValueError(f"paired: {table.shape} differences; expected (repetitions, cases), all of them finite")
     ends = [_bootstrap(table)] + ([_student(table.mean(axis=1))] if len(table) > 1 else [])
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     cases = table.mean(axis=0)
@@ -55,10 +46,7 @@ def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
 
 
 def paired_few(differences: Sequence[float]) -> Paired:
-    """The statistics of a few differences, such as those of seeds: as `paired`, but with Student's interval (95 %).
-
-    The bootstrap of so few is too narrow, and leaves out 0 wherever all have one sign.
-    """
+    """As `paired`, of one repetition on a few: with Student's interval (95 %), as the bootstrap is too narrow."""
     found = paired([differences])
     low, high = (np.nan, np.nan) if len(differences) == 1 else _student(np.asarray(differences))
     return replace(found, low=low, high=high)
@@ -83,27 +71,18 @@ def _bootstrap(table: np.ndarray) -> tuple[float, float]:
 
 
 def compare_summaries(first: Summary, second: Summary) -> Json:
-    """The differences, B minus A, between two tests of the same cases, `first` and `second`: as in comparison.json.
+    """The content of comparison.json: the differences, B minus A, between two tests of the same cases and classes.
 
     In both conventions `overall` and `per_class` hold for each metric the means of both over the `n` cases that are
     defined in both, the values of `Paired`, and how many cases are defined in `only_first` and `only_second`. `cases`
-    has the differences of each case, and of its classes in Dice. Undefined values are None. The distance of a case is
-    the mean over the classes that have one in both: a class that only one found would make it worse.
-
-    Raises:
-        ValueError: other cases, classes or units of length.
+    has the differences of each case, and of its classes in Dice. The distance of a case is the mean over the classes
+    that have one in both: a class that only one found would make it worse.
     """
-    for what, ours, theirs in (("cases", first.cases, second.cases), ("classes", first.classes, second.classes)):
-        alone = [", ".join(sorted(one)) or "none" for one in ({*ours} - {*theirs}, {*theirs} - {*ours})]
-        if alone != ["none", "none"]:
-            raise ValueError(
-                f"the two were tested on different {what}: only the first has {alone[0]}, only the second {alone[1]}; "
-                "expected the same of both"
-            )
-    if first.unit != second.unit:
-        raise ValueError(
-            f"distances of the first are in {first.unit}, of the second in {second.unit}; expected one unit"
-        )
+    parts = [(one.cases, one.classes, [one.unit]) for one in (first, second)]
+    for what, ours, theirs in zip(("cases", "classes", "units"), *parts, strict=True):
+        if {*ours} != {*theirs}:
+            a, b = (", ".join(sorted(one)) or "none" for one in ({*ours} - {*theirs}, {*theirs} - {*ours}))
+            raise ValueError(f"different {what}: only the first has {a}, only the second {b}; expected the same")
     metrics = [name for name in TITLES if name in first.metrics and name in second.metrics]
     order = np.ix_([*map(second.cases.index, first.cases)], [*map(second.classes.index, first.classes)])
     both = np.stack([first.scores[..., : len(metrics)], second.scores[order][..., : len(metrics)]])
@@ -180,7 +159,7 @@ def _dots(comparison: Json, kind: str) -> Chart:
         for name, found in _blocks(comparison[kind]).items()
     }
     label = f"Differences in Dice by class, {kind} convention, every case a point."
-    return "Dice, B - A", f"{kind} convention", charts.difference_dots(values, ident=f"dots-{kind}", label=label)
+    return "Dice, B - A", f"{kind} convention", charts.difference_dots(values, label)
 
 
 def _rows(block: Json) -> Iterator[list[str]]:

@@ -16,41 +16,28 @@ from evaluation.summary import CONVENTIONS, Json, Summary, aligned, mean, named,
 
 _log = logging.getLogger("train.py")
 
-RESULT = "cross_validation.json"
-_REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 def cross_validate(
     words: Sequence[str], device: Sequence[str], folds: int, output_dir: Path, is_trained: Callable[[int, Path], bool]
 ) -> int:
-    """Train and test each fold in a folder of its own, and collect the results.
+    """Train and test each fold in a run `fold_0`, `fold_1`, ... of `output_dir`, and write `cross_validation.json`.
 
-    The same command again skips what is tested and resumes what was interrupted.
-
-    Args:
-        words: the command line of train.py, with `--folds`.
-        device: the flags of the device for test.py.
-        output_dir: gets `fold_0`, `fold_1`, ..., each a run, and `cross_validation.json`.
-        is_trained: whether a fold's run was trained with these settings; it raises where they differ.
-
-    Returns:
-        0, or the exit code of the command that failed.
-
-    Raises:
-        ValueError: as `is_trained`, `read_summary` and `collect`.
+    What is tested is skipped, and what was interrupted is resumed. `words` is the command line of train.py, `device`
+    test.py's flags of the device; `is_trained` says whether a fold's run was trained with these settings, and raises
+    where they differ. Returns 0, or the exit code of the command that failed.
     """
     runs = [output_dir / f"fold_{fold}" for fold in range(folds)]
     done = [is_trained(fold, run) and is_tested(run) for fold, run in enumerate(runs)]  # all, before any is begun
     for fold, run in enumerate(runs):
         train = ["train.py", *words, "--fold", str(fold), "--output_dir", str(run), "--resume", "auto"]
         for command in () if done[fold] else (train, ["test.py", "--output_dir", str(run), *device]):
-            code = _run(command)
-            if code:
+            if code := _run(command):
                 return code
         _log.info("fold %d of %d: %s", fold + 1, folds, run)
     content, table = collect([read_summary(run) for run in runs])
-    write_json(output_dir / RESULT, content)
-    _log.info("%s\n\nresults: %s", table, output_dir / RESULT)
+    path = output_dir / "cross_validation.json"
+    write_json(path, content)
+    _log.info("%s\n\nresults: %s", table, path)
     return 0
 
 
@@ -66,14 +53,11 @@ def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:
 
     In both conventions `over_cases` and `over_folds` hold mean and sample standard deviation of each metric, over all
     cases and over the means of the folds; `cases` are those of all folds, each with its `fold`.
-
-    Raises:
-        ValueError: a case was tested in two folds.
     """
     cases = [{**case, "fold": fold} for fold, one in enumerate(summaries) for case in one.to_json()["cases"]]
-    twice = [name for name, count in Counter(case["name"] for case in cases).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} was tested in two folds; expected one, so begin in another --output_dir")
+    name, count = Counter(case["name"] for case in cases).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{name} was tested in two folds; expected one, so begin in another --output_dir")
     metrics = min((one.metrics for one in summaries), key=len)
     overlaps = [METRICS.index(name) for name in OVERLAPS]
     folds = [one.of_cases[..., : len(metrics)] for one in summaries]
@@ -93,7 +77,8 @@ def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:
 
 def _run(command: Sequence[str]) -> int:
     """Run a command of the repository; an interruption waits until it has saved."""
-    process = subprocess.Popen([sys.executable, str(_REPOSITORY / command[0]), *command[1:]])
+    script = Path(__file__).resolve().parent.parent / command[0]
+    process = subprocess.Popen([sys.executable, str(script), *command[1:]])
     try:
         return process.wait()
     except BaseException:

@@ -36,12 +36,7 @@ class Trained:
 
 
 def find_trained(args: argparse.Namespace) -> Trained:
-    """The weights and the configuration that --checkpoint, else --output_dir, names, with what other flags change.
-
-    Raises:
-        ValueError: neither is given, or the configuration is wrong or unknown.
-        FileNotFoundError: the folder holds no weights, or the data are missing.
-    """
+    """The weights and the configuration that --checkpoint, else --output_dir, names, with what other flags change."""
     named = args.checkpoint or args.output_dir
     if not named:
         raise ValueError("neither --output_dir nor --checkpoint is given; expected a run's folder or a file of weights")
@@ -49,18 +44,22 @@ def find_trained(args: argparse.Namespace) -> Trained:
     if not source and Path(named).suffix == ".pth" and Path(named).is_file():
         found = read_checkpoint(named, trust=args.trust_checkpoint).get("config")  # in what train.py resumes from
         source = found if isinstance(found, Mapping) else ""
-    config = _with_data(get_config(source, args.cfg, opts=args.opts, overrides=_overrides(args)), args.input)
+    given = get_config(source, args.cfg, opts=args.opts, overrides=_overrides(args))
+    config = complete(given)
+    if not (config.model.num_classes and config.model.in_channels and config.data.intensity):
+        if args.input:  # the data that would tell are those of the training
+            raise ValueError(
+                f"{named}: what was trained there is not known; give the run's folder, or by --opts KEY VALUE all of "
+                "MODEL.NUM_CLASSES, MODEL.IN_CHANNELS and DATA.INTENSITY"
+            )
+        config = inspect_data(given)
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, config.train.epochs)
     return Trained(config, weights, args.trust_checkpoint)
 
 
 def load_network(trained: Trained, device: torch.device) -> nn.Module:
-    """The network with its weights, on `device` and in eval mode.
-
-    Raises:
-        ValueError: the network cannot be built so, or the file does not hold all of its weights.
-    """
+    """The network with all of its weights, on `device` and in eval mode."""
     config = trained.config
     network = network_of(replace(config, train=replace(config.train, use_checkpoint=False)))
     load_weights(network, trained.weights, complete=True, trust=trained.trust)
@@ -100,15 +99,11 @@ def label_values(config: Config) -> tuple[int, ...]:
 
 def open_slices(config: Config) -> Slices:
     """The training slices of the data set of a configuration."""
-    return _open(config, "train")
+    return open_volumes(config, "train")
 
 
-def open_volumes(config: Config, split: str) -> Volumes:
+def open_volumes(config: Config, split: str) -> Any:
     """The volumes of the data set of a configuration: those of "val", which may be none, or of "test"."""
-    return _open(config, split)
-
-
-def _open(config: Config, split: str) -> Any:
     data = config.data
     # The test fold of a cross-validation is one of cases that other folds train on.
     own_root = split == "test" and not data.folds and data.volume_path
@@ -146,11 +141,7 @@ def inspect_data(config: Config, progress: Callable[[Iterable[Any]], Iterable[An
 
 
 def find_volumes(config: Config, given: str, ranks: Ranks) -> Volumes:
-    """The volumes of the test set, or those in the `given` file or folder, every one of them read and checked.
-
-    Raises:
-        ValueError, OSError: there are none, or some cannot be used.
-    """
+    """The volumes of the test set, or those in the `given` file or folder, every one of them read and checked."""
     volumes = InputVolumes(Path(given), preprocessing(config)) if given else open_volumes(config, "test")
     if not len(volumes):
         raise ValueError(f"{config.data.dataset}: there is no case to test on; name some in test.txt (--list_dir)")
@@ -162,22 +153,6 @@ def find_volumes(config: Config, given: str, ranks: Ranks) -> Volumes:
             check_all(volumes, bar, threads=2)
     ranks.barrier()
     return volumes
-
-
-def _with_data(config: Config, given: str) -> Config:
-    """The configuration, completed by the data where it is not that of a run, which is complete."""
-    whole = complete(config)
-    known = {
-        "MODEL.NUM_CLASSES": whole.model.num_classes,
-        "MODEL.IN_CHANNELS": whole.model.in_channels,
-        "DATA.INTENSITY": whole.data.intensity,
-    }
-    unknown = [key for key, value in known.items() if not value]
-    if unknown and given:
-        raise ValueError(
-            f"{', '.join(unknown)}: not known of these weights; give the run's folder, or them by --opts KEY VALUE"
-        )
-    return inspect_data(config) if unknown else whole
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, object]:

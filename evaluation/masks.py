@@ -17,35 +17,18 @@ _RESOLUTION = (282, 283, 296)  # TIFF tags: pixels per unit along x and y, and t
 
 
 def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None, label_values: Sequence[int] = ()) -> None:
-    """Write a mask as NIfTI, with the spacing, origin, direction and axes of the file it belongs to.
+    """Write a mask (D, H, W) uint8 as NIfTI, .nii.gz or .nii, on the grid of the file it belongs to.
 
-    Args:
-        path: a name that ends in .nii.gz or .nii.
-        mask: (D, H, W) uint8.
-        geometry: None takes the array as (z, y, x) at unit spacing, as the published code writes it.
-        label_values: what is written for class 0, 1, ..., such as (0, 255); the classes themselves where it is empty.
-
-    Raises:
-        ValueError: the file's name is not UTF-8, or a label value not in 0..255.
-        OSError: the file cannot be written.
+    Without a geometry the array is taken as (z, y, x) at unit spacing, as the published code writes it. `label_values`,
+    such as (0, 255), are written for class 0, 1, ...; the classes themselves where it is empty.
     """
     write_bytes(Path(path), mask, geometry or Geometry(), _as_uint8(label_values))
 
 
 def write_image_mask(path: Path, mask: np.ndarray, label_values: Sequence[int], source: Path | None) -> Path:
-    """Write a mask (H, W) uint8 as a PNG or, where its image is a TIFF, as a TIFF of that resolution.
+    """Write a mask (H, W) uint8 as a PNG or, where its image, the file `source`, is a TIFF, as one of its resolution.
 
-    Args:
-        path: of the file without its suffix, .png or .tif.
-        label_values: what is written for class 0, 1, ..., such as (0, 255).
-        source: the file of the image that the mask is of; None where there is none.
-
-    Returns:
-        The file, written atomically.
-
-    Raises:
-        ValueError: a label value is not in 0..255.
-        OSError: the file cannot be written.
+    `path` lacks the suffix, .png or .tif; the whole one is returned. `label_values` are those of class 0, 1, ...
     """
     image = Image.fromarray(_as_uint8(label_values)[mask])
     tags = None

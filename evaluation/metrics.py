@@ -37,7 +37,6 @@ def compare(
     truth: Labels,
     spacing: Spacing = None,
     strict: bool = False,
-    *,
     method: str = "fast",
     assd: str = "pooled",
 ) -> dict[str, float]:
@@ -48,20 +47,16 @@ def compare(
     Dice 0 and Jaccard 0 and has no distances (nan), and two empty masks have no scores at all (nan).
 
     Args:
-        pred: (H, W) or (D, H, W), array or tensor, foreground where not zero.
-        truth: likewise, of the same shape.
+        pred, truth: (H, W) or (D, H, W), array or tensor, foreground where not zero.
         spacing: size of a voxel in mm along each axis; None measures in voxels.
         strict: use the strict convention instead of the published one.
-        method: "fast" finds the surfaces on the prediction's device and the distances by k-d trees on the CPU; "medpy"
-            calls MedPy on the whole arrays, for the same numbers.
-        assd: "pooled" is the mean of all surface distances, as MedPy from 0.5 on; "directed" is the mean of the means
-            of both directions, as MedPy up to 0.4.
+        method, assd: see `compare_at_spacings`.
 
     Raises:
-        ValueError: shapes, spacing, values or the method are not as described.
+        ValueError: shapes that differ, or are not of 2 or 3 dimensions; an impossible spacing.
     """
     pred, truth = _as_tensor(pred, "prediction") != 0, _as_tensor(truth, "truth") != 0
-    (scores,) = compare_classes(pred, truth, 2, spacing, method=method, assd=assd)
+    (scores,) = compare_classes(pred, truth, 2, spacing, method, assd)
     return scores.strict if strict else scores.published
 
 
@@ -70,18 +65,27 @@ def compare_classes(
     truth: Labels,
     num_classes: int,
     spacing: Spacing = None,
-    *,
     method: str = "fast",
     assd: str = "pooled",
 ) -> tuple[ClassScores, ...]:
     """Scores of the classes 1 to `num_classes` - 1 of two label maps; otherwise as `compare`."""
-    return compare_at_spacings(pred, truth, num_classes, [spacing], method=method, assd=assd)[0]
+    return compare_at_spacings(pred, truth, num_classes, [spacing], method, assd)[0]
 
 
 def compare_at_spacings(
-    pred: Labels, truth: Labels, num_classes: int, spacings: Sequence[Spacing], *, method: str, assd: str
+    pred: Labels,
+    truth: Labels,
+    num_classes: int,
+    spacings: Sequence[Spacing],
+    method: str = "fast",
+    assd: str = "pooled",
 ) -> list[tuple[ClassScores, ...]]:
-    """`compare_classes` at several spacings, such as None (voxels) and the scan's own (mm), from the same surfaces."""
+    """`compare_classes` at several spacings, such as None (voxels) and the scan's own (mm), from the same surfaces.
+
+    The method "fast" finds surfaces on the prediction's device and distances by k-d trees on the CPU; "medpy" calls
+    MedPy on the whole arrays, for the same numbers. ASSD "pooled" is the mean of all surface distances, as MedPy from
+    0.5 on, "directed" the mean of the means of both directions, as MedPy up to 0.4.
+    """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; expected at least 2, the background and one class")
     for name, value, known in (("method", method, METHODS), ("assd", assd, ASSD_FORMS)):
@@ -191,8 +195,6 @@ def _as_tensor(values: Labels, name: str) -> Tensor:
     """Real numbers as a tensor, uint8 without a copy; a ValueError for anything else."""
     if not isinstance(values, Tensor):
         array = np.asarray(values)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"the {name} has dtype {array.dtype}; expected bool, integer or float numbers")
         if array.dtype not in (np.bool_, np.uint8):  # torch has neither every width nor every byte order
             array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         values = torch.from_numpy(np.require(array, requirements=("C", "W")))  # nor a type for read-only arrays
@@ -208,10 +210,8 @@ def _as_labels(values: Labels, num_classes: int, name: str) -> Tensor:
     changed = labels is not values and bool((labels != values).any())
     if changed or labels.min() < 0 or labels.max() >= num_classes:
         wrong = (values < 0) | (values >= num_classes) | (labels != values)
-        raise ValueError(
-            f"the {name} holds the label {values[wrong][0].item()}; expected whole numbers from 0 to "
-            f"{num_classes - 1}, so fix the labels or the number of classes"
-        )
+        found = values[wrong][0].item()
+        raise ValueError(f"the {name} holds the label {found}; expected whole numbers from 0 to {num_classes - 1}")
     return labels
 
 
@@ -219,7 +219,5 @@ def _check_spacing(spacing: Spacing, ndim: int) -> np.ndarray:
     """Size of a voxel along each axis, (ndim,) float64; a ValueError unless these are positive numbers."""
     values = np.ones(ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
     if values.shape != (ndim,) or not np.isfinite(values).all() or (values <= 0).any():
-        raise ValueError(
-            f"spacing is {spacing!r}; expected {ndim} positive numbers, mm along each axis of the array, or None"
-        )
+        raise ValueError(f"spacing is {spacing!r}; expected {ndim} positive numbers, mm along each axis, or None")
     return values

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
-import io
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -30,17 +28,15 @@ Panel = tuple[str, Image.Image, Legend]  # its title, the image with labels over
 
 def write_overlay(path: Path, volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> None:
     """Write `draw_overlay` as a PNG file."""
-    content = draw_overlay(volume, prediction, class_names)
-    atomic_write(path, lambda partial: partial.write_bytes(content))
+    image = draw_overlay(volume, prediction, class_names)
+    atomic_write(path, lambda partial: image.save(partial, "PNG", compress_level=1))
 
 
-def draw_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> bytes:
-    """A PNG of one slice: image, truth, prediction and errors side by side, 400 pixels wide each.
+def draw_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+    """One slice, that of `richest_slice`: image, truth, prediction and errors side by side, 400 pixels wide each.
 
-    The slice is the one whose truth has most classes, then most labeled voxels. Without a label the prediction
-    decides, and truth and errors are left out. Two panels have their legend below: the PNG may be cut in the middle.
-    The image is (D, H, W), (D, H, W, 3) or (D, 3, H, W), of any intensities; where its geometry is known, an axial
-    slice is drawn as a radiologist reads it. Label and `prediction` are (D, H, W), 1 is the first of `class_names`.
+    Without a label truth and errors are left out. Two panels have their legend below: the overlay may be cut in the
+    middle. Where the geometry is known, an axial slice is drawn as a radiologist reads it.
     """
     label, geometry = volume.label, volume.geometry
     index = richest_slice(prediction if label is None or not label.any() else label)
@@ -94,9 +90,8 @@ def class_color(label: int) -> str:
     """The color of a class, which depends on its number alone; no two of 255 have the same."""
     if label <= len(_CLASS_COLORS):
         return _CLASS_COLORS[label - 1]
-    saturation, value = ((0.7, 0.87), (0.4, 0.78), (0.86, 0.61))[label % 3]
-    color = colorsys.hsv_to_rgb((0.618034 * label + 0.75) % 1.0, saturation, value)  # the golden ratio around the hues
-    return "#" + "".join(f"{round(255 * part):02X}" for part in color)
+    saturation, value = ((70, 87), (40, 78), (86, 61))[label % 3]
+    return f"hsv({360 * (0.618034 * label + 0.75) % 360:.2f}, {saturation}%, {value}%)"  # the golden ratio of the hues
 
 
 def _panel(title: str, image: Image.Image, labels: np.ndarray, legend: Legend, opacity: float = 0.65) -> Panel:
@@ -107,8 +102,8 @@ def _panel(title: str, image: Image.Image, labels: np.ndarray, legend: Legend, o
     return title, painted, [legend[label - 1] for label in np.unique(labels) if label]
 
 
-def _draw(title: str, panels: Sequence[Panel]) -> bytes:
-    """The PNG of panels side by side, with a legend below each two."""
+def _draw(title: str, panels: Sequence[Panel]) -> Image.Image:
+    """Panels side by side, with a legend below each two."""
     font = ImageFont.load_default(20)
     legends = []
     for (_, _, left), (_, _, right) in zip(panels[::2], panels[1::2], strict=True):
@@ -132,9 +127,7 @@ def _draw(title: str, panels: Sequence[Panel]) -> bytes:
             x, y = 2 * _CELL * half + _GAP + number % columns * column, below + number // columns * _LINE
             draw.rectangle((x, y + 5, x + 32, y + 22), color, "gray")
             draw.text((x + 40, y + _LINE // 2), name, "black", font, anchor="lm")
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return canvas
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

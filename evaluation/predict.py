@@ -37,8 +37,7 @@ def predict_volume(
 ) -> np.ndarray:
     """Segment a volume slice by slice: cubic zoom to the network's size, argmax, nearest zoom back.
 
-    With `overlap` nothing is zoomed: windows of the network's size slide over each slice, and their logits are blended
-    before the argmax, which suits a network that was trained on crops. Only one batch of slices is in memory at a time.
+    With `overlap` nothing is zoomed: windows of the network's size slide over each slice, and their logits are blended.
 
     Args:
         network: (B, C, H, W) to logits (B, K, H, W), or a tuple of heads, which are summed; runs in eval mode.
@@ -46,25 +45,20 @@ def predict_volume(
         img_size: side or (H, W) of the network's input.
         batch_size: slices, or windows of them, per forward pass; at most 4 on a CPU.
         device: where the network is.
-        autocast: dtype of the forward pass under autocast, such as torch.bfloat16; None runs it as it is.
-        overlap: overlap of neighboring windows in [0, 1); None zooms, as published.
-        out: array for the result, such as a memmap.
-
-    Returns:
-        (D, H, W) uint8.
+        autocast: dtype of the forward pass, such as torch.bfloat16; None runs it as it is.
+        overlap: of neighboring windows, in [0, 1); None zooms, as published.
+        out: (D, H, W) uint8 for the result, such as a memmap; else a new array is returned.
 
     Raises:
-        ValueError: shape, batch_size or overlap are not as described.
+        ValueError: another shape, or a batch size or overlap out of range.
     """
+    if batch_size < 1 or not 0 <= (overlap or 0) < 1:
+        raise ValueError(f"batch_size is {batch_size}, overlap {overlap}; expected 1 or more, and 0 to below 1")
     if volume.ndim not in (3, 4) or 0 in volume.shape:
+        shape = tuple(volume.shape)
         raise ValueError(
-            f"predict_volume: got a volume of shape {tuple(volume.shape)}; expected (D, H, W), or (D, C, H, W) in "
-            "color, with at least one voxel"
+            f"predict_volume: volume has shape {shape}; expected (D, H, W) or (D, C, H, W), none of them 0"
         )
-    if batch_size < 1:
-        raise ValueError(f"predict_volume: batch_size is {batch_size}; expected at least 1")
-    if overlap is not None and not 0 <= overlap < 1:
-        raise ValueError(f"predict_volume: overlap is {overlap}; expected a number from 0 to below 1, or None to zoom")
 
     def forward(batch: Tensor) -> Tensor:
         with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
@@ -101,9 +95,8 @@ def prediction_memmap(volume: Volume, folder: Path) -> np.ndarray | None:
     """A (D, H, W) uint8 memmap of an unnamed file in `folder`; None for a volume that is in memory itself."""
     if isinstance(volume.image, np.ndarray):
         return None
-    shape = (volume.image.shape[0], *volume.image.shape[-2:])
     with TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+        return np.memmap(file, np.uint8, "w+", shape=(volume.image.shape[0], *volume.image.shape[-2:]))
 
 
 def validate(
@@ -116,12 +109,10 @@ def validate(
     ranks: Ranks | None = None,
     **how: Any,
 ) -> dict[str, float]:
-    """Mean Dice of each class over labeled volumes and, as `dice`, the mean over the classes.
+    """Mean Dice (strict convention) of each class over labeled volumes and, as `dice`, the mean over the classes.
 
-    A class that is absent from prediction and truth of a case is left out there (strict convention). With `foreground`
-    all classes count as one of this name, as published for ACDC: a confusion of two classes is then no error.
-    `progress` wraps the iterator over the cases, each of several `ranks` predicts its shard of them, and all return the
-    same scores; `how` are the keywords of `predict_volume`.
+    With `foreground` all classes count as one of this name, as published for ACDC. `progress` wraps the iterator over
+    the cases; all `ranks` return the same scores. `how` are the keywords of `predict_volume`.
     """
     ranks = ranks or Ranks()
     class_names = ("foreground",) if foreground else class_names

@@ -20,11 +20,8 @@ Overlay = tuple[str, str, list[str]]  # title, caption, and the halves of a PNG 
 Chart = tuple[str, str, str]  # title, caption, and the SVG
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values by name, as training logged them
 
-# The curves that are drawn; "dice" is what earlier runs call the Dice loss.
-_CURVES = {
-    **{"loss": "Loss", "ce": "Cross-entropy", "dice": "Dice loss", "dice_loss": "Dice loss", "scr": "SCR"},
-    **{"ifd": "IFD", "val_dice": "Validation Dice"},
-}
+_CURVES = {"loss": "Loss", "ce": "Cross-entropy", "dice": "Dice loss", "dice_loss": "Dice loss", "scr": "SCR"}
+_CURVES |= {"ifd": "IFD", "val_dice": "Validation Dice"}  # "dice" is what earlier runs call the Dice loss
 
 
 @dataclass(frozen=True)
@@ -37,27 +34,20 @@ class Provenance:
     curves: Curves = field(default_factory=dict)
 
 
-def write_html(path: Path, summary: Summary, overlays: Path | None, provenance: Provenance) -> None:
-    """Write the report of a test, with the overlays of the worst, the median and the best case.
-
-    `overlays` is the folder with the PNG of each case.
-
-    Raises:
-        ValueError: one of these overlays cannot be read.
-    """
+def write_html(path: Path, summary: Summary, overlays: Path, provenance: Provenance) -> None:
+    """Write the report of a test; of the overlays in a folder, CASE.png, it has the worst, median and best case's."""
     tables, dice = summary.tables(), summary.of_cases[..., 0]
     # By strict, then published Dice, ascending; NaN is sorted to the end.
     ranked = np.lexsort((summary.cases, *dice.T)).tolist()
     images = []
-    for title, place in _selected(ranked, dice[:, 1]) if overlays else []:
+    for title, place in _selected(ranked, dice[:, 1]):
         name = summary.cases[place]
         shown = ", ".join(f"{number(one, 'dice')} {kind}" for one, kind in zip(dice[place], CONVENTIONS, strict=True))
-        images.append((title, f"{name}, Dice {shown}", halves(Path(overlays or "") / f"{name}.png")))
+        images.append((title, f"{name}, Dice {shown}", halves(overlays / f"{name}.png")))
     page = render(
         "report.html.j2",
         conventions=CONVENTIONS,
-        metrics=summary.metrics,
-        titles=[TITLES[metric] for metric in summary.metrics],
+        titles={metric: TITLES[metric] for metric in summary.metrics},
         summary=summary,
         tables=tables,
         cases={summary.cases[place]: tables["case"][summary.cases[place]] for place in ranked},
@@ -78,21 +68,16 @@ def render(template: str, **context: object) -> str:
 
 
 def halves(path: Path) -> list[str]:
-    """The left and the right half of a PNG file, one below the other on a narrow page.
-
-    Raises:
-        ValueError: it is not a readable image.
-    """
+    """The left and the right half of a PNG file as data URLs, one below the other on a narrow page."""
     parts = []
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            for left, right in ((0, width // 2), (width // 2, width)):
-                buffer = io.BytesIO()
-                image.convert("RGB").crop((left, 0, right, height)).save(buffer, format="PNG", optimize=True)
-                parts.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises the last on a broken PNG
+        image = Image.open(path).convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow raises the second on a broken PNG
         raise ValueError(f"{path}: is not a readable image ({error}); test again, or remove it") from None
+    for left, right in ((0, image.width // 2), (image.width // 2, image.width)):
+        buffer = io.BytesIO()
+        image.crop((left, 0, right, image.height)).save(buffer, format="PNG", optimize=True)
+        parts.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
     return parts
 
 
@@ -114,8 +99,7 @@ def _boxes(summary: Summary) -> list[Chart]:
         columns = {name: one[~np.isnan(one)] for name, one in zip(summary.classes, dice[..., place].T, strict=True)}
         medians = [f"{name} {np.median(one):.4f}" if len(one) else f"{name} undefined" for name, one in columns.items()]
         label = f"Box plot of the Dice of the cases by class, {kind} convention. Medians: {', '.join(medians)}."
-        drawn = charts.dice_boxes(columns, lowest, ident=f"boxes-{kind}", label=label)
-        found.append(("Dice", f"{kind} convention", drawn))
+        found.append(("Dice", f"{kind} convention", charts.dice_boxes(columns, lowest, label)))
     return found
 
 
@@ -131,6 +115,5 @@ def _curves(curves: Curves) -> list[Chart]:
         place = finite[-1] if best is None else best
         what = f"{'last' if best is None else 'best'} {values[place]:.4g} at step {steps[place]}"
         label = f"{title} over the steps of the training, {what}."
-        drawn = charts.curve(steps, values, ident=f"curve-{name}", label=label, mark=best)
-        found.append((title, what, drawn))
+        found.append((title, what, charts.curve(steps, values, label, best)))
     return found

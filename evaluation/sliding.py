@@ -31,18 +31,9 @@ def sliding_window_logits(
 ) -> Tensor:
     """Logits of images of any size: the mean over the windows that cover a pixel, weighted by `gaussian_weights`.
 
-    An image that fits into one window gets the logits of `forward` bit for bit; a side smaller than the window is
-    zero-padded, evenly before and after.
-
-    Args:
-        forward: windows (n, C, *window) to logits (n, K, *window).
-        images: (B, C, H, W).
-        window: (h, w) in pixels.
-        overlap: overlap of neighboring windows, in [0, 1).
-        batch_size: maximum number of windows per call of `forward`; those of all B images at one place go together.
-
-    Returns:
-        (B, K, H, W) float32, or in the dtype of `forward` where there is one window.
+    `forward` takes windows (n, C, *window) to logits (n, K, *window), `batch_size` of them at most, those of all images
+    (B, C, H, W) at one place together; `overlap` is in [0, 1). An image that fits into one window gets the logits of
+    `forward` bit for bit; a side smaller than the window is zero-padded, evenly before and after.
     """
     height, width = images.shape[2:]
     down, across = max(window[0] - height, 0), max(window[1] - width, 0)

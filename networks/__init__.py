@@ -11,6 +11,7 @@ from networks.base import Network
 from networks.cascade import PVTCascade, TransCascade
 from networks.hiformer import HiFormerB, HiFormerL, HiFormerS
 from networks.layers import Checkpointed
+from networks.options import check_range
 from networks.pretrained import find_weights, load_weights
 from networks.swin_unet import SwinUnet
 from networks.transunet import TransUNet
@@ -46,24 +47,27 @@ def build_network(
     Args:
         name: one of `list_networks()`.
         num_classes: K, background included.
-        img_size: side or (H, W) in pixels.
-        in_channels: channels of the images, 1 or 3; in the U-Net any number.
+        img_size: side or (H, W) in pixels; padded to what the network needs, and the logits are cropped.
+        in_channels: channels of the images, 1 or 3, of which one is repeated to three; in the U-Net any number.
         options: see `list_options`, and the classes of the networks for what they mean. All take `use_checkpoint`,
             which recomputes activations in the backward pass: it saves memory and costs time.
 
     Raises:
-        ValueError: an unknown name or option (the closest one is named), or values that the network refuses.
+        ValueError: an unknown name or option (the closest one is named), a size that is too small (the nearest that
+            is not is named), `in_channels` that the stem does not take, or options that are impossible or disagree.
     """
     if name not in _NETWORKS:
         raise ValueError(f"unknown network {name!r}; expected one of {', '.join(list_networks())}")
     if not 2 <= num_classes <= 256:  # masks are written as bytes
         raise ValueError(f"{name}: num_classes is {num_classes}; expected 2 to 256, the background included")
     known, use_checkpoint = list_options(name), bool(options.pop("use_checkpoint", False))
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
             raise ValueError(f"{name}: unknown option {option!r}; {hint}")
+        if not isinstance(known[option], bool):
+            check_range(name, option, value)
     network = _NETWORKS[name](num_classes=num_classes, img_size=img_size, in_channels=in_channels, **options)
     for module in network.modules():
         if isinstance(module, Checkpointed):

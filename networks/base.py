@@ -20,9 +20,6 @@ class Network(Checkpointed):
     Images are padded to multiples of `stride`. `channels` are the numbers of channels that it takes, for a stem of RGB
     one, repeated, or three. By default the coarsest map must have 2 x 2 positions or more, since batch norm needs more
     than one value a channel; a `min_size` of another `reason` may replace that.
-
-    Raises:
-        ValueError: `in_channels` that the stem does not take, or a size that is too small; the nearest is named.
     """
 
     name: str  # for `build_network`
@@ -45,7 +42,7 @@ class Network(Checkpointed):
     ) -> None:
         super().__init__()
         if in_channels not in channels:
-            raise ValueError(f"{self.name}: in_channels is {in_channels}; expected {_either(channels)}")
+            raise ValueError(f"{self.name}: in_channels is {in_channels}; expected 1 or 3")
         self.channels, self.stride, self.min_size = channels, stride, min_size or stride + 1
         self.img_size = as_size(img_size)
         if min(self.img_size) < self.min_size:
@@ -63,13 +60,14 @@ class Network(Checkpointed):
         size = tuple(x.shape[2:])
         fits = min(size, default=0) >= self.min_size if self.any_size else size == self.img_size
         if x.ndim != 4 or x.shape[1] not in self.channels or not fits:
+            channels = " or ".join(map(str, self.channels))
             height, width = ("H", "W") if self.any_size else self.img_size
             remedy = ": resize it, or build the network with its img_size"
             if self.any_size:
                 remedy = f" with sides of at least {self.min_size}"
             raise ValueError(
                 f"{self.name}: got an input of shape {tuple(x.shape)}; "
-                f"expected (B, {_either(self.channels)}, {height}, {width}){remedy}"
+                f"expected (B, {channels}, {height}, {width}){remedy}"
             )
         return pad_to(x, round_up(size, self.stride))
 
@@ -114,7 +112,3 @@ def pad_to(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _as_words(size: tuple[int, int]) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]} {size[1]}"
-
-
-def _either(channels: tuple[int, ...]) -> str:
-    return " or ".join(map(str, channels))

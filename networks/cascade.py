@@ -27,6 +27,9 @@ _FINAL_TAP = "decoder.ConvBlock1"  # which the last head reads
 class _Cascade(Network, ABC):
     """What both networks share: image to three channels, encoder, decoder, and a head for each of its four maps.
 
+    (B, 1 or 3, H, W) to the logits (p1, p2, p3, p4), each (B, K, H, W); prediction sums them. One channel goes through
+    the network's own 1-to-3 convolution.
+
     A subclass sets `align_corners`, `encoder` and `decoder`, and one head for each `head_prefix`, p1 to p4.
     """
 
@@ -52,17 +55,7 @@ class _Cascade(Network, ABC):
 
 
 class PVTCascade(_Cascade):
-    """PVT-CASCADE: (B, 1 or 3, H, W) to the logits (p1, p2, p3, p4), each (B, K, H, W); prediction sums them.
-
-    One channel goes through the network's own 1-to-3 convolution. Inside, the image is padded to multiples of 32.
-
-    Args, beside those of `networks.build_network`:
-        img_size: side or (H, W), each above 32; only checked, the network takes any such size.
-        options: of the encoder, see `PVTv2`.
-
-    Raises:
-        ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
-    """
+    """PVT-CASCADE, for images of any size from 33 x 33 on; see `PVTv2` for the options of its encoder."""
 
     name = "pvt_cascade"
     encoder_type = PVTv2
@@ -99,19 +92,13 @@ class PVTCascade(_Cascade):
 
 
 class TransCascade(_Cascade):
-    """TransCASCADE: (B, 1 or 3, H, W) to the logits (p1, p2, p3, p4), each (B, K, H, W); prediction sums them.
-
-    One channel goes through the network's own 1-to-3 convolution. Inside, the image is padded to multiples of 16.
+    """TransCASCADE.
 
     Args, beside those of `networks.build_network`:
-        img_size: side or (H, W), each above 16.
         recreate_embeddings: as the published code does, draw new patch embeddings (torch's default init, float32,
             the CPU's global generator) and zero position embeddings at every forward, in training and in use; those
             of the state_dict are then neither used nor trained, and the network cannot be exported.
         options: of the encoder, see `R50ViT`.
-
-    Raises:
-        ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
     """
 
     name = "trans_cascade"

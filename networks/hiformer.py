@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from networks.base import Network
 from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Pyramid
-from networks.options import check_divides, check_multiple, check_rates, check_stages
+from networks.options import check_divides, check_multiple, check_stages
 from networks.pretrained import ImageNetStart
 from networks.swin_unet import Stage, swin_blocks
 from selfreg import TapSpec
@@ -51,9 +51,6 @@ class HiFormer(Network):
         fusion_heads: attention heads of DLF at the first and the last level.
         decoder_width: channels of the upsampling branches.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the twelve blocks of Swin-T.
-
-    Raises:
-        ValueError: a size below 17, or options that disagree.
     """
 
     head_prefix = "segmentation_head."
@@ -89,16 +86,13 @@ class HiFormer(Network):
         drop_path_rate: float = 0.1,
     ) -> None:
         super().__init__(img_size, in_channels, stride=STRIDES[-1])
-        check_stages(self.name, 3, swin_depths=swin_depths, num_heads=num_heads, cnn_depths=cnn_depths)
-        check_stages(self.name, 2, fusion_heads=fusion_heads)
+        check_stages(self.name, 3, swin_depths=swin_depths, cnn_depths=cnn_depths)
         check_multiple(self.name, 2, embed_dim=embed_dim, cnn_width=cnn_width)
         check_multiple(self.name, GROUPS, decoder_width=decoder_width)
-        check_multiple(self.name, window_size=window_size)
         dims = [embed_dim * 2**i for i in range(3)]
         ends = dims[0], dims[-1]
         check_divides(self.name, "num_heads", num_heads, "embed_dim", dims)
         check_divides(self.name, "fusion_heads", fusion_heads, "embed_dim", ends)
-        check_rates(self.name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.has_unused_parameters = not use_fusion
         depths = list(swin_depths)
         path_rates = torch.linspace(0, drop_path_rate, max(_SWIN_T_BLOCKS, sum(depths)))[: sum(depths)].split(depths)
@@ -108,13 +102,7 @@ class HiFormer(Network):
             Stage(swin_blocks(dim, self.padded_size, *stage, **options))
             for dim, *stage in zip(dims, STRIDES, num_heads, path_rates, strict=True)
         ]
-        pyramid = Pyramid(
-            stages,
-            block=self.block,
-            cnn_width=cnn_width,
-            cnn_depths=cnn_depths,
-            dims=dims,
-        )
+        pyramid = Pyramid(stages, block=self.block, cnn_width=cnn_width, cnn_depths=cnn_depths, dims=dims)
         self.All2Cross = All2Cross(
             pyramid,
             size=self.padded_size,
@@ -143,12 +131,17 @@ class HiFormer(Network):
         Each file fills its own part of the pyramid. Swin's patch mergings become those between the levels.
         """
         if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
-            sources = {name: key for key in state for name in _resnet_names(key)}
+            sources: dict[str, str] = {}
+            for key in state:
+                layer, _, rest = key.partition(".")
+                sources |= {f"{_PYRAMID}{name}.{rest}": key for name in _RESNET.get(layer, ())}
             required = ("resnet_layers", "p2", "p3")
             if not sources.keys() <= self.state_dict().keys():
                 return None  # of a deeper one, whose later blocks would be left out
         elif "patch_embed.proj.weight" in state and "layers.0.blocks.0.norm1.weight" in state:
-            sources = {_swin_name(key): key for key in state}
+            sources = {f"{_PYRAMID}swin_transformer.{key}": key for key in state}
+            for theirs, ours in _SWIN_MERGINGS.items():
+                sources |= {_PYRAMID + key.replace(theirs, ours): key for key in state if key.startswith(theirs)}
             required = ("swin_transformer", "p1_pm", "p2_pm")
             if any(key.startswith("layers_up.") for key in state):
                 return None  # a whole Swin-UNet
@@ -183,15 +176,3 @@ class HiFormerL(HiFormer):
 
     name = "hiformer_l"
     block, fusion_depths, fusion_mlp_ratio = BasicBlock, (1, 4), 4.0
-
-
-def _resnet_names(key: str) -> list[str]:
-    layer, _, rest = key.partition(".")
-    return [f"{_PYRAMID}{name}.{rest}" for name in _RESNET.get(layer, ())]
-
-
-def _swin_name(key: str) -> str:
-    for theirs, ours in _SWIN_MERGINGS.items():
-        if key.startswith(theirs):
-            return _PYRAMID + key.replace(theirs, ours)
-    return f"{_PYRAMID}swin_transformer.{key}"

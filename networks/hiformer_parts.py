@@ -10,7 +10,7 @@ from einops import rearrange
 from einops.layers.torch import Rearrange
 from timm.layers import trunc_normal_
 from timm.models.crossvit import MultiScaleBlock
-from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
 from torch import Tensor, nn
 
 from networks.layers import Checkpointed, init_conv, init_linear
@@ -25,12 +25,8 @@ def resnet_stage(
 ) -> nn.Sequential:
     """A stage of torchvision's ResNet; its first block changes resolution and width."""
     out_channels = width * block.expansion
-    shortcut = None
-    if stride != 1 or in_channels != out_channels:
-        shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
+    changes = stride != 1 or in_channels != out_channels
+    shortcut = downsample_conv(in_channels, out_channels, kernel_size=1, stride=stride) if changes else None
     first = block(in_channels, width, stride, shortcut)
     return nn.Sequential(first, *(block(out_channels, width) for _ in range(depth - 1)))
 

@@ -43,11 +43,7 @@ class LoadReport:
 
 
 def find_weights(folder: str | Path, epochs: int) -> Path:
-    """The weights of a run: its best, else its last, else (of a published run) those of its last epoch.
-
-    Raises:
-        FileNotFoundError: the folder holds none.
-    """
+    """The weights of a run: its best, else its last, else (of a published run) those of its last epoch."""
     names = ("best.pth", LAST, PREVIOUS, "best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
     for name in names:
         if (Path(folder) / name).is_file():
@@ -121,9 +117,7 @@ def _state_dict_of(content: Mapping[str, object], path: str | Path) -> dict[str,
             content = inner
     state = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(
-            f"{path}: holds no tensors by name; expected a state_dict, bare or under 'model' or 'state_dict'"
-        )
+        raise ValueError(f"{path}: holds no tensors by name; expected a state_dict, bare or under model or state_dict")
     for name, value in state.items():
         if not is_dense(value):
             raise ValueError(

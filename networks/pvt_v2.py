@@ -10,7 +10,7 @@ from timm.models.pvt_v2 import Block, OverlapPatchEmbed
 from torch import Tensor, nn
 
 from networks.layers import Checkpointed, init_conv, init_linear, named
-from networks.options import check_divides, check_multiple, check_rates, check_stages
+from networks.options import check_divides, check_multiple, check_stages
 
 STRIDE = 32  # of the coarsest map
 
@@ -33,9 +33,6 @@ class PVTv2(Checkpointed):
         drop_path_rate: stochastic depth, rising linearly over the blocks.
 
     H and W are whole multiples of `STRIDE`.
-
-    Raises:
-        ValueError: options that are impossible or disagree.
     """
 
     def __init__(
@@ -50,11 +47,9 @@ class PVTv2(Checkpointed):
         drop_path_rate: float = 0.1,
     ) -> None:
         super().__init__()
-        stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
-        check_stages("pvt_v2", len(_SR_RATIOS), **stages)
+        check_stages("pvt_v2", len(_SR_RATIOS), embed_dims=embed_dims, depths=depths, mlp_ratios=mlp_ratios)
         check_multiple("pvt_v2", 2, embed_dims=embed_dims)
         check_divides("pvt_v2", "num_heads", num_heads, "embed_dims", embed_dims)
-        check_rates("pvt_v2", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.embed_dims = embed_dims
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
         # All patch embeddings stand before all blocks, in the order of the published names.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from networks.base import pad_to
 from networks.layers import Checkpointed, Mlp, named
-from networks.options import check_divides, check_multiple, check_rates, check_stages
+from networks.options import check_divides, check_multiple, check_stages
 from networks.pretrained import ImageNetStart, resize_positions
 
 STRIDE = 16  # pixels a side of one token
@@ -163,9 +163,6 @@ class R50ViT(nn.Module):
         norm_groups: groups of the group norms.
         dropout_rate: after the position embeddings and in the MLPs.
         attention_dropout_rate: of the attention weights and of what attention gives.
-
-    Raises:
-        ValueError: options that are impossible or disagree.
     """
 
     # Modules that carry the features of each resolution, fine to coarse.
@@ -192,12 +189,10 @@ class R50ViT(nn.Module):
         attention_dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        check_multiple("r50_vit", num_layers=num_layers, mlp_dim=mlp_dim, num_heads=num_heads, norm_groups=norm_groups)
         check_multiple("r50_vit", 2, hidden_size=hidden_size, cnn_width=cnn_width)
         check_stages("r50_vit", 3, cnn_units=cnn_units)
         check_divides("r50_vit", "num_heads", [num_heads], "hidden_size", [hidden_size])
         check_divides("r50_vit", "norm_groups", [norm_groups], "cnn_width", [cnn_width])
-        check_rates("r50_vit", dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate)
         self.grid = size[0] // STRIDE, size[1] // STRIDE
         self.channels = hidden_size, 8 * cnn_width, 4 * cnn_width, cnn_width
         resnet = ResNetV2(cnn_width, cnn_units, groups=norm_groups)

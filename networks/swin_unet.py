@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from networks.base import Network
 from networks.layers import Checkpointed, init_linear
-from networks.options import check_divides, check_multiple, check_positive, check_rates, check_stages
+from networks.options import check_divides, check_multiple, check_stages
 from networks.pretrained import ImageNetStart
 from selfreg import TapSpec
 
@@ -136,12 +136,8 @@ class SwinTransformerSys(nn.Module):
         super().__init__()
         stages = len(depths)
         dims = [embed_dim * 2**i for i in range(stages)]
-        check_multiple("swin_unet", window_size=window_size, num_heads=num_heads)
         check_multiple("swin_unet", 2, embed_dim=embed_dim)
-        check_stages("swin_unet", stages, num_heads=num_heads)
-        check_positive("swin_unet", mlp_ratio=mlp_ratio)
         check_divides("swin_unet", "num_heads", num_heads, "embed_dim", dims)
-        check_rates("swin_unet", drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         strides = [patch_size * 2**i for i in range(stages)]
         sides = [side // stride for side in img_size for stride in strides]
         path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
@@ -191,9 +187,6 @@ class SwinUnet(Network):
             below and to the right. Where windows do not tile a stage (at 224 they do), those at its border are smaller.
         depths, patch_size, embed_dim, num_heads, window_size, mlp_ratio, qkv_bias: as in Swin-T by default.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly over the encoder's blocks.
-
-    Raises:
-        ValueError: a size that is too small (the nearest that is not is named), or options that disagree.
     """
 
     name = "swin_unet"
@@ -210,7 +203,6 @@ class SwinUnet(Network):
         patch_size: int = 4,
         **options: Any,
     ) -> None:
-        check_multiple(self.name, patch_size=patch_size, depths=depths)
         check_stages(self.name, max(len(depths), 2), depths=depths)
         merges = len(depths) - 1
         stride = patch_size * 2**merges

@@ -54,13 +54,9 @@ class TransUNet(Network):
     """TransUNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
     Args, beside those of `networks.build_network`:
-        img_size: side or (H, W), each above 16; inside, the image is padded to multiples of 16.
         head_channels: what the decoder makes of the transformer's map first.
         decoder_channels: of the decoder's four blocks, coarse to fine.
         options: of the encoder, see `R50ViT`.
-
-    Raises:
-        ValueError: a size that is too small, an input of another shape, or options that are impossible or disagree.
     """
 
     name = "transunet"
@@ -84,7 +80,6 @@ class TransUNet(Network):
         **options: Any,
     ) -> None:
         super().__init__(img_size, in_channels, stride=STRIDE)
-        check_multiple(self.name, head_channels=head_channels)
         check_multiple(self.name, 2, decoder_channels=decoder_channels)
         check_stages(self.name, 4, decoder_channels=decoder_channels)
         self.transformer = R50ViT(size=self.padded_size, **options)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from networks.base import Network
 from networks.layers import Checkpointed, Mlp, named
-from networks.options import check_multiple, check_rates
+from networks.options import check_multiple
 from selfreg import TapSpec
 
 _STRIDE = 16  # of the four poolings, and the patch size on the finest skip map
@@ -194,13 +194,9 @@ class UCTransNet(Network):
     """UCTransNet: (B, 1 or 3, H, W) to logits (B, K, H, W); one channel is repeated to three.
 
     Args, beside those of `networks.build_network`:
-        img_size: side or (H, W) from 17 on; it is padded to multiples of 16, and the logits are cropped.
         base_channel: channels of the first stage.
         num_layers, num_heads, expand_ratio: blocks of the transformer, their heads, and the width of their MLPs.
         embeddings_dropout_rate, attention_dropout_rate, dropout_rate: of the embeddings, the attention, the MLPs.
-
-    Raises:
-        ValueError: a size that is too small (the nearest that is not is named), or an impossible option.
     """
 
     name = "uctransnet"
@@ -223,9 +219,6 @@ class UCTransNet(Network):
     ) -> None:
         super().__init__(img_size, in_channels, stride=_STRIDE)
         check_multiple(self.name, 2, base_channel=base_channel)
-        check_multiple(self.name, num_layers=num_layers, num_heads=num_heads, expand_ratio=expand_ratio)
-        rates = {"embeddings_dropout_rate": embeddings_dropout_rate, "attention_dropout_rate": attention_dropout_rate}
-        check_rates(self.name, **rates, dropout_rate=dropout_rate)
         grid = self.padded_size[0] // _STRIDE, self.padded_size[1] // _STRIDE  # of the patches, at all scales
         self.position_grids = {f"mtc.embeddings_{i}.position_embeddings": grid for i in _SCALES}
         widths = [base_channel * 2**i for i in range(len(_SCALES))]

@@ -51,12 +51,8 @@ class UNet(Network):
     """U-Net: (B, C, H, W) to logits (B, K, H, W), any size from 32 on, odd and non-square ones too.
 
     Args, beside those of `networks.build_network`:
-        img_size: side or (H, W), only checked; the network is fully convolutional.
         bilinear: upsample bilinearly (17.3 M parameters at 9 classes) or by transposed convolutions (31.0 M).
         width: channels of the first stage; 64 as published.
-
-    Raises:
-        ValueError: a size below 32, or an input of another number of channels.
     """
 
     name = "unet"

@@ -183,7 +183,6 @@ def test_refusals_of_both(name: str, trained: tuple[Path, Path], tmp_path: Path,
         "swin_unet.layers.0.blocks.0.attn.softmax": "gave 4 maps for one image",
     }.items():
         assert said in message("--layers", "final", layer)
-    assert "--layers: a name is empty" in message("--layers", "")
     assert "holds no weights" in message(of=tmp_path)
     assert "absent.nii.gz: is not there" in message("--input", "absent.nii.gz")
     assert not out.exists(), "nothing half-written"

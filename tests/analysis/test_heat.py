@@ -84,5 +84,5 @@ def test_a_layer_that_the_logits_do_not_depend_on() -> None:
     network = network_of("unet")
     network.aside = nn.Conv2d(3, 2, 1)
     network.register_forward_pre_hook(lambda module, inputs: (module.aside(inputs[0]), None)[1])
-    with pytest.raises(ValueError, match="layer aside: the logits do not depend on it"):
+    with pytest.raises(ValueError, match="aside: the logits do not depend on it"):
         grad_cam(network, torch.randn(1, 3, *SIZE), [Layer("aside", "aside")], 1, np.ones(SIZE, bool))

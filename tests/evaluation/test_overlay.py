@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -37,12 +36,12 @@ READERS = {
 }
 
 
-def pixels(png: bytes, columns: slice = slice(None)) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)))[:, columns]
+def pixels(png: Image.Image, columns: slice = slice(None)) -> np.ndarray:
+    return np.asarray(png)[:, columns]
 
 
-def shown(png: bytes, colors: Iterable[str], columns: slice = slice(None)) -> list[str]:
-    """Those of the colors that fill an area in these columns of a PNG."""
+def shown(png: Image.Image, colors: Iterable[str], columns: slice = slice(None)) -> list[str]:
+    """Those of the colors that fill an area in these columns of an overlay."""
     found = pixels(png, columns)
     return [color for color in colors if (found == ImageColor.getrgb(color)).all(axis=-1).sum() > 50]
 

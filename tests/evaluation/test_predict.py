@@ -118,8 +118,9 @@ def test_wrong_volumes() -> None:
     for bad in (np.zeros((4, 4)), np.zeros((0, 4, 4))):
         with pytest.raises(ValueError, match="expected \\(D, H, W\\)"):
             predict_volume(Bands(), bad, img_size=4)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        predict_volume(Bands(), np.zeros((1, 4, 4)), img_size=4, batch_size=0)
+    for wrong in ({"batch_size": 0}, {"overlap": 1.0}, {"overlap": -0.1}, {"overlap": float("nan")}):
+        with pytest.raises(ValueError, match="expected 1 or more, and 0 to below 1"):
+            predict_volume(Bands(), np.zeros((1, 4, 4)), img_size=4, **wrong)
 
 
 class PositionDependent(nn.Module):
@@ -163,12 +164,6 @@ def test_a_slice_of_the_network_s_size_is_the_plain_argmax(network: nn.Module, o
     with torch.no_grad():
         expected = sum(network(torch.from_numpy(volume)[:, None])).argmax(1).numpy()
     np.testing.assert_array_equal(predict_volume(network, volume, img_size=(16, 24), overlap=overlap), expected)
-
-
-@pytest.mark.parametrize("overlap", [1.0, -0.1, float("nan")])
-def test_wrong_overlap(overlap: float) -> None:
-    with pytest.raises(ValueError, match="overlap is .*; expected a number from 0 to below 1"):
-        predict_volume(Bands(), np.zeros((1, 4, 4), np.float32), img_size=4, overlap=overlap)
 
 
 def test_validate_slides() -> None:
