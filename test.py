@@ -23,8 +23,9 @@ from tqdm import tqdm
 import utils
 from configs.saved import config_text
 from configs.schema import Config
-from datasets import class_names
+from datasets import class_names, read_groups
 from datasets.base import Volume, Volumes
+from datasets.inputs import InputVolumes
 from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
@@ -90,6 +91,7 @@ def predict(
 ) -> Iterator[tuple[int, CaseResult]]:
     """Predict and score this process's cases; mask and overlay are written while the next case is predicted."""
     places, begun = ranks.shard(len(volumes)), time.monotonic()
+    groups = {} if isinstance(volumes, InputVolumes) else read_groups(Path(config.data.root_path))
     written: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer:
         for done, place in enumerate(places):
@@ -110,7 +112,8 @@ def predict(
             if written:
                 written.result()  # one case at a time, and an error of it
             written = writer.submit(write_case, output_dir, volume, mask, config)
-            yield place, CaseResult(volume.name, *score(volume, mask, config, ranks.device))
+            scores, in_mm = [*score(volume, mask, config, ranks.device), ()][:2]
+            yield place, CaseResult(volume.name, scores, in_mm, groups.get(volume.name, ""))
         if written:
             written.result()
 

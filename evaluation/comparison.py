@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
-from scipy.stats import sem, t, wilcoxon
+from scipy.stats import sem, t, ttest_1samp, wilcoxon
 
 from evaluation import charts
 from evaluation.metrics import OVERLAPS
@@ -28,21 +28,30 @@ class Paired:
     median: float  # over the cases
     p: float  # of Wilcoxon's signed-rank test; NaN where no case differs
     cases: int
+    p_mean: float = np.nan  # of the mean: the larger of the bootstrap's and Student's
 
 
-def paired(differences: Sequence[Sequence[float]] | np.ndarray) -> Paired:
+def paired(differences: Sequence[Sequence[float]] | np.ndarray, groups: Sequence[str] = ()) -> Paired:
     """The statistics of differences (S, N): S repetitions, such as seeds, each on the same N cases.
 
     The interval (95 %) is of the percentile bootstrap. Repetitions and cases are resampled independently, so that it
     covers another training as well as other cases; as the bootstrap of few repetitions is too narrow, it reaches at
-    least as far as Student's over their means. Median and Wilcoxon's test are over the cases' means.
+    least as far as Student's over their means. Median and Wilcoxon's test are over the cases' means. Cases of one of
+    the `groups`, such as two scans of a person, are not independent: groups are then resampled and tested in their
+    place.
     """
     table = np.asarray(differences, dtype=np.float64)
-    ends = [_bootstrap(table)] + ([_student(table.mean(axis=1))] if len(table) > 1 else [])
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    cases = table.mean(axis=0)
-    p = wilcoxon(cases).pvalue if len(cases) > 1 and cases.any() else np.nan
-    return Paired(float(table.mean()), low, high, float(np.median(cases)), float(p), len(cases))
+    seeds, (_, members) = table.mean(axis=1), np.unique(groups or range(table.shape[1]), return_inverse=True)
+    sizes = np.bincount(members)
+    sums = np.stack([np.bincount(members, row) for row in table])
+    low, high, p_mean = _bootstrap(sums, sizes)
+    if len(table) > 1:
+        ends = _student(seeds)
+        low, high = min(low, ends[0]), max(high, ends[1])
+        p_mean = max(p_mean, ttest_1samp(seeds, 0).pvalue) if seeds.any() else 1.0
+    units = sums.mean(axis=0) / sizes
+    p = wilcoxon(units).pvalue if len(units) > 1 and units.any() else np.nan
+    return Paired(float(table.mean()), low, high, float(np.median(units)), float(p), table.shape[1], float(p_mean))
 
 
 def paired_few(differences: Sequence[float]) -> Paired:
@@ -58,16 +67,20 @@ def _student(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - reach), float(values.mean() + reach)
 
 
-def _bootstrap(table: np.ndarray) -> tuple[float, float]:
-    """Percentiles of the mean over repetitions and cases that are drawn with replacement."""
-    if table.shape[1] == 1:
-        return np.nan, np.nan
+def _bootstrap(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float]:
+    """Percentiles of the mean over repetitions and groups that are drawn with replacement, and its p value.
+
+    `sums` (S, G) are the groups' sums over their cases, `sizes` the numbers of these.
+    """
+    if sums.shape[1] == 1:
+        return np.nan, np.nan, np.nan
     generator = np.random.default_rng(_SEED)
-    # How often each is drawn, as a fraction: the mean of what was drawn is one product.
-    rows, columns = (generator.multinomial(n, np.full(n, 1 / n), _RESAMPLES) / n for n in table.shape)
-    means = np.einsum("bs,sn,bn->b", rows, table, columns, optimize=True)
+    # How often each is drawn: the mean of what was drawn is one product.
+    rows, columns = (generator.multinomial(n, np.full(n, 1 / n), _RESAMPLES) for n in sums.shape)
+    means = np.einsum("bs,sg,bg->b", rows / len(sums), sums, columns, optimize=True) / (columns @ sizes)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    beyond = 2 * min((means <= 0).mean(), (means >= 0).mean())
+    return float(low), float(high), float(np.clip(beyond, 1 / _RESAMPLES, 1))
 
 
 def compare_summaries(first: Summary, second: Summary) -> Json:
@@ -93,7 +106,7 @@ def compare_summaries(first: Summary, second: Summary) -> Json:
     cases: list[Json] = [{"name": name} for name in first.cases]
     for place, kind in enumerate(CONVENTIONS):
         overall, *per_class = (
-            {metric: _statistics(*values[..., k]) for k, metric in enumerate(metrics)}
+            {metric: _statistics(values[..., k], first.groups) for k, metric in enumerate(metrics)}
             for values in np.moveaxis(both[:, :, :, place], 2, 0)
         )
         result[kind] = {"overall": overall, "per_class": dict(zip(first.classes, per_class, strict=True))}
@@ -102,19 +115,24 @@ def compare_summaries(first: Summary, second: Summary) -> Json:
     return result | {"cases": cases}
 
 
-def _statistics(a: np.ndarray, b: np.ndarray) -> Json:
-    in_a, in_b = ~np.isnan(a), ~np.isnan(b)
-    a, b = a[in_a & in_b], b[in_a & in_b]
+def _statistics(values: np.ndarray, groups: Sequence[str]) -> Json:
+    in_a, in_b = ~np.isnan(values)
+    a, b = values[:, in_a & in_b]
+    groups = [group for group, is_in in zip(groups, in_a & in_b, strict=False) if is_in]
     counts = {"n": len(a), "only_first": int((in_a & ~in_b).sum()), "only_second": int((in_b & ~in_a).sum())}
     keys = ("first", "second", "mean", "low", "high", "median", "p", "n")
     if not len(a):
         return dict.fromkeys(keys) | counts
-    return named(keys, np.array([a.mean(), b.mean(), *astuple(paired([b - a]))])) | counts
+    return named(keys, np.array([a.mean(), b.mean(), *astuple(paired([b - a], groups))])) | counts
 
 
 def format_comparison(comparison: Json, first: str, second: str) -> str:
     """The comparison as plain text: a row for each metric, class and convention, then the cases' Dice."""
-    lines = [f"A: {first}", f"B: {second}", f"B - A, with its {LEVEL:.0%} bootstrap interval over the cases"]
+    lines = [
+        f"A: {first}",
+        f"B: {second}",
+        f"B - A, with its {LEVEL:.0%} bootstrap interval over the cases or their groups",
+    ]
     for kind in CONVENTIONS:
         lines += ["", f"{kind} convention", *aligned(_rows(comparison[kind]))]
     lines += ["", "Dice of the cases, B - A, largest loss first (published, strict)"]

@@ -28,11 +28,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The name of a case and the scores of its classes 1 to K - 1; `scores_mm` has distances in mm, where known."""
+    """The scores of a case's classes 1 to K - 1; `scores_mm` has distances in mm, where known."""
 
     name: str
     scores: tuple[ClassScores, ...]
     scores_mm: tuple[ClassScores, ...] = ()
+    group: str = ""  # such as the person, where there are groups
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Summary:
     classes: Sequence[str]  # from 1 on
     metrics: Sequence[str]  # keys of `TITLES`; those in mm only if every case has them
     scores: np.ndarray  # (cases, classes, conventions, metrics), NaN where undefined
+    groups: Sequence[str] = ()  # of the cases, such as their persons; none where every case stands for itself
 
     @property
     def of_cases(self) -> np.ndarray:
@@ -70,7 +72,9 @@ class Summary:
         counts = np.isnan(self.scores[..., : len(METRICS)]).sum(axis=0)
         content["strict"]["undefined"] = self._block(counts.sum(axis=0), counts)["strict"]
         blocks = map(self._block, self.of_cases, self.scores)
-        cases = [{"name": name, **block} for name, block in zip(self.cases, blocks, strict=True)]
+        cases: list[Json] = [{"name": name, **block} for name, block in zip(self.cases, blocks, strict=True)]
+        for case, group in zip(cases, self.groups, strict=False):
+            case["group"] = group
         return {**content, "unit": self.unit, "cases": cases}
 
     def _block(self, means: np.ndarray, scores: np.ndarray) -> Json:
@@ -89,7 +93,8 @@ def summarize(results: Sequence[CaseResult], class_names: Sequence[str], *, unit
     if "hd95_mm" in metrics:
         in_mm = _as_array([result.scores_mm for result in results])
         scores = np.concatenate([scores, in_mm[..., [METRICS.index("hd95"), METRICS.index("assd")]]], axis=-1)
-    return Summary(unit, [result.name for result in results], class_names, metrics, scores)
+    groups = [result.group or result.name for result in results] if any(result.group for result in results) else []
+    return Summary(unit, [result.name for result in results], class_names, metrics, scores, groups)
 
 
 def _as_array(cases: Sequence[Sequence[ClassScores]]) -> np.ndarray:
@@ -191,6 +196,7 @@ def read_summary(run: Path) -> Summary:
         rows = [case[kind]["per_class"][one] for case in content["cases"] for one in classes for kind in CONVENTIONS]
         scores = np.array([[row[name] for name in metrics] for row in rows], np.float64)
         scores = scores.reshape(len(cases), len(classes), len(CONVENTIONS), len(metrics))
-        return Summary(content["unit"], cases, classes, metrics, scores)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        groups = [case["group"] for case in content["cases"]] if "group" in content["cases"][0] else []
+        return Summary(content["unit"], cases, classes, metrics, scores, groups)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: is no summary that test.py wrote ({error!r}); test again") from None

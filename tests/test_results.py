@@ -21,8 +21,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS: dict[str, Any] = json.loads((ROOT / "docs/results.json").read_text(encoding="utf-8"))
 AT_224: dict[str, Any] = json.loads((ROOT / "docs/results_224.json").read_text(encoding="utf-8"))
 YAML = Path("configs/studies/monuseg_unet.yaml")
-Cell = tuple[str, float, float]
-NONE, IFD, SCR, BOTH = (("unet_width_24", *weights) for weights in ((0, 0), (0, 0.015), (0.015, 0), (0.015, 0.015)))
+Cell = tuple[str, float, float, str]
+NONE, IFD, SCR, BOTH = (("unet_width_24", *weights, "") for weights in ((0, 0), (0, 0.015), (0.015, 0), (0.015, 0.015)))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def with_and_without_the_outlier(cell: Cell) -> tuple[str, str]:
         for run in RESULTS["runs"]
     }
     gain = {
-        name: fmean(100 * (dice[*cell[1:], seed][name] - dice[0, 0, seed][name]) for seed in RESULTS["study"]["seeds"])
+        name: fmean(100 * (dice[*cell[1:3], seed][name] - dice[0, 0, seed][name]) for seed in RESULTS["study"]["seeds"])
         for name in RESULTS["runs"][0]["cases"]
     }
     there = gain.pop(OUTLIER)
@@ -140,7 +140,7 @@ def test_what_is_said_without_a_number(cells: dict[Cell, CellResult]) -> None:
         gain = cells[cell].gain
         assert gain.low <= 0 <= gain.high < cells[cell].published_gain
     for cell, holds in ((IFD, False), (BOTH, False), (SCR, True)):
-        for name, gain in cells[cell].redundancy_gain.items():
+        for name, gain in cells[cell].changes.items():
             assert (gain.low <= 0 <= gain.high) == holds, (cell, name)
             assert holds or (gain.mean < 0) == (name == "effective_rank_share")
     # IFD makes the channels of every layer that it acts on more alike.

@@ -173,6 +173,6 @@ def _results(folder: Path) -> dict[str, Any]:
     if (folder / _SIMILARITY).is_file():
         for case in read_summary(folder).to_json()["cases"]:
             scores = {kind: {name: case[kind][name] for name in TITLES if name in case[kind]} for kind in CONVENTIONS}
-            found["cases"][case["name"]] = {"group": case["group"], **scores}
+            found["cases"][case["name"]] = {"group": case.get("group", ""), **scores}
         found["layers"] = read_json(folder / _SIMILARITY, "similarity.py")["layers"]
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
 from evaluation.comparison import compare_summaries, format_comparison, paired, paired_few, worst_first
-from evaluation.summary import CaseResult, Summary, summarize
+from evaluation.summary import CaseResult, Summary, read_summary, summarize, write_json
 from tests.evaluation.test_summary import FALSE_NEGATIVE, FALSE_POSITIVE, ORGANS, measured
 
 
@@ -70,7 +71,7 @@ def test_one_case_has_a_difference_and_no_interval() -> None:
 def test_text_has_both_conventions_and_the_worst_case_first() -> None:
     lines = format_comparison(compare_summaries(*summaries()), "plain", "regularized").splitlines()
     assert lines[:2] == ["A: plain", "B: regularized"]
-    assert "B - A, with its 95% bootstrap interval over the cases" in lines
+    assert "B - A, with its 95% bootstrap interval over the cases or their groups" in lines
     row = next(line for line in lines if line.startswith("Dice "))
     assert row.split()[:4] == ["Dice", "0.6333", "0.4667", "-0.1667"]
     assert [line.split()[0] for line in lines[-3:]] == ["b", "a", "c"]
@@ -144,3 +145,57 @@ def test_of_a_few_the_interval_is_student_s() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((3, 3 - 2.7764451 * 0.5**0.5, 3 + 2.7764451 * 0.5**0.5))
     assert (paired_few([0.5] * 3).low, paired_few([0.5] * 3).high) == (0.5, 0.5)
     assert math.isnan(paired_few([1.0]).low)
+
+
+def test_groups_are_resampled_in_place_of_their_cases() -> None:
+    """Cases that differ within no group say no more than one of each; p and median are the groups'."""
+    rng = np.random.default_rng(1)
+    table = rng.normal(0.01, 0.05, (3, 12))
+    twice, groups = np.repeat(table, 2, axis=1), [f"person {number // 2}" for number in range(24)]
+    assert paired(table, [f"person {number}" for number in range(12)]) == paired(table)
+    one, two = paired(table, [f"person {number:02d}" for number in range(12)]), paired(twice, groups)
+    assert (two.mean, two.median, two.p) == pytest.approx((one.mean, one.median, one.p))
+    assert two.high - two.low == pytest.approx(one.high - one.low, rel=0.03) and two.cases == 24
+    alone = paired(twice)
+    assert alone.high - alone.low < two.high - two.low
+
+
+def test_groups_of_unequal_size_against_plain_loops() -> None:
+    rng = np.random.default_rng(2)
+    row, groups = rng.normal(0, 1, 10), list("aaabbccccd")
+    found = paired([row], groups)
+    draws = np.random.default_rng(3)
+    means = []
+    for _ in range(4000):
+        drawn = draws.choice(list("abcd"), 4)
+        means.append(
+            np.mean([value for one in drawn for value, group in zip(row, groups, strict=True) if group == one])
+        )
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.05)
+    assert found.median == pytest.approx(np.median([row[[g == one for g in groups]].mean() for one in "abcd"]))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.2])
+def test_p_of_the_mean_agrees_with_the_interval(shift: float) -> None:
+    table = np.random.default_rng(5).normal(shift, 0.05, (6, 20))
+    found = paired(table)
+    assert (found.p_mean < 0.05) == (found.low > 0 or found.high < 0)
+    assert paired(-table).p_mean == pytest.approx(found.p_mean)
+    assert paired(np.zeros((3, 4))).p_mean == 1 and math.isnan(paired([[0.2]]).p_mean)
+
+
+def test_a_comparison_takes_the_groups_of_the_tests(tmp_path: Path) -> None:
+    rng, persons = np.random.default_rng(7), [f"p{number // 4}" for number in range(16)]
+    tests = []
+    for _ in range(2):
+        scores = [(measured(dice, 4, dice, 2),) for dice in rng.uniform(0.4, 0.9, 16)]
+        cases = [
+            CaseResult(f"c{n}", one, group=person) for n, (one, person) in enumerate(zip(scores, persons, strict=True))
+        ]
+        write_json(tmp_path / "summary.json", summarize(cases, ["liver"]).to_json())
+        tests.append(read_summary(tmp_path))
+    found = compare_summaries(*tests)["strict"]["overall"]["dice"]
+    difference = tests[1].of_cases[:, 1, 0] - tests[0].of_cases[:, 1, 0]
+    expected = paired([difference], persons)
+    assert (found["low"], found["high"], found["n"]) == (expected.low, expected.high, 16)
+    assert found["low"] != paired([difference]).low

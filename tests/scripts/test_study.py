@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def times(folder: Path) -> dict[Path, int]:
     }
 
 
-def test_from_the_yaml_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture, refused: Callable) -> None:
+def test_from_the_yaml_to_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture, refused: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, out = make_synapse(tmp_path / "Synapse", train=4, test=1), tmp_path / "out"
     path = write(tmp_path / "study.yaml", plan(lambda_x=[0.1], folds=2))
     words = [str(path), "--output_dir", str(out), "--root_path", str(root), "--devices", "cpu", "cpu"]
@@ -64,10 +67,38 @@ def test_from_the_yaml_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert study.main([str(out / "results.json"), "--figure", str(figure)]) == 0
     assert tables(capsys) == table and figure.stat().st_size > 1000
 
+    # What the results hold is done, wherever its folder is: another machine goes on from them alone.
+    kept, again = tmp_path / "kept.json", tmp_path / "again"
+    shutil.copy(out / "results.json", kept)
+    with monkeypatch.context() as patch:
+        patch.setattr("asyncio.create_subprocess_exec", None)
+        assert study.main([str(path), "--output_dir", str(again), "--results", str(kept)]) == 0
+    assert tables(capsys) == table and kept.read_bytes() == (out / "results.json").read_bytes()
+
     write(path, plan(lambda_x=[0.1], folds=2, opts=plan()["opts"] | {"TRAIN.BASE_LR": 0.5}))
     error = refused(study.main, words)
+    assert "results.json: holds results of protocol" in error and "expected one protocol in a file" in error
+    error = refused(study.main, [*words, "--results", str(tmp_path / "new.json")])
     assert "fold_0/config.yaml: TRAIN.BASE_LR is 0.5 but the run was begun with" in error
     assert times(out) == before
+    write(path, plan(lambda_x=[0.1], folds=2, commit="0" * 40))
+    error = refused(study.main, words)
+    assert f"study.yaml: its commit is {'0' * 40}, and this copy is " in error
+
+
+def test_a_few_runs_at_a_time_and_development(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root, out = make_synapse(tmp_path / "Synapse", train=2, test=1), tmp_path / "out"
+    opts = plan()["opts"] | {"DATA.VAL_CASES": 1}
+    path = write(tmp_path / "study.yaml", plan(development=True, opts=opts))
+    words = [str(path), "--output_dir", str(out), "--root_path", str(root), "--devices", "cpu", "--most", "1"]
+    assert study.main(words) == 0
+    assert "| 0 | not reported |" in capsys.readouterr().out
+    assert len(json.loads((out / "results.json").read_text())["runs"]) == 1
+    assert study.main(words) == 0
+    (first, second) = json.loads((out / "results.json").read_text())["runs"]
+    assert (first["lambda_1"], second["lambda_1"]) == (0, 0.1)
+    assert set(first["seconds"]) == {"train"} and not first["cases"] and first["validation"]["epoch"] == 1
+    assert not (out / "unet/lambda_0_0/seed_1/summary.json").exists(), "the test cases are not looked at"
 
 
 def test_refusals(tmp_path: Path, refused: Callable) -> None:

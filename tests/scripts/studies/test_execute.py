@@ -39,8 +39,8 @@ with open(os.path.join(folder, "seen.txt"), "a") as file:
 """
 
 
-def execute(left: dict[Run, Steps], devices: list[str], folder: Path) -> int:
-    return asyncio.run(runs.execute(left, devices, folder))
+def execute(left: dict[Run, Steps], devices: list[str], folder: Path, done: list[Run] | None = None) -> int:
+    return asyncio.run(runs.execute(left, devices, folder, ([] if done is None else done).append))
 
 
 @pytest.fixture
@@ -86,7 +86,8 @@ def test_a_run_is_tested_anew_where_it_was_asked_for_after_its_test(tmp_path: Pa
 
 def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
     left = {run: steps(script, tmp_path, "train", "test") for run in RUNS}
-    assert execute(left, ["cpu", "1", "cpu"], tmp_path) == 0
+    done: list[Run] = []
+    assert execute(left, ["cpu", "1", "cpu"], tmp_path, done) == 0 and set(done) == set(RUNS)
     seen = (tmp_path / "seen.txt").read_text().splitlines()
     assert sorted({line.replace("--gpu_id 1", "").replace("--n_gpu 0", "").split()[0] for line in seen}) == [
         "test",
@@ -104,7 +105,9 @@ def test_a_run_that_diverges_is_left_and_the_others_go_on(
     script: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     left = {run: steps(script, tmp_path, "train", "test") for run in RUNS[1:]}
-    assert execute({RUNS[0]: steps(script, tmp_path, "diverge", "test")} | left, ["cpu"], tmp_path) == 3
+    done: list[Run] = []
+    assert execute({RUNS[0]: steps(script, tmp_path, "diverge", "test")} | left, ["cpu"], tmp_path, done) == 3
+    assert done == list(RUNS[1:])
     assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1 + 6
     assert "seed_0: diverge ended with code 3: noted" in caplog.text
 

@@ -72,7 +72,7 @@ def test_mean_and_spread_over_seeds_and_the_paired_gain() -> None:
     assert regularised.published_gain == pytest.approx(5.5) and plain.published_gain is None
     # Of the layers that are regularised; the teacher is not one.
     assert plain.seeds["effective_rank_share"].to_numpy() == pytest.approx([0.5] * 3)
-    assert regularised.redundancy_gain["mean_abs_correlation"].mean == pytest.approx(0.1)
+    assert regularised.changes["mean_abs_correlation"].mean == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,74 @@ def test_verdicts(gain: float, noise: float, verdict: str) -> None:
     _, (_, regularised) = summarize(made(gain, noise))
     assert regularised.verdict == verdict
     assert f"| {verdict} |" in format_results(made(gain, noise))
+
+
+def test_a_gain_within_half_a_point_is_equivalent() -> None:
+    _, (_, regularised) = summarize(made(0.001, 0.0005))
+    assert abs(regularised.gain.mean) < 0.5 and regularised.verdict in ("held", "equivalent")
+    _, (_, nothing) = summarize(made(0.0, 0.001))
+    assert nothing.verdict == "equivalent" and -0.5 < nothing.gain.low < 0 < nothing.gain.high < 0.5
+
+
+def test_p_values_are_corrected_for_all_cells_of_a_network() -> None:
+    """Holm: the smallest of m times m, the next times m - 1, and none below the one before."""
+    results = made(0.1, 0.01)
+    rng = np.random.default_rng(4)
+    settings = {"LOSS.LAMBDA_1": 0.1, "LOSS.LAMBDA_2": 0}
+    results["study"]["variants"] = {name: settings for name in ("one", "two")}
+    for name, gain in (("one", 0.02), ("two", 0.0)):
+        for seed in SEEDS:
+            dice = {case: float(0.6 + gain + rng.normal(0, 0.01)) for case in CASES}
+            results["runs"].append(run_of(0.1, seed, None, dice) | {"lambda_2": 0, "variant": name})
+    _, cells = summarize(results)
+    raw = sorted((cell.gain.p_mean, cell.p_holm) for cell in cells if cell.gain)
+    expected, highest = [], 0.0
+    for rank, (p, _) in enumerate(raw):
+        highest = max(highest, min(1, p * (3 - rank)))
+        expected.append(highest)
+    assert [holm for _, holm in raw] == pytest.approx(expected) and len(raw) == 3
+    assert [cell.cell[3] for cell in cells] == ["", "", "one", "two"]
+    text = format_results(results)
+    assert "| unet one | 0.1 | 0 | 3 |" in text and "rank one | corr. one" in text
+
+
+def test_cases_of_a_person_count_once() -> None:
+    results = made()
+    for run in results["runs"]:
+        for name, case in run["cases"].items():
+            case["group"] = "p1" if name in "ab" else "p2"
+    _, (_, grouped) = summarize(results)
+    _, (_, apart) = summarize(made())
+    assert grouped.gain.mean == apart.gain.mean and grouped.gain.p == pytest.approx(2 / 2**2)
+    assert apart.gain.p == pytest.approx(2 / 2**4)
+
+
+def test_distances_are_in_mm_where_they_are_known() -> None:
+    results = made()
+    assert "| HD95 |" in format_results(results)
+    _, (plain, _) = summarize(results)
+    dice = [case["strict"]["hd95"] for run in results["runs"][:3] for case in run["cases"].values()]
+    assert plain.seeds["hd95"].mean() == pytest.approx(np.mean(dice))
+    for run in results["runs"]:
+        for case in run["cases"].values():
+            case["strict"]["hd95_mm"] = 7.5
+    _, (plain, _) = summarize(results)
+    assert plain.seeds["hd95"].tolist() == [7.5] * 3
+
+
+def test_a_development_phase_has_validation_alone() -> None:
+    results = made()
+    results["study"]["development"] = True
+    for number, run in enumerate(results["runs"]):
+        run |= {
+            "cases": {},
+            "layers": [],
+            "seconds": {"train": 3.0},
+            "validation": {"epoch": 1, "dice": 0.5 + number / 100},
+        }
+    accuracy, times = format_results(results).strip().split("\n\n")
+    assert accuracy.splitlines()[2].startswith("| unet | 0 | 0 | 3 | 51.00 ± 1.00 |  |")
+    assert accuracy.splitlines()[3].startswith("| unet | 0.1 | 0.1 | 3 | 54.00 ± 1.00 | +3.00 (+3.00 to +3.00) |")
 
 
 def test_folds_of_a_seed_are_put_together() -> None:
@@ -131,7 +199,7 @@ def test_refusals() -> None:
     other = made()
     cases = other["runs"][-1]["cases"]
     cases["e"] = cases.pop("a")
-    with pytest.raises(ValueError, match="not every run was tested on a; expected the same data"):
+    with pytest.raises(ValueError, match="not every run was tested on e; expected the same data"):
         summarize(other)
     broken = copy.deepcopy(made())
     del broken["runs"][0]["network"]
