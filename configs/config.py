@@ -66,7 +66,9 @@ def complete(config: Config, facts: Mapping[str, object] | None = None) -> Confi
     config = fill(fill(config, facts or {}), DATASET_DEFAULTS.get(config.data.dataset, {}))
     channels = (facts or {}).get("MODEL.IN_CHANNELS", config.model.in_channels)
     if channels != config.model.in_channels:
-        raise ValueError(f"MODEL.IN_CHANNELS is {config.model.in_channels}, but the images have {channels}; expected 0")
+        raise ValueError(
+            f"MODEL.IN_CHANNELS is {config.model.in_channels}, but the images have {channels}; expected the same, or 0"
+        )
     values, classes = config.data.label_values, config.model.num_classes
     if values and len(values) != classes:
         raise ValueError(

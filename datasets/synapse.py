@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 import h5py
@@ -40,6 +41,8 @@ _SLICE_MARK = "_slice"
 _VOLUME_SUFFIX = ".npy.h5"
 _LONGEST_HEADER = 10_000  # bytes of an .npy file; as many as NumPy takes
 _BLOCK = 2**18  # bytes
+# Where two threads parse at once, Python 3.11 may raise a SystemError: github.com/python/cpython/issues/106905
+_ONE_AT_A_TIME = Lock()
 _LONG_OF_PYTHON_2 = re.compile(r"(\d)L\b")
 _ORDER_BYTES = 16  # more than the three letters of an axis order take
 _MOST_OF_GEOMETRY = 128  # bytes of one array; the nine numbers of a direction take 72
@@ -222,7 +225,8 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]
     if length > _LONGEST_HEADER:
         raise ValueError(f"a header of {length} bytes")
     text = _LONG_OF_PYTHON_2.sub(r"\1", stream.read(length).decode("latin1"))
-    header = ast.literal_eval(text.strip())
+    with _ONE_AT_A_TIME:
+        header = ast.literal_eval(text.strip())
     if not all(isinstance(side, int) and side >= 0 for side in header["shape"]):
         raise ValueError(f"the shape {header['shape']}")
     return header["shape"], bool(header["fortran_order"]), np.lib.format.descr_to_dtype(header["descr"])
