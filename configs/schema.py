@@ -100,7 +100,9 @@ class LossConfig:
     lambda_1: float = _number(0.015)  # semantic consistency regularization (SCR)
     lambda_2: float = _number(0.015)  # internal feature distillation (IFD)
     distance: str = _choice(*DISTANCES)  # between channels; mse as published
-    scr: str = _choice("random", "mean", "attention")  # pairing of channels as published, or a rival (selfreg/variants.py)
+    scr: str = _choice(
+        "random", "mean", "attention"
+    )  # pairing of channels as published, or a rival (selfreg/variants.py)
     ifd: str = _choice("halves", "decorrelation")  # of channels as published, or the opposite
     teacher: str = _choice("final", "average")  # the network's own final map, or that of its averaged weights
     teacher_decay: float = _number(0.99, 0, 1)  # of that average

@@ -57,7 +57,7 @@ def test_the_study_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     study = as_study(yaml.safe_load(block), "README")
-    assert len(study.runs()) == 4 * 3 and study.min_seeds == 3
+    assert len(study.runs()) == 5 * 3 and study.min_seeds == 3
 
 
 @pytest.mark.parametrize("line", re.findall(r"^ {4}python ((?:train|test)\.py .*)$", README, re.MULTILINE))

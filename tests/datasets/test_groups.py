@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import test
+import train
 from datasets import inspect
 from datasets.base import Defects
 from datasets.folds import draw_folds, read_folds, write_folds
 from datasets.groups import read_groups
 from datasets.pairs import find_pairs
+from evaluation.summary import read_summary
+from tests.conftest import ROOT
 from tests.own_data import write_pictures
 
 PAIRS = 12
@@ -71,6 +75,24 @@ def test_no_fold_divides_a_person(tmp_path: Path) -> None:
         read_folds(written, [first, second], 2, groups=groups)
     with pytest.raises(ValueError, match="there are 12 groups of cases to divide"):
         draw_folds(groups, 13, groups=groups)
+
+
+def test_a_test_says_whose_its_cases_are(tmp_path: Path) -> None:
+    root, groups = grouped(tmp_path / "own")
+    words = [
+        "--dataset",
+        "Folder",
+        "--root_path",
+        str(root),
+        "--cfg",
+        str(ROOT / "configs/unet_224.yaml"),
+        "--output_dir",
+    ]
+    words += [str(tmp_path / "run"), *"--img_size 32 --max_epochs 1 --workers 0 --opts MODEL.UNET.WIDTH 4".split()]
+    assert train.main(words) == 0
+    assert test.main(["--output_dir", str(tmp_path / "run")]) == 0
+    summary = read_summary(tmp_path / "run")
+    assert summary.groups == [groups[name] for name in summary.cases] and len(set(summary.groups)) < len(summary.cases)
 
 
 def refused(root: Path) -> list[str]:

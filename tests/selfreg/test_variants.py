@@ -136,12 +136,13 @@ _VARIANTS = {
     "attention": ["LOSS.SCR", "attention"],
     "decorrelation": ["LOSS.IFD", "decorrelation"],
     "average": ["LOSS.TEACHER", "average", "LOSS.TEACHER_DECAY", "0.5"],
+    "augmentation": ["AUG.SCALE", "0.3", "AUG.ELASTIC", "0.02", "AUG.NOISE", "0.1", "AUG.GAMMA", "0.5"],
     "deep supervision": ["LOSS.DEEP_SUPERVISION", "True", "LOSS.LAMBDA_1", "0", "LOSS.LAMBDA_2", "0"],
 }
 
 
 @pytest.mark.parametrize("opts", _VARIANTS.values(), ids=_VARIANTS.keys())
-def test_a_training_with_a_rival_resumes_exactly(
+def test_a_training_with_options_of_the_study_resumes_exactly(
     opts: list[str], synapse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [
