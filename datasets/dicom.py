@@ -89,10 +89,10 @@ def read_series(folder: Path | str, axis_order: str = "zxy", orientation: str = 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected one that holds a DICOM series")
     check_name(folder)
-    with quiet_sitk() as sitk:
-        slices = sorted(_read_headers(sitk, folder), key=lambda one: one.height)
-        _refuse(folder, _misplaced(slices))
-        stored = _read_voxels(sitk, folder, slices)
+    sitk = quiet_sitk()
+    slices = sorted(_read_headers(sitk, folder), key=lambda one: one.height)
+    _refuse(folder, _misplaced(slices))
+    stored = _read_voxels(sitk, folder, slices)
     first, last = slices[0], slices[-1]
     between = (last.height - first.height) / (len(slices) - 1)
     geometry = Geometry((*first.spacing, between), first.origin, first.direction)

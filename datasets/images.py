@@ -18,6 +18,7 @@ import numpy as np
 
 from datasets.base import MOST_PACKED, MOST_PIXELS, BadFile, Defect, Defects, brief, shorten
 from datasets.decoders import open_content
+from datasets.itk import quiet_sitk
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -318,14 +319,8 @@ def _decode(opened: _Opened, path: Path) -> np.ndarray:
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:
-    import SimpleITK as sitk
-
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    sitk = quiet_sitk()
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def _unreadable(path: Path, why: str) -> BadFile:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,18 +23,16 @@ def check_name(path: Path) -> None:
         raise ValueError(f"{path}: its name is not UTF-8; expected one that is, so rename it") from None
 
 
-@contextmanager
-def quiet_sitk() -> Iterator[SimpleITK]:
-    """SimpleITK, with its warnings kept off standard error: every failure here becomes an exception of one line."""
+def quiet_sitk() -> ModuleType:
+    """SimpleITK, with its warnings kept off standard error: every failure here becomes an exception of one line.
+
+    The switch is the process's: switched back by one thread, it would let a warning of another through.
+    """
     # Imported where it is needed: it is slow to load, and most of what reads data does without it.
     import SimpleITK as sitk
 
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield sitk
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    return sitk
 
 
 def header_reader(sitk: SimpleITK, image_io: str, path: Path) -> SimpleITK.ImageFileReader:

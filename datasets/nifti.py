@@ -178,10 +178,10 @@ def open_image(path: Path | str, axis_order: str = "zxy", orientation: str = "",
             f"{path}: does not say where its axes point (qform_code and sform_code are 0); expected a file that does, "
             "so mend its header, or take its axes as they are stored (--opts DATA.ORIENTATION stored)"
         )
-    with quiet_sitk() as sitk:
-        reader = _reader(sitk, path)
-        size, spacing = reader.GetSize(), reader.GetSpacing()
-        geometry = Geometry(spacing, reader.GetOrigin(), reader.GetDirection())
+    sitk = quiet_sitk()
+    reader = _reader(sitk, path)
+    size, spacing = reader.GetSize(), reader.GetSpacing()
+    geometry = Geometry(spacing, reader.GetOrigin(), reader.GetDirection())
     if not all(length > 0 for length in spacing):
         raise ValueError(f"{path}: its spacing is {spacing} mm; expected positive numbers, mend its header")
     if size != layout.shape:
@@ -203,11 +203,11 @@ def read_image(path: Path | str, axis_order: str = "zxy", orientation: str = "")
     """
     path = Path(path)
     geometry = open_image(path, axis_order, orientation).geometry
-    with quiet_sitk() as sitk:
-        try:
-            stored = sitk.GetArrayFromImage(_reader(sitk, path).Execute())
-        except RuntimeError as error:
-            raise _unreadable(path, brief_of_itk(error)) from None
+    sitk = quiet_sitk()
+    try:
+        stored = sitk.GetArrayFromImage(_reader(sitk, path).Execute())
+    except RuntimeError as error:
+        raise _unreadable(path, brief_of_itk(error)) from None
     return np.ascontiguousarray(arrange(stored, geometry)), geometry
 
 

@@ -61,12 +61,12 @@ def write_bytes(path: Path, array: np.ndarray, geometry: Geometry, values: np.nd
 def _header(partial: Path, shape: tuple[int, ...], geometry: Geometry) -> bytes:
     """All that comes before the voxels of a file of `shape` [z, y, x]: what SimpleITK writes for a single voxel."""
     partial.touch()
-    with quiet_sitk() as sitk:
-        voxel = sitk.Image(1, 1, 1, sitk.sitkUInt8)
-        voxel.SetSpacing(geometry.spacing)
-        voxel.SetOrigin(geometry.origin)
-        voxel.SetDirection(geometry.direction)
-        sitk.WriteImage(voxel, str(partial))
+    sitk = quiet_sitk()
+    voxel = sitk.Image(1, 1, 1, sitk.sitkUInt8)
+    voxel.SetSpacing(geometry.spacing)
+    voxel.SetOrigin(geometry.origin)
+    voxel.SetDirection(geometry.direction)
+    sitk.WriteImage(voxel, str(partial))
     try:
         found = read_header(partial)[1]
         with open_stream(partial) as stream:

@@ -376,7 +376,7 @@ def run_limited(code: str, *words: object) -> str:
         "    with open('/proc/self/statm') as file:\n"
         "        most = int(file.read().split()[0]) * resource.getpagesize() + mib * 2**20\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
-        "with quiet_sitk(): pass\n"
+        "quiet_sitk()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", begin + code, *map(str, words)],
@@ -476,3 +476,17 @@ def test_a_name_that_is_no_text_is_not_read(tmp_path, volume):
     for call in (read_image, read_header, open_image):
         with pytest.raises(ValueError, match="its name is not UTF-8"):
             call(path)
+
+
+def test_no_warning_of_itk_comes_through_however_many_threads_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """ITK warns, on standard error, of an sform whose scale is not that of pixdim."""
+    path = save(tmp_path / "a.nii", np.ones((3, 4, 5), np.int16))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 76 + 4, -1.0)
+    path.write_bytes(content)
+    with ThreadPoolExecutor(4) as threads:
+        for found in [threads.submit(read_image, path) for _ in range(200)]:
+            found.exception()
+    assert capfd.readouterr().err == ""
