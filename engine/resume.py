@@ -45,7 +45,7 @@ class Progress:
 
 
 def pack_state(
-    progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer, extra: nn.Module | None
+    progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer, extra: nn.Module | None = None
 ) -> dict[str, object]:
     """All that resuming needs of one process, as plain data, but for the random generators.
 
