@@ -14,13 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from configs.plain_yaml import read_yaml
 from configs.saved import is_of
 from engine.logger import read_curves
 from evaluation.cross_validation import is_tested
-from evaluation.summary import CONVENTIONS, TITLES, read_json, read_summary, write_json
+from evaluation.summary import CONVENTIONS, TITLES, Json, read_json, read_summary, write_json
 from scripts.studies.plan import Plain, Run, Study
 from utils import atomic_write
 
@@ -121,7 +120,7 @@ async def _run(step: str, command: Sequence[str], folder: Path, environment: Map
     return code
 
 
-def open_results(path: Path, content: Plain) -> dict[str, Any]:
+def open_results(path: Path, content: Plain) -> Json:
     """The results so far of the study with this yaml: those in a file, or none.
 
     Raises:
@@ -145,7 +144,7 @@ def digest(content: Plain) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def add_result(results: dict[str, Any], run: Run, output_dir: Path) -> None:
+def add_result(results: Json, run: Run, output_dir: Path) -> None:
     """Add what a run was, took and scored, and its environment where it is a new one."""
     folder = output_dir / run.folder
     environment = read_yaml(folder / "config.yaml").get("ENVIRONMENT", {})
@@ -163,7 +162,7 @@ def write_results(path: Path, results: Plain) -> None:
     atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def _results(folder: Path) -> Json:
     """What a run took and scored; `validation` is None where nothing is held out."""
     curves, validation = read_curves(folder), None
     if "val_dice" in curves:  # the first of the best, as in training

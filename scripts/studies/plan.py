@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from configs.config import get_config
 from configs.plain_yaml import parse_word, read_yaml
 from configs.schema import Config
-from evaluation.summary import is_number
+from evaluation.summary import Json, is_number
 
 Plain = Mapping[str, Any]  # the content of a yaml or a JSON file
 Section = TypeVar("Section")
@@ -93,7 +93,7 @@ class Study:
             if place < len(seeds := self.seeds_of(network))
         ]
 
-    def settings(self, run: Run) -> dict[str, Any]:
+    def settings(self, run: Run) -> Json:
         """The settings of a run on top of its network's yaml, by configuration key."""
         own = {"LOSS.LAMBDA_1": run.lambda_1, "LOSS.LAMBDA_2": run.lambda_2, "SEED": run.seed}
         folds = {} if run.fold is None else {"DATA.FOLDS": self.folds, "DATA.FOLD": run.fold}
@@ -105,13 +105,13 @@ class Study:
         return get_config(self.networks[run.network].cfg, overrides=self.settings(run))
 
 
-def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, dict[str, Any]]:
+def read_study(path: Path, opts: Sequence[str] = ()) -> tuple[Study, Json]:
     """The study in a yaml and its content; `opts`, KEY VALUE ..., are added to those for all networks.
 
     Raises:
         ValueError, FileNotFoundError: as `as_study`, or there is no such yaml.
     """
-    content: dict[str, Any] = read_yaml(path)
+    content: Json = read_yaml(path)
     if opts:
         get_config(opts=opts)  # refuses an unknown key
         own = dict(zip(opts[::2], map(parse_word, opts[1::2]), strict=True))
