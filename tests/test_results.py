@@ -12,7 +12,8 @@ import pytest
 
 from configs.config import get_config
 from networks import build_network
-from scripts.studies.plan import Study, read_study
+from scripts.studies.execute import digest
+from scripts.studies.plan import Run, Study, read_study
 from scripts.studies.results import CellResult, format_results, summarize
 from tests.conftest import ROOT
 
@@ -196,3 +197,15 @@ def test_every_other_number_is_of_the_setting(study: Study, cells: dict[Cell, Ce
     numbers = re.findall(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e-\d+)?", text)
     assert len(numbers) > 20
     assert set(numbers) <= constants(study) | _OTHERS
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results").glob("*.json")), ids=lambda path: path.stem)
+def test_results_under_way_are_of_their_yaml(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan, content = read_study(ROOT / f"configs/studies/{path.stem}.yaml")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert results["protocol"] == digest(content) and results["study"] == content
+    runs = [Run(**{name: run[name] for name in Run._fields}) for run in results["runs"]]
+    assert len(set(runs)) == len(runs) and {*runs} <= {*plan.runs()}
+    assert {one["git_commit"] for one in results["environments"]} == {plan.commit}
+    assert format_results(results).startswith("| network | lambda_1 (SCR) |")
