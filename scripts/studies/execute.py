@@ -43,8 +43,9 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
     folder = output_dir / run.folder
     trained, similarity = folder / "last.pth", folder / _SIMILARITY
     steps: dict[str, list[str]] = {}
-    is_trained = is_of(study.config(run), folder)
-    if not (is_trained and (study.development or is_tested(folder))):
+    # In development nothing in the folder tells a training that ended from one that was interrupted: a run is done once
+    # it is in the results, and training it again ends at once.
+    if not (is_of(study.config(run), folder) and is_tested(folder)) or study.development:
         train = ["train.py", "--cfg", study.networks[run.network].cfg, "--output_dir", str(folder), "--resume", "auto"]
         train += ["--root_path", root_path] if root_path else []
         # Without the flag, folds mean a whole cross-validation.

@@ -49,7 +49,7 @@ def test_from_the_yaml_to_the_table(
     assert study.main(words) == 0
     table = tables(capsys)
     runs = json.loads((out / "results.json").read_text())["runs"]
-    assert [(run["lambda_1"], run["lambda_2"], run["seed"], run["fold"]) for run in runs] == [
+    assert sorted((run["lambda_1"], run["lambda_2"], run["seed"], run["fold"]) for run in runs) == [
         (0.1, 0.1, 1, 0),
         (0.1, 0.1, 1, 1),
     ]
@@ -99,6 +99,24 @@ def test_a_few_runs_at_a_time_and_development(tmp_path: Path, capsys: pytest.Cap
     assert (first["lambda_1"], second["lambda_1"]) == (0, 0.1)
     assert set(first["seconds"]) == {"train"} and not first["cases"] and first["validation"]["epoch"] == 1
     assert not (out / "unet/lambda_0_0/seed_1/summary.json").exists(), "the test cases are not looked at"
+
+
+def test_an_interrupted_training_is_not_a_result(tmp_path: Path) -> None:
+    """In development as in a study; called again, it ends where it would have ended."""
+    root, out = make_synapse(tmp_path / "Synapse", train=2, test=1), tmp_path / "out"
+    opts = plan()["opts"] | {"DATA.VAL_CASES": 1, "TRAIN.EPOCHS": 2, "TRAIN.VAL_FREQ": 1}
+    path = write(tmp_path / "study.yaml", plan(lambda_x=[0], development=True, opts=opts))
+    words = [str(path), "--output_dir", str(out), "--root_path", str(root), "--devices", "cpu"]
+    assert study.main(words) == 0
+    whole = json.loads((out / "results.json").read_text())["runs"]
+    run = out / "unet/lambda_0_0/seed_1"
+    for name in ("results.json", *(str((run / name).relative_to(out)) for name in ("last.pth", "metrics.jsonl"))):
+        (out / name).unlink()  # as after an interruption before the first save
+    assert study.main([*words, "--most", "0"]) == 0
+    assert json.loads((out / "results.json").read_text())["runs"] == []
+    assert study.main(words) == 0
+    (again,) = json.loads((out / "results.json").read_text())["runs"]
+    assert again["validation"] == whole[0]["validation"]
 
 
 def test_refusals(tmp_path: Path, refused: Callable) -> None:
