@@ -141,7 +141,8 @@ def build_trainer(
     schedule = build_schedule(config, len(loader))
     log = (config.train.log_freq, config.train.image_freq)
     logger = MetricLogger(output_dir if ranks.first else None, schedule.total_steps, log_freq=log[0], image_freq=log[1])
-    optimizer = build_optimizer([network, extra] if extra else [network], config.train)
+    heads = extra.parameters() if isinstance(extra, DeepSupervision) else ()
+    optimizer = build_optimizer([*network.parameters(), *heads], config.train)
     if isinstance(extra, MeanTeacher):
         optimizer.register_step_post_hook(lambda *_: extra.update(network))
     trainer = Trainer(
@@ -295,9 +296,8 @@ def build_monitor(
     return monitor
 
 
-def build_optimizer(modules: Sequence[nn.Module], train: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(weights: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW; fused, a step is one pass over the weights: on a CPU 2.5 and 3.5 times as fast."""
-    weights = [p for module in modules for p in module.parameters() if module is modules[0] or p.requires_grad]
     rate, decay = train.base_lr, train.weight_decay
     if train.optimizer == "adamw":
         return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=True)

@@ -1,4 +1,4 @@
-"""The ACDC layout: npz slices to train and validate on, npz volumes to test on, lists of them (SPEC section 6)."""
+"""The ACDC layout: npz slices to train and validate on, npz volumes to test on, lists of them."""
 
 from __future__ import annotations
 

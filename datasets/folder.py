@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.base import Defect, Defects, defect_of, read_list
 from datasets.folds import folds_file, read_folds, write_folds
-from datasets.groups import divided, read_groups
+from datasets.groups import divided, read_groups, units
 from datasets.images import label_table
 from datasets.looks import AXIS_ORDERS, ORIENTATION, Look, look_at_all, remembered, to_remember
 from datasets.pairs import NAME, Pair, look_for_pairs
@@ -25,7 +25,7 @@ from datasets.pairs import NAME, Pair, look_for_pairs
 PARTS = ("train", "val", "test")
 
 _MEMORY = "looked.json"
-_SHARES = {"val": 0.1, "test": 0.2}  # of the cases, as in SPEC section 6; the rest train
+_SHARES = {"val": 0.1, "test": 0.2}  # of the cases; the rest train
 _SEED = 1234
 _TRIES = 200  # of a split, until every class is trained on
 
@@ -193,17 +193,14 @@ def _split(marked: Mapping[str, set[int]], num_classes: int, groups: Mapping[str
     A group is in one part, so that the last two may have more by less than a group.
     """
     wanted = {"test": max(1, round(len(marked) * _SHARES["test"])), "val": round(len(marked) * _SHARES["val"])}
-    members: dict[str, list[str]] = {}
-    for name in sorted(marked):
-        members.setdefault(groups.get(name, name), []).append(name)
-    units = list(members.values())
+    dealt = units(marked, groups)
     for attempt in range(_TRIES):
-        order = np.random.default_rng([_SEED, attempt]).permutation(len(units)).tolist()
+        order = np.random.default_rng([_SEED, attempt]).permutation(len(dealt)).tolist()
         parts: dict[str, list[str]] = {part: [] for part in PARTS}
         for place, index in enumerate(order):
             is_last = place == len(order) - 1
             part = next((part for part, count in wanted.items() if len(parts[part]) < count and not is_last), "train")
-            parts[part] += units[index]
+            parts[part] += dealt[index]
         if len(set().union(*(marked[name] for name in parts["train"]))) == num_classes - 1:
             break
     return {part: sorted(names) for part, names in parts.items()}

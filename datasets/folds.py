@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from datasets.base import shorten
-from datasets.groups import divided
+from datasets.groups import divided, units
 
 _SEED = 1234
 _LONGEST = 2**12  # bytes of a case in the file; a name has 255 at most
@@ -27,23 +27,19 @@ def draw_folds(
 ) -> list[list[str]]:
     """Deal the groups of the cases out at random into `folds` parts; the same for the same names.
 
-    The groups of two parts differ in number by one at most; a case without a group is one of its own. Each `attempt`
-    deals them otherwise.
+    The groups of two parts differ in number by one at most. Each `attempt` deals them otherwise.
 
     Raises:
         ValueError: there are fewer groups than parts.
     """
-    members: dict[str, list[str]] = {}
-    for name in sorted(set(cases)):
-        members.setdefault(groups.get(name, name), []).append(name)
-    units = list(members.values())
-    if len(units) < folds:
+    dealt = units(cases, groups)
+    if len(dealt) < folds:
         what = "groups of cases" if groups else "cases"
         raise ValueError(
-            f"--folds is {folds}, but there are {len(units)} {what} to divide; expected {len(units)} or fewer"
+            f"--folds is {folds}, but there are {len(dealt)} {what} to divide; expected {len(dealt)} or fewer"
         )
-    order = np.random.default_rng([_SEED, attempt]).permutation(len(units)).tolist()
-    return [sorted(name for index in order[part::folds] for name in units[index]) for part in range(folds)]
+    order = np.random.default_rng([_SEED, attempt]).permutation(len(dealt)).tolist()
+    return [sorted(name for index in order[part::folds] for name in dealt[index]) for part in range(folds)]
 
 
 def read_folds(

@@ -56,6 +56,14 @@ def read_groups(root: Path, cases: Collection[str] | None = None) -> dict[str, s
     return groups
 
 
+def units(cases: Iterable[str], groups: Mapping[str, str]) -> list[list[str]]:
+    """The cases of each group, in the order of their names; a case without a group is one of its own."""
+    members: dict[str, list[str]] = {}
+    for name in sorted(set(cases)):
+        members.setdefault(groups.get(name, name), []).append(name)
+    return list(members.values())
+
+
 def divided(parts: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> Iterable[str]:
     """What is wrong with parts that have a case of one group each, in words."""
     seen: dict[str, tuple[str, str]] = {}

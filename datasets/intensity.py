@@ -94,7 +94,7 @@ def reading(
 
 
 def scale_intensity(image: np.ndarray, low: float = -125.0, high: float = 275.0, where: object = "image") -> np.ndarray:
-    """Clip to [low, high] and scale it to [0, 1], float32 (SPEC section 6: [-125, 275] HU).
+    """Clip to [low, high] and scale it to [0, 1], float32 ([-125, 275] HU, as published).
 
     Raises:
         ValueError: the window is empty, or the image holds NaN or infinite values; the message names `where`.

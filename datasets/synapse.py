@@ -1,4 +1,4 @@
-"""The Synapse layout: npz slices to train on, h5 volumes to test on, lists that name them (SPEC section 6)."""
+"""The Synapse layout: npz slices to train on, h5 volumes to test on, lists that name them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation and resizing of slices, equal to SciPy, as tensor operations on any device (SPEC section 4).
+"""Augmentation and resizing of slices, equal to SciPy, as tensor operations on any device.
 
 Every operation here is linear or a choice of pixels, so SciPy need do it only once, on unit vectors or on the pixels'
 numbers: what comes out is a table, and the table does the same to any image of that shape.

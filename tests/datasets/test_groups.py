@@ -23,7 +23,7 @@ PAIRS = 12
 
 
 def grouped(root: Path, of: int = 2) -> tuple[Path, dict[str, str]]:
-    """Pictures, so many of each person."""
+    """Images, so many of each person."""
     write_pictures(root, PAIRS * of)
     groups = {pair.name: f"person {number // of}" for number, pair in enumerate(find_pairs(root))}
     write_groups(root, list(groups.items()))

@@ -98,7 +98,7 @@ def test_a_few_runs_at_a_time_and_development(tmp_path: Path, capsys: pytest.Cap
     (first, second) = json.loads((out / "results.json").read_text())["runs"]
     assert (first["lambda_1"], second["lambda_1"]) == (0, 0.1)
     assert set(first["seconds"]) == {"train"} and not first["cases"] and first["validation"]["epoch"] == 1
-    assert not (out / "unet/lambda_0_0/seed_1/summary.json").exists(), "the test cases are not looked at"
+    assert not (out / "unet/lambda_0_0/seed_1/summary.json").exists(), "no test case is read"
 
 
 def test_an_interrupted_training_is_not_a_result(tmp_path: Path) -> None:
