@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from configs.arguments import check_command_line, run_guarded, test_parser
@@ -30,7 +31,7 @@ from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
 from engine.logger import read_curves
-from evaluation.inference import find_trained, find_volumes, label_values, load_network
+from evaluation.inference import Trained, find_trained, find_volumes, identity, label_values, load_network
 from evaluation.masks import write_image_mask, write_mask
 from evaluation.metrics import ClassScores, compare_at_spacings
 from evaluation.overlay import write_overlay
@@ -52,22 +53,26 @@ def test(args: argparse.Namespace) -> int:
     config = trained.config
     output_dir = find_output_dir(args, trained.weights)
     device = utils.select_device(config.gpu_id, config.n_gpu, distributed.local_rank())
-    with distributed.process_group(device) as ranks, utils.logging_session("test.py", quiet=not ranks.first):
+    with ExitStack() as stack:
+        ranks = stack.enter_context(distributed.process_group(device))
+        stack.enter_context(utils.logging_session("test.py", quiet=not ranks.first))
         utils.seed_everything(config.seed, config.deterministic)
         autocast = utils.select_precision(config.test.precision, device, allow_slow=config.slow_bfloat16)
         utils.tune_malloc()
         network = load_network(trained, device)
         volumes = find_volumes(config, args.input, ranks)
-        for folder in ("predictions", "overlays"):
-            (output_dir / folder).mkdir(parents=True, exist_ok=True)
-        if ranks.first:
+        if ranks.first:  # the lock is not that of the run, which may be trained on meanwhile
+            stack.enter_context(utils.locked(output_dir / "predictions"))
+            (output_dir / "overlays").mkdir(exist_ok=True)
             utils.log_to(output_dir / "test_log.txt")
+            remove_results(output_dir, volumes.cases, scored=not args.input)
+        ranks.barrier()
         cases = ranks.in_order(dict(predict(network, volumes, output_dir, config, ranks, autocast)))
         if ranks.first and args.input:
             _log.info("%d masks in %s", len(cases), output_dir / "predictions")
         elif ranks.first:
             unit = "pixels" if volumes[0].is_picture else "voxels"
-            write_report(cases, unit, output_dir, config, provenance(config, trained.weights, device))
+            write_report(cases, unit, output_dir, trained, provenance(config, trained.weights, device))
     return 0
 
 
@@ -79,6 +84,17 @@ def find_output_dir(args: argparse.Namespace, weights: Path) -> Path:
         raise ValueError("--output is not given; expected a folder for the results")
     utils.check_writable(Path(output_dir), "--output" if args.output else "--output_dir")
     return Path(output_dir)
+
+
+def remove_results(output_dir: Path, cases: Sequence[str], *, scored: bool) -> None:
+    """Remove what a test will write, so that a test that is interrupted leaves nothing of the one before beside it."""
+    if scored:
+        for name in ("summary.json", "report.html", "per_case.csv"):
+            (output_dir / name).unlink(missing_ok=True)
+    for case in cases:
+        for suffix in (".nii.gz", ".png", ".tif"):
+            (output_dir / "predictions" / f"{case}{suffix}").unlink(missing_ok=True)
+        (output_dir / "overlays" / f"{case}.png").unlink(missing_ok=True)
 
 
 def predict(
@@ -168,14 +184,15 @@ def provenance(config: Config, weights: Path, device: torch.device) -> Provenanc
 
 
 def write_report(
-    results: Sequence[CaseResult], unit: str, output_dir: Path, config: Config, provenance: Provenance
+    results: Sequence[CaseResult], unit: str, output_dir: Path, trained: Trained, provenance: Provenance
 ) -> None:
     """Write per_case.csv, report.html and summary.json, and print the table."""
-    names = class_names(config.data.dataset, config.model.num_classes)
+    names = class_names(trained.config.data.dataset, trained.config.model.num_classes)
     summary = summarize(results, names, unit=unit)
     write_csv(output_dir / "per_case.csv", summary)
     write_html(output_dir / "report.html", summary, output_dir / "overlays", provenance)
-    write_json(output_dir / "summary.json", summary.to_json())  # last: where it is, the test is done
+    # Last: where it is, the test is done.
+    write_json(output_dir / "summary.json", {"of": identity(trained), **summary.to_json()})
     _log.info("%s\n\nreport: %s", format_table(summary), output_dir / "report.html")
 
 

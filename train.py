@@ -16,14 +16,13 @@ if __name__ == "__main__":  # before torch is imported
     check_command_line("train.py", train_parser())
 
 import torch
-from tensorboardX import SummaryWriter
 from torch import nn
 
 import utils
 from configs.config import get_config, to_dict
 from configs.saved import check_continues, config_text, is_of
 from configs.schema import Config, LossConfig, TrainConfig
-from datasets import check_quick, class_names, keep_folds
+from datasets import check_quick, class_names, describe, keep_folds
 from datasets.augment import Augmentation
 from datasets.loading import TrainingLoader, build_loader
 from engine import distributed
@@ -73,8 +72,6 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
         trainer = build_trainer(config, args, saved, output_dir, ranks)
         if ranks.first:
             begin_run(trainer, config, saved, output_dir)
-            writer = SummaryWriter(str(output_dir / "log"), purge_step=trainer.at.step)
-            trainer.logger.writer = run.enter_context(writer)
         try:
             trainer.fit()
         except Diverged as error:
@@ -82,7 +79,7 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
             return 3
         finally:
             cast(TrainingLoader, trainer.loader).close()
-        best = output_dir / "best.pth"
+        best = trainer.best if trainer.best.exists() else trainer.last
         _log.info("done: weights in %s; evaluate with: python test.py --output_dir %s", best, output_dir)
     return 0
 
@@ -101,9 +98,10 @@ def cross_validation(config: Config, words: Sequence[str], output_dir: Path) -> 
 def find_saved(args: argparse.Namespace, output_dir: Path) -> Saved | None:
     """The save to resume from; None starts afresh. A process that torchrun restarted resumes without --resume."""
     holds_a_run = (output_dir / LAST).exists() or (output_dir / PREVIOUS).exists()
-    if args.resume not in ("", "auto") and not (distributed.is_restart() and holds_a_run):
+    named = args.resume not in ("", "auto") and not (distributed.is_restart() and holds_a_run)
+    if named and (not holds_a_run or Path(args.resume).resolve().parent == output_dir.resolve()):
         return Saved(Path(args.resume), read_checkpoint(args.resume, trust=args.trust_checkpoint))
-    if args.resume or distributed.is_restart():
+    if not named and (args.resume or distributed.is_restart()):
         saved = read_last(output_dir, trust=args.trust_checkpoint)
         if saved is None and (output_dir / "metrics.jsonl").exists():
             _log.info("%s: the run was stopped before its first save and begins anew", output_dir)
@@ -165,6 +163,7 @@ def build_trainer(
         monitor=build_monitor(config, network, criterion, logger, ranks),
         extra=extra,
         config=to_dict(config),
+        data=describe(loader.dataset.slices, open_volumes(config, "val")),
         ranks=ranks,
     )
     if saved:
@@ -336,6 +335,8 @@ def begin_run(trainer: Trainer, config: Config, saved: Saved | None, output_dir:
             list_dir=data.list_dir,
         )
     utils.log_to(output_dir / "log.txt")
+    if saved:
+        trainer.bring_best(saved.path.parent)
     text = config_text(config, utils.environment(trainer.ranks.device))
     utils.atomic_write(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
     millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import LAST, PREVIOUS, save_checkpoint
+from engine.checkpoint import LAST, PREVIOUS, file_digest, save_checkpoint
 from engine.distributed import Ranks
 from engine.logger import MetricLogger
 from engine.resume import Progress, State, generator_states, pack_state, restore_state, trained
 from engine.signals import StopSignals
 from selfreg import Features, FeatureTap
-from utils import sum_heads
+from utils import atomic_write, sum_heads
 
 _log = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ class Trainer:
     monitor: Monitor | None = None
     extra: nn.Module | None = None  # in training alone: (image, logits, features) to logits and features
     config: Mapping[str, object] = field(default_factory=dict)  # of the run, kept in last.pth
+    data: Sequence[str] = ()  # the same of its data, a line for each slice and validation case
     ranks: Ranks = Ranks()  # train together, each with its part of every batch; the first writes
 
     def __post_init__(self) -> None:
@@ -180,6 +182,7 @@ class Trainer:
         Raises:
             Diverged: loss or gradient were not finite three times in a row, or at the end; no such step was taken.
             SystemExit: 130 or 143 after SIGINT or SIGTERM, once last.pth is saved.
+            OSError: nothing can be written, or TensorBoard's events cannot; then last.pth is saved.
         """
         means: dict[str, float] = {}
         if self.at.step:
@@ -196,7 +199,7 @@ class Trainer:
                         self.monitor(self.at.step, epochs, logits, batch.label, features)
                     (terms["loss"] / self.options.accumulation_steps).backward()
                     values, (stop, save) = self.ranks.mean_and_any(
-                        terms, self.signals.received > 0, self.ranks.first and self._time_to_save()
+                        terms, self._asked_to_stop(), self.ranks.first and self._time_to_save()
                     )
                     self.at.batch_in_epoch += 1
                     self.at.accumulated += 1
@@ -211,7 +214,7 @@ class Trainer:
             raise Diverged(self.at, self.last)
         if self.ranks.any(self.ranks.first and not self.last.exists()):
             self._save_last()  # of a finished run that was resumed into another folder
-        if not (self.validate and self.best.exists()):
+        if not (self.validate and (self.best.exists() or math.isfinite(self.at.best))):
             self._save_weights(self.best)
         return {**means, "best_dice": self.at.best if math.isfinite(self.at.best) else None}
 
@@ -292,11 +295,12 @@ class Trainer:
             if better:
                 self.at.best = scores["dice"]
                 self._save_weights(self.best)
+                self.at.best_digest = file_digest(self.best) if self.ranks.first else ""
         if self.options.save_freq and epoch % self.options.save_freq == 0:
             self._save_weights(self.output_dir / f"epoch_{epoch}.pth")
         self.at.epoch, self.at.batch_in_epoch = epoch, 0
         self.at.sums, self.at.summed = {}, 0
-        if self.ranks.any(self.signals.received > 0):
+        if self.ranks.any(self._asked_to_stop()):
             self._stop()
         if self.ranks.any((last or self._time_to_save()) and not self.at.bad_steps):
             self._save_last()
@@ -308,6 +312,9 @@ class Trainer:
             yield case
             if self.signals.received and self.ranks.world == 1:  # several stop together, at the end of the epoch
                 self._stop()
+
+    def _asked_to_stop(self) -> bool:
+        return self.signals.received > 0 or self.logger.error is not None
 
     def _time_to_save(self) -> bool:
         return time.monotonic() - self._saved_at >= self.options.save_seconds
@@ -322,7 +329,7 @@ class Trainer:
         if self.ranks.first:
             self.at.metrics_size = self.logger.size()
             state = pack_state(self.at, self.network, self.optimizer, self.extra)
-            run = {"slices": self.loader.sampler.length, "generators": generators, "config": self.config}
+            run = {"slices": "\n".join(self.data), "generators": generators, "config": self.config}
             save_checkpoint(state | run, self.last, keep=self.output_dir / PREVIOUS)
         self.ranks.barrier()  # whoever ends first has the others killed, and the save is the first's
         self._saved_at = time.monotonic()
@@ -330,15 +337,33 @@ class Trainer:
     def _stop(self) -> None:
         """Save and end the process."""
         self._save_last()
+        if self.logger.error:
+            raise self.logger.error
         _log.info("stopped by signal %d after step %d; resume with --resume", self.signals.number, self.at.step)
         raise SystemExit(128 + self.signals.number)
 
     def resume(self, state: State, source: Path) -> None:
         """Restore `state`, the content of the `last.pth` in `source`; see `engine.resume.restore_state`."""
-        slices, count = self.loader.sampler.length, self.options.accumulation_steps
         parts = (self.network, self.optimizer, self.extra)
-        self.at = restore_state(state, source, *parts, self.ranks, slices, count)
+        self.at = restore_state(state, source, *parts, self.ranks, self.data, self.options.accumulation_steps)
         self.schedule.set_lr(self.optimizer, self.at.step)
+
+    def bring_best(self, folder: Path) -> None:
+        """Copy the best weights from the folder of the save that was resumed, unless that is the run's own.
+
+        Where they are gone, that is said, and the best are those of the validations to come.
+        """
+        if not (self.validate and math.isfinite(self.at.best)):
+            return
+        theirs = folder / self.best.name
+        is_own = folder.resolve() == self.output_dir.resolve()
+        if theirs.is_file() and (is_own or self.at.best_digest in ("", file_digest(theirs))):
+            if not is_own:
+                atomic_write(self.best, lambda partial: shutil.copyfile(theirs, partial))
+            return
+        _log.warning("%s: is missing, the weights of validation Dice %.4f are lost", theirs, self.at.best)
+        if not self._finished():
+            self.at.best = -math.inf
 
 
 class _Tapped(nn.Module):

@@ -21,7 +21,7 @@ from configs.schema import Config
 from datasets.base import Volume, Volumes
 from datasets.transforms import resize_image
 from engine.distributed import Ranks
-from evaluation.inference import find_trained, find_volumes, load_network
+from evaluation.inference import Trained, find_trained, find_volumes, identity, load_network
 from networks.base import round_up
 from selfreg import FeatureTap, TapSpec
 
@@ -124,7 +124,8 @@ class Session:
         """NAME.png, .npz and .json in the output folder; the last is written last: where it is, all are."""
         data, path = self.config.data, {kind: self.output / f"{name}.{kind}" for kind in ("png", "npz", "json")}
         source = {"checkpoint": str(self.weights), "dataset": data.dataset, "network": self.config.model.type}
-        text = json.dumps({**source, "img_size": data.img_size, **record}, indent=1) + "\n"
+        of = identity(Trained(self.config, self.weights))
+        text = json.dumps({**source, "of": of, "img_size": data.img_size, **record}, indent=1) + "\n"
         self.output.mkdir(parents=True, exist_ok=True)
         utils.atomic_write(path["png"], lambda file: figure.savefig(file, format="png"))
         utils.atomic_write(path["npz"], lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import acdc, histology, phantom, synapse
 from datasets.base import Slices, Volumes
-from datasets.check import check_all, check_quick
+from datasets.check import check_all, check_quick, describe
 from datasets.folds import folds_file, held_out, read_folds, write_folds
 from datasets.groups import read_groups
 from datasets.intensity import Reading, reading
@@ -18,6 +18,7 @@ __all__ = [
     "build_dataset",
     "check_all",
     "check_quick",
+    "describe",
     "class_names",
     "inspect",
     "keep_folds",

@@ -149,7 +149,7 @@ class AcdcVolumes(Sequence):
     def __init__(self, folder: Path, names: Sequence[str], num_classes: int) -> None:
         self.num_classes = num_classes
         self.files = listed_files(folder, names, _VOLUME)
-        self.names = [volume_of(path.stem) for path in self.files]
+        self.cases = [volume_of(path.stem) for path in self.files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -157,7 +157,7 @@ class AcdcVolumes(Sequence):
     def __getitem__(self, index: int) -> Volume:
         path = self.files[index]
         image, label = read_npz(path, self.num_classes, _KEY, 3)
-        return Volume(self.names[index], image, label, read_npz_geometry(path))
+        return Volume(self.cases[index], image, label, read_npz_geometry(path))
 
 
 class AcdcStacks(Sequence):

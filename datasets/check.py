@@ -18,6 +18,14 @@ SAMPLE = 64
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
+def describe(slices: Slices, validation: Volumes) -> list[str]:
+    """A line for each slice, with the bytes of its file, and each validation case: what a resumed run finds again."""
+    files = getattr(slices, "source", slices).files
+    sizes = {path: path.stat().st_size for path in set(files)}
+    lines = [f"slice {name} of {sizes[path]} bytes" for name, path in zip(slices.names, files, strict=True)]
+    return lines + [f"validation case {case}" for case in validation.cases]
+
+
 def check_all(dataset: Slices | Volumes, progress: Progress = iter, threads: int = 8) -> set[int]:
     """Read every item once, and return the labels that there are.
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from datasets import acdc, folder, histology, synapse
 from datasets.axes import check_axes, orientation, turned
-from datasets.base import Defect, Defects, Slices, Volume, brief, read_list, require_listed, shorten
+from datasets.base import Defect, Defects, Slices, Volume, Volumes, brief, read_list, require_listed, shorten
 from datasets.cache import CachedSlices
 from datasets.intensity import Intensity, Reading
 from datasets.pairs import IMAGES, LABELS, NAME, Pair, find_pairs
@@ -66,8 +66,13 @@ def _cached(slices: Slices, cache: str, settings: str = "") -> Slices:
 class _Turned(Sequence):
     """Volumes whose axes are turned as those of the training volumes point, where both are known."""
 
-    def __init__(self, volumes: Sequence[Volume], files: Sequence[Path], towards: str) -> None:
+    def __init__(self, volumes: Volumes, files: Sequence[Path], towards: str) -> None:
         self.volumes, self.files, self.towards = volumes, files, towards
+
+    @property
+    def cases(self) -> list[str]:
+        """Their names."""
+        return self.volumes.cases
 
     def __len__(self) -> int:
         return len(self.volumes)

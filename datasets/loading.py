@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import random
 import signal
 from collections.abc import Iterator, Sequence
@@ -10,11 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datasets.augment import Augmentation, Key
 from datasets.base import Sample, Slices
 from datasets.transforms import Draw, RandomGenerator
+
+_SHARED_MEMORY_IS_FULL = (
+    "/dev/shm: the shared memory, by which workers hand over batches, is full; give --workers 0, a smaller "
+    "--batch_size, or more of it (docker run --shm-size 2g)"
+)
 
 
 class Batch(NamedTuple):
@@ -112,14 +119,23 @@ def collate(drawn: Sequence[tuple[Sample, Draw, Key]]) -> RawBatch:
         by_shape.setdefault(sample.image.shape, []).append(place)
     groups = [
         Group(
-            torch.from_numpy(np.stack([drawn[place][0].image for place in places]).reshape(-1, *_as_chw(shape))),
-            torch.from_numpy(np.stack([drawn[place][0].label for place in places])),
+            _shared(np.stack([drawn[place][0].image for place in places]).reshape(-1, *_as_chw(shape))),
+            _shared(np.stack([drawn[place][0].label for place in places])),
             [drawn[place][1] for place in places],
             places,
         )
         for shape, places in by_shape.items()
     ]
     return RawBatch(groups, [sample.name for sample, _, _ in drawn], [key for _, _, key in drawn])
+
+
+def _shared(array: np.ndarray) -> torch.Tensor:
+    """A worker's array in shared memory. It would get there anyway, but in a thread whose errors lose the batch."""
+    tensor = torch.from_numpy(array)
+    try:
+        return tensor.share_memory_() if get_worker_info() else tensor
+    except RuntimeError:
+        raise ValueError(_SHARED_MEMORY_IS_FULL) from None
 
 
 def _as_chw(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -159,12 +175,17 @@ class TrainingLoader:
         return len(self.reader)
 
     def close(self) -> None:
-        """End the workers, which else outlive an error: at exit Python ends them by SIGTERM, and they ignore it."""
+        """End the workers: at exit Python would send them SIGTERM, which they ignore, and wait forever."""
         if self.reader._iterator is not None:
             self.reader._iterator._shutdown_workers()
+        for worker in multiprocessing.active_children() if self.reader.num_workers else ():
+            worker.kill()
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self._transformed, self.reader)
+        try:
+            return map(self._transformed, iter(self.reader))
+        except OSError as error:
+            raise ValueError(_SHARED_MEMORY_IS_FULL) if error.errno == errno.ENOSPC else error from None
 
     def _transformed(self, raw: RawBatch) -> Batch:
         count, transform = len(raw.names), self.dataset.transform

@@ -309,6 +309,7 @@ class SynapseVolumes(Sequence):
 
     def __init__(self, folder: Path, names: Sequence[str], num_classes: int) -> None:
         self.paths, self.num_classes = [volume_path(folder, name) for name in names], num_classes
+        self.cases = [path.name.removesuffix(_VOLUME_SUFFIX) for path in self.paths]
         repeated = next((path for path, count in Counter(self.paths).items() if count > 1), None)
         if repeated:
             raise ValueError(f"{repeated}: is named in the list more than once; expected every case once (--list_dir)")

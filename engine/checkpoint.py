@@ -49,8 +49,8 @@ def save_checkpoint(content: Mapping[str, object], path: Path, *, keep: Path | N
     """
 
     def write(temporary: Path) -> None:
-        torch.save(content, temporary)
-        with open(temporary, "r+b") as file:
+        with open(temporary, "w+b") as file:
+            torch.save(content, file)  # not by its path, whose name would be in the file
             end = file.seek(-_LENGTH_BYTES, os.SEEK_END)
             comment = _comment(file, end)
             file.seek(end)
@@ -107,6 +107,12 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, objec
     if not isinstance(content, Mapping):
         raise Damaged(f"{path}: holds a {type(content).__name__}; expected named tensors")
     return dict(content)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -13,7 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +26,7 @@ Item = TypeVar("Item")
 _log = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
+_EVENTS = "log"  # folder of TensorBoard's events
 _LINE_SECONDS = 30.0  # at least this long from one line of progress to the next, where there is no bar
 
 
@@ -35,13 +39,15 @@ class MetricLogger:
         log_freq: steps between rows of metrics.jsonl.
         image_freq: steps between TensorBoard images.
 
-    `writer` is TensorBoard's, or None.
+    `error` is why TensorBoard's events cannot be written, or None; metrics.jsonl is complete all the same.
     """
 
     def __init__(self, folder: Path | None, total_steps: int, *, log_freq: int = 20, image_freq: int = 200) -> None:
         self.folder, self.total_steps = folder, total_steps
         self.log_freq, self.image_freq = log_freq, image_freq
-        self.writer: SummaryWriter | None = None
+        # In this thread: that of tensorboardX's SummaryWriter dies on a full disk, and the run waits for it forever.
+        self._events: EventsWriter | None = None
+        self.error: OSError | None = None
         self._path = folder / _METRICS if folder else None
         self._bar, self._watched = tqdm(disable=True), ""
         self._first_step, self._begun = 0, time.monotonic()
@@ -55,6 +61,10 @@ class MetricLogger:
         if self._path and self._path.is_file():
             kept = self._path.read_bytes()[:size]
             os.truncate(self._path, kept.rfind(b"\n") + 1)
+        if self.folder:
+            (self.folder / _EVENTS).mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self.folder / _EVENTS / "events"))
+            self._add(step, session_log=SessionLog(status=SessionLog.START))  # TensorBoard drops what came after `step`
 
     def size(self) -> int:
         """Bytes of metrics.jsonl, all of them on the disk."""
@@ -93,16 +103,24 @@ class MetricLogger:
             row = {"step": step, "epoch": epoch, **{f"{prefix}{name}": value for name, value in values.items()}}
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        for name, value in values.items():
+            self._add(step, summary=summary.scalar(f"{group}/{name}", value))
+
+    def _add(self, step: int, **content: Summary | SessionLog) -> None:
+        """Add to TensorBoard's events."""
+        if self._events and self.folder:
+            try:
+                self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+                self._events.flush()
+            except OSError as error:
+                self._events, self.error = None, OSError(error.errno, error.strerror, str(self.folder / _EVENTS))
 
     def log_images(self, step: int, image: Tensor, label: Tensor, logits: Tensor) -> None:
         """Log a slice with its prediction and truth to TensorBoard, every `image_freq` steps.
 
         Shapes (B, C, H, W), (B, H, W) and (B, K, H, W).
         """
-        if not self.writer or not (step % self.image_freq == 0 or step == 1):
+        if not self._events or not (step % self.image_freq == 0 or step == 1):
             return
         # The slice with most classes; many hold nothing but background.
         index, last_class = max(range(len(label)), key=lambda i: len(label[i].unique())), logits.shape[1] - 1
@@ -113,7 +131,7 @@ class MetricLogger:
             ("prediction", logits[index].argmax(0, keepdim=True) / last_class),
             ("truth", label[index, None] / last_class),
         ):
-            self.writer.add_image(f"train/{name}", panel.cpu().numpy(), step)
+            self._add(step, summary=summary.image(f"train/{name}", panel.cpu().numpy()))
 
     def watch(self, items: Iterable[Item], what: str, done: int = 0, total: int | None = None) -> Iterator[Item]:
         """The items, with a progress bar where standard error is a terminal."""

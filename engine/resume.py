@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Progress:
     accumulated: int = 0  # batches whose gradients the next step takes
     bad_steps: int = 0  # in a row, whose loss or gradient was not finite
     best: float = -math.inf  # validation score
+    best_digest: str = ""  # of best.pth
     sums: dict[str, float] = field(default_factory=dict)  # of the terms of this epoch
     summed: int = 0  # batches in these
     metrics_size: int = 0  # bytes of metrics.jsonl
@@ -64,6 +66,11 @@ def trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def has_ended(state: State, epochs: int, max_steps: int) -> bool:
+    """Whether a save is that of the end of a training of so many epochs or, where they are not 0, steps."""
+    return not state["batch_in_epoch"] and (state["epoch"] >= epochs or 0 < max_steps <= state["step"])
+
+
 def restore_state(
     state: State,
     source: Path,
@@ -71,24 +78,24 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
     extra: nn.Module | None,
     ranks: Ranks,
-    slices: int,
+    data: Sequence[str],
     accumulation_steps: int,
 ) -> Progress:
     """Restore network, optimizer and random generators from a save; returns the progress.
 
     Args:
-        state: the content of the last.pth in `source`: what `pack_state` returned, `slices`, and `generators`, by rank.
-        slices: of an epoch.
+        state: the content of the last.pth in `source`: what `pack_state` returned, `slices`, `generators` by rank.
+        data: `slices`, a line for each: the slices of an epoch and the cases of the validation, in order.
 
     Raises:
         ValueError: it is of another network, optimizer, training set or number of processes, or no such file.
     """
     try:
-        if state["slices"] != slices:
-            raise ValueError(f"it trained on {state['slices']} slices, here are {slices}")
+        check_data(state["slices"], data)
         if len(state["generators"]) != ranks.world:
             raise ValueError(f"{len(state['generators'])} processes trained it, here are {ranks.world}")
-        state = {"accumulated": state["batch_in_epoch"] % accumulation_steps, **state}  # earlier runs did not save it
+        # Earlier runs did not save these.
+        state = {"accumulated": state["batch_in_epoch"] % accumulation_steps, "best_digest": "", **state}
         for name, value in asdict(Progress()).items():
             if type(state[name]) is not type(value) or (isinstance(value, int) and state[name] < 0):
                 raise ValueError(f"its {name} is {state[name]!r:.40}, expected such as {value}")
@@ -108,6 +115,19 @@ def restore_state(
             f"{source}: the checkpoint does not belong to this run ({why}); "
             "expected a last.pth made with the same configuration (--resume)"
         ) from error
+
+
+def check_data(theirs: str | int, ours: Sequence[str]) -> None:
+    """Check that a save is of the same data, in the same order; of an earlier run it is the number of slices.
+
+    Raises:
+        ValueError: they differ; the first line that does is named.
+    """
+    if isinstance(theirs, int):
+        ours, theirs = [f"{sum(line.startswith('slice ') for line in ours)} slices"], f"{theirs} slices"
+    for one, other in zip_longest(theirs.splitlines(), ours, fillvalue="nothing"):
+        if one != other:
+            raise ValueError(f"of its data, {one:.150} is {other:.150} here")
 
 
 def generator_states(device: torch.device) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: noted when they come, obeyed once the batch is done and the run is saved."""
+"""SIGINT and SIGTERM during training: the first is obeyed once the batch is done and saved, a second at once."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        for each in (signal.SIGINT, signal.SIGTERM):  # the system's own, which also end what waits forever
+            signal.signal(each, signal.SIG_DFL)
 
     @property
     def number(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.inference import is_done
 from evaluation.metrics import METRICS, OVERLAPS
 from evaluation.summary import CONVENTIONS, Json, Summary, aligned, mean, named, number, read_summary, std, write_json
 
@@ -27,7 +28,7 @@ def cross_validate(
     where they differ. Returns 0, or the exit code of the command that failed.
     """
     runs = [output_dir / f"fold_{fold}" for fold in range(folds)]
-    done = [is_trained(fold, run) and is_tested(run) for fold, run in enumerate(runs)]  # all, before any is begun
+    done = [is_trained(fold, run) and is_done(run) for fold, run in enumerate(runs)]  # all, before any is begun
     for fold, run in enumerate(runs):
         train = ["train.py", *words, "--fold", str(fold), "--output_dir", str(run), "--resume", "auto"]
         for command in () if done[fold] else (train, ["test.py", "--output_dir", str(run), *device]):
@@ -39,13 +40,6 @@ def cross_validate(
     write_json(path, content)
     _log.info("%s\n\nresults: %s", table, path)
     return 0
-
-
-def is_tested(run: Path) -> bool:
-    """Whether the folder of a run holds a test that is newer than its training and its configuration."""
-    tested, *before = (run / name for name in ("summary.json", "last.pth", "config.yaml"))
-    is_complete = all(path.is_file() for path in (tested, *before))
-    return is_complete and tested.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in before)
 
 
 def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:
@@ -76,9 +70,9 @@ def collect(summaries: Sequence[Summary]) -> tuple[Json, str]:
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a command of the repository; an interruption waits until it has saved."""
+    """Run a command of the repository; an interruption is passed on once, and waits until it has saved."""
     script = Path(__file__).resolve().parent.parent / command[0]
-    process = subprocess.Popen([sys.executable, str(script), *command[1:]])
+    process = subprocess.Popen([sys.executable, str(script), *command[1:]], start_new_session=True)
     try:
         return process.wait()
     except BaseException:

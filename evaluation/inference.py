@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,18 +14,22 @@ import torch
 from torch import nn
 
 from configs.arguments import overrides_of
-from configs.config import complete, get_config
+from configs.config import complete, get_config, to_dict
 from configs.saved import config_beside
 from configs.schema import AS_STORED, Config
 from datasets import build_dataset, check_all, inspect, reading
 from datasets.base import Slices, Volumes
 from datasets.inputs import InputVolumes
 from datasets.intensity import Reading
-from engine.checkpoint import read_checkpoint
+from engine.checkpoint import LAST, file_digest, read_checkpoint
 from engine.distributed import Ranks
 from engine.logger import progress_bar
+from engine.resume import has_ended
+from evaluation.summary import read_json
 from networks import build_network, load_weights
 from networks.pretrained import find_weights
+
+_OF_A_MACHINE = ("OUTPUT_DIR", "GPU_ID", "N_GPU")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,24 @@ def find_trained(args: argparse.Namespace) -> Trained:
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, config.train.epochs)
     return Trained(config, weights, args.trust_checkpoint)
+
+
+def identity(trained: Trained) -> dict[str, str]:
+    """What a result is of: the digests of the weights, and of all settings but those of folder and device."""
+    settings = {key: value for key, value in to_dict(trained.config).items() if key not in _OF_A_MACHINE}
+    text = json.dumps(settings, sort_keys=True)
+    return {"weights": file_digest(trained.weights), "settings": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_done(run: Path, result: str = "summary.json") -> bool:
+    """Whether the training in a folder has ended, and a JSON file in it has the results of its weights and settings."""
+    try:
+        config = complete(get_config(run / "config.yaml"))
+        ended = has_ended(read_checkpoint(run / LAST), config.train.epochs, config.train.max_iterations)
+        trained = Trained(config, find_weights(run, config.train.epochs))
+        return ended and read_json(run / result, "test.py")["of"] == identity(trained)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def load_network(trained: Trained, device: torch.device) -> nn.Module:

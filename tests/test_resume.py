@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,64 @@ def test_another_configuration_does_not_resume(
     message = refused(train_command.main, [*words, *SMALL[: SMALL.index("--opts")], *change, "--opts", *TINY_SWIN])
     assert expected in message
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def another_order(root: Path) -> None:
+    path = root / "lists/train.txt"
+    path.write_text("\n".join(sorted(path.read_text().split(), key=lambda name: name[::-1])))
+
+
+def another_slice(root: Path) -> None:
+    path = root / "train_npz/case0000_slice001.npz"
+    with np.load(path) as arrays:
+        np.savez(path, image=arrays["image"][:-1], label=arrays["label"][:-1])
+
+
+def another_case(root: Path) -> None:
+    for path in [*root.glob("train_npz/case0000*"), root / "lists/train.txt"]:
+        if path.suffix == ".txt":
+            path.write_text(path.read_text().replace("case0000", "case0007"))
+        else:
+            path.rename(path.with_name(path.name.replace("case0000", "case0007")))
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [(another_order, "case0001_slice000"), (another_slice, "case0000_slice001"), (another_case, "case0007_slice000")],
+)
+def test_other_data_do_not_resume(
+    change: Callable[[Path], None], named: str, synapse: Path, tmp_path: Path, refused: Callable
+) -> None:
+    run = tmp_path / "run"
+    assert train(synapse, run) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    change(synapse)
+    words = ["--root_path", synapse, "--output_dir", run, "--max_epochs", 3, "--resume", *SMALL]
+    message = refused(train_command.main, words)
+    assert f"{run / 'last.pth'}: the checkpoint does not belong to this run (of its data, slice " in message
+    assert f"slice {named} of " in message
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_another_validation_case_does_not_resume(synapse: Path, tmp_path: Path, refused: Callable) -> None:
+    run, lists = tmp_path / "run", synapse / "lists"
+    names = (lists / "train.txt").read_text().split()
+    (lists / "train.txt").write_text("\n".join(names[:2]))
+    (lists / "val.txt").write_text("\n".join(names[3:5]))
+    words = ["--root_path", synapse, "--list_dir", lists, "--output_dir", run, "--max_epochs"]
+    assert train_command.main([str(word) for word in [*words, 2, *SMALL]]) == 0
+    for path in synapse.glob("train_npz/case0001*"):
+        path.rename(path.with_name(path.name.replace("case0001", "case0005")))
+    (lists / "val.txt").write_text("\n".join(names[3:5]).replace("case0001", "case0005"))
+    message = refused(train_command.main, [*words, 3, "--resume", *SMALL])
+    assert "of its data, validation case case0001 is validation case case0005 here" in message
+
+
+def test_a_run_is_not_resumed_into_another(run: Path, trained: tuple, tmp_path: Path, refused: Callable) -> None:
+    assert train(trained[0], tmp_path / "other", "--val_cases", 1, "--seed", 5) == 0
+    words = ["--root_path", trained[0], "--output_dir", tmp_path / "other", "--val_cases", 1, "--max_epochs", 3]
+    message = refused(train_command.main, [*words, "--resume", run / "last.pth", *SMALL])
+    assert f"{tmp_path / 'other'} holds a run already" in message
 
 
 def test_weights_alone_do_not_resume(run: Path, trained: tuple, refused: Callable) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor, nn
 
 import losses
@@ -352,25 +354,62 @@ def test_autocast_runs(tmp_path: Path) -> None:
     assert set(seen) == {torch.bfloat16}
 
 
+def events_of(folder: Path) -> list[Event]:
+    """TensorBoard's records: length (8 bytes), checksum (4), event, checksum (4)."""
+    content, events = b"".join(path.read_bytes() for path in sorted((folder / "log").iterdir())), []
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12:end]))
+        content = content[end + 4 :]
+    return events
+
+
 def test_tensorboard_gets_terms_and_images(tmp_path: Path) -> None:
-    class Writer:
-        def __init__(self) -> None:
-            self.scalars, self.images = {}, {}
+    build(tmp_path, epochs=1).fit()
+    values = [(event.step, value) for event in events_of(tmp_path) for value in event.summary.value]
+    scalars = [(step, value.tag, value.simple_value) for step, value in values if not value.HasField("image")]
+    expected = [(row["step"], f"train/{name}", row[name]) for row in rows(tmp_path) for name in ("lr", "loss", "ce")]
+    assert scalars == [(step, tag, pytest.approx(value)) for step, tag, value in expected] and len(scalars) == 9
+    images = {value.tag: (value.image.height, value.image.width) for _, value in values if value.HasField("image")}
+    assert images == {f"train/{name}": (4, 4) for name in ("image", "prediction", "truth")}
 
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            self.scalars.setdefault(name, []).append((step, value))
 
-        def add_image(self, name: str, image: object, step: int) -> None:
-            self.images[name] = image
+def validated(folder: Path, scores: list[float], **settings: object) -> Trainer:
+    trainer = build(folder, **settings)
+    trainer.options = Options(val_freq=1, save_seconds=1e9)
+    trainer.validate = lambda network, progress: {"dice": scores.pop(0)}
+    return trainer
 
-    trainer = build(tmp_path, epochs=1)
-    writer = trainer.logger.writer = Writer()
-    trainer.fit()
-    assert set(writer.scalars) == {"train/lr", "train/loss", "train/ce"}
-    assert {name: image.shape for name, image in writer.images.items()} == {
-        f"train/{name}": (1, 4, 4) for name in ("image", "prediction", "truth")
-    }
-    assert all(image.min() >= 0 and image.max() <= 1 for image in writer.images.values())
+
+def resumed(source: Path, folder: Path, scores: list[float], epochs: int) -> Trainer:
+    trainer = validated(folder, scores, epochs=epochs)
+    trainer.resume(torch.load(source / "last.pth", weights_only=True), source / "last.pth")
+    trainer.bring_best(source)
+    return trainer
+
+
+@pytest.mark.parametrize("epochs", [2, 3], ids=["finished", "goes on"])
+@pytest.mark.parametrize("elsewhere", [True, False])
+@pytest.mark.parametrize("damage", [None, "gone", "another"])
+def test_best_weights_travel_with_a_run_or_it_has_none(
+    epochs: int, elsewhere: bool, damage: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    validated(source, [0.9, 0.1], epochs=2).fit()
+    best = (source / "best.pth").read_bytes()
+    if damage:
+        (source / "best.pth").unlink()
+    if damage == "another":
+        shutil.copy(source / "last.pth", source / "best.pth")
+    folder = tmp_path / "elsewhere" if elsewhere else source
+    result = resumed(source, folder, [0.2], epochs).fit()
+    found = (folder / "best.pth").read_bytes() if (folder / "best.pth").exists() else None
+    if damage is None:
+        assert found == best and result["best_dice"] == 0.9
+    elif damage == "gone" or elsewhere:  # in its own folder a run may have found better ones after its last save
+        assert "best.pth: is missing, the weights of validation Dice 0.9000 are lost" in caplog.text
+        assert (found is None) == (epochs == 2), "the last weights never stand in for better ones"
+        assert result["best_dice"] == (0.9 if epochs == 2 else 0.2)
 
 
 def test_a_bad_last_step_is_a_divergence(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from configs.plain_yaml import read_yaml
 from configs.saved import is_of
 from engine.logger import read_curves
-from evaluation.cross_validation import is_tested
+from evaluation.inference import is_done
 from evaluation.summary import CONVENTIONS, TITLES, Json, read_json, read_summary, write_json
 from scripts.studies.plan import Plain, Run, Study
 from utils import atomic_write
@@ -41,11 +41,10 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
         ValueError: its folder holds a run with other settings.
     """
     folder = output_dir / run.folder
-    trained, similarity = folder / "last.pth", folder / _SIMILARITY
     steps: dict[str, list[str]] = {}
     # In development nothing in the folder tells a training that ended from one that was interrupted: a run is done once
     # it is in the results, and training it again ends at once.
-    if not (is_of(study.config(run), folder) and is_tested(folder)) or study.development:
+    if not (is_of(study.config(run), folder) and is_done(folder)) or study.development:
         train = ["train.py", "--cfg", study.networks[run.network].cfg, "--output_dir", str(folder), "--resume", "auto"]
         train += ["--root_path", root_path] if root_path else []
         # Without the flag, folds mean a whole cross-validation.
@@ -55,8 +54,8 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
         steps["test"] = ["test.py", "--output_dir", str(folder)]
     if study.development:
         return {name: steps[name] for name in steps if name == "train"}
-    if steps or not similarity.is_file() or similarity.stat().st_mtime_ns < trained.stat().st_mtime_ns:
-        paths = ["--checkpoint", str(folder), "--output", str(similarity.parent)]
+    if steps or not is_done(folder, str(_SIMILARITY)):
+        paths = ["--checkpoint", str(folder), "--output", str(folder / _SIMILARITY.parent)]
         steps["similarity"] = ["analysis/similarity.py", *paths]
     return steps
 
@@ -104,7 +103,12 @@ async def _run(step: str, command: Sequence[str], folder: Path, environment: Map
     times, log, begun = folder / _TIMES, folder / "output.txt", time.monotonic()
     with log.open("a") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            *command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # no Ctrl-C of the terminal beside the signal that is passed on
         )
     try:
         code = await process.wait()

@@ -150,14 +150,14 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
         "real = torch.save\n"
         "def half(content, file):\n"
         "    real(content, file)\n"
-        "    os.truncate(file, os.path.getsize(file) // 2)\n"
+        "    file.truncate(file.tell() // 2)\n"
         "    os.kill(os.getpid(), 9)\n"
         "torch.save = half\n"
         "last, previous = map(Path, sys.argv[1:])\n"
         "save_checkpoint({'step': 2, 'w': torch.ones(1000)}, last, keep=previous)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, path, tmp_path / "previous.pth"], cwd=ROOT)
-    assert done.returncode == -9 and (tmp_path / ".partial-last.pth").exists()
+    assert done.returncode == -9 and list(tmp_path.glob(".partial-*"))
     assert read_checkpoint(path) == {"step": 1} and not (tmp_path / "previous.pth").exists()
 
 
@@ -203,6 +203,34 @@ def test_a_full_disk_costs_no_save(small_disk: Path, saved: tuple[Path, Path]) -
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
     runs.finish([*runs.PYTHON, "train.py", *command(root, run, "--resume")])
     runs.assert_same_run(run, whole)
+
+
+def test_a_full_disk_under_tensorboard_is_no_hang(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its file is refused the next event; the run saves, says so and ends."""
+    root, whole = saved
+    run = tmp_path / "run"
+    (run / "log").mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(run / "log")]).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        _, error = runs.finish([*runs.PYTHON, "train.py", *command(root, run)], code=2)
+        assert error == f"train.py: error: {run / 'log'}: No space left on device; {error.rpartition('; ')[2]}"
+        assert 0 < runs.last(run)["step"] < runs.last(whole)["step"]
+    finally:
+        subprocess.run(["umount", str(run / "log")], check=True)
+    runs.finish([*runs.PYTHON, "train.py", *command(root, run, "--resume")])
+    runs.assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("size", ["48k", "64k"])
+def test_full_shared_memory_is_no_hang(size: str, synapse: Path, tmp_path: Path) -> None:
+    """Of 48 KB the workers' locks take all; of 64 KB, their batches do (Docker's default is 64 MB)."""
+    words = [*runs.PYTHON, *runs.words(synapse, tmp_path / "run", "--workers", 2)]
+    mount = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*mount, "true"]).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    _, error = runs.finish([*mount, *words], code=2)
+    assert error.splitlines()[-1].startswith("train.py: error: /dev/shm: the shared memory"), error
 
 
 def test_two_runs_do_not_share_a_folder(synapse: Path, tmp_path: Path) -> None:

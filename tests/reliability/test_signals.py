@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,22 @@ def test_a_signal_before_the_first_step_leaves_nothing(number: int, code: int, s
     process.send_signal(number)
     _, error = runs.end(process, code)
     assert error == "" and not (tmp_path / "new").exists()
+
+
+BLOCKED = (
+    "import time; from engine.signals import StopSignals\n"
+    "with StopSignals().caught():\n"
+    "    print('ready', flush=True)\n"
+    "    while True: time.sleep(1000)\n"
+)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_what_waits_forever(second: signal.Signals) -> None:
+    process = runs.start([*runs.PYTHON, "-c", BLOCKED])
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(second)
+    runs.end(process, -second)

@@ -14,7 +14,6 @@ import pytest
 
 from configs.arguments import overrides_of, train_parser
 from configs.config import get_config, to_dict
-from evaluation.cross_validation import is_tested
 from scripts.studies import execute as runs
 from scripts.studies.execute import Steps, steps_left
 from scripts.studies.plan import Run, as_study
@@ -69,19 +68,6 @@ def test_the_training_command_asks_for_what_the_study_says(
         said = study.config(run)
         where = {"OUTPUT_DIR": str(tmp_path / run.folder), "DATA.ROOT_PATH": "data"}
         assert asked == get_config(to_dict(said), overrides=where)
-
-
-def test_a_run_is_tested_anew_where_it_was_asked_for_after_its_test(tmp_path: Path) -> None:
-    for name in ("last.pth", "config.yaml", "summary.json"):
-        assert not is_tested(tmp_path)
-        (tmp_path / name).touch()
-    for name, order in (("last.pth", 1), ("config.yaml", 2), ("summary.json", 3)):
-        os.utime(tmp_path / name, (order, order))
-    assert is_tested(tmp_path)
-    for name in ("last.pth", "config.yaml"):
-        os.utime(tmp_path / name, (4, 4))
-        assert not is_tested(tmp_path)
-        os.utime(tmp_path / name, (1, 1))
 
 
 def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
