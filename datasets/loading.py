@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import random
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from typing import NamedTuple
@@ -182,10 +183,22 @@ class TrainingLoader:
             worker.kill()
 
     def __iter__(self) -> Iterator[Batch]:
+        catches = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD) if catches else None
         try:
-            return map(self._transformed, iter(self.reader))
+            batches = iter(self.reader)
+            if catches:
+                signal.signal(signal.SIGCHLD, handler)  # torch's raises wherever a step is; the next batch does it, too
+            for raw in batches:
+                yield self._transformed(raw)
         except OSError as error:
             raise ValueError(_SHARED_MEMORY_IS_FULL) if error.errno == errno.ENOSPC else error from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(
+                "a worker, which loads data, was killed; is there too little memory? Give fewer --workers, and --resume"
+            ) from None
 
     def _transformed(self, raw: RawBatch) -> Batch:
         count, transform = len(raw.names), self.dataset.transform

@@ -254,6 +254,20 @@ def test_two_runs_do_not_share_a_folder(synapse: Path, tmp_path: Path) -> None:
     assert not (run / ".lock").exists()
 
 
+def test_a_worker_that_is_killed_costs_no_step(synapse: Path, tmp_path: Path) -> None:
+    run, whole, words = tmp_path / "run", tmp_path / "whole", ["--workers", 1, "--max_epochs", 30]
+    process = runs.start([*runs.PYTHON, *runs.words(synapse, run, *words)])
+    runs.wait_for(lambda: runs.steps_of(run) > 5, process)
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), 9)
+    _, error = runs.end(process, 2)
+    assert error.startswith("train.py: error: a worker, which loads data, was killed") and error.count("\n") == 1
+    assert runs.last(run)["step"] == runs.steps_of(run) > 5
+    runs.finish([*runs.PYTHON, *runs.words(synapse, run, *words, "--resume")])
+    runs.finish([*runs.PYTHON, *runs.words(synapse, whole, *words)])
+    runs.assert_same_run(run, whole)
+
+
 @pytest.mark.long
 def test_two_runs_that_start_at_once(synapse: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
