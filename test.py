@@ -27,6 +27,7 @@ from configs.schema import Config
 from datasets import class_names, read_groups
 from datasets.base import Volume, Volumes
 from datasets.inputs import InputVolumes
+from datasets.layouts import LAYOUTS
 from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
@@ -72,7 +73,7 @@ def test(args: argparse.Namespace) -> int:
             _log.info("%d masks in %s", len(cases), output_dir / "predictions")
         elif ranks.first:
             unit = "pixels" if volumes[0].is_picture else "voxels"
-            write_report(cases, unit, output_dir, trained, provenance(config, trained.weights, device))
+            write_report(cases, unit, output_dir, trained, provenance(trained, device))
     return 0
 
 
@@ -129,7 +130,8 @@ def predict(
                 written.result()  # one case at a time, and an error of it
             written = writer.submit(write_case, output_dir, volume, mask, config)
             scores, in_mm = [*score(volume, mask, config, ranks.device), ()][:2]
-            yield place, CaseResult(volume.name, scores, in_mm, groups.get(volume.name, ""))
+            group = groups.get(volume.name) or LAYOUTS[config.data.dataset].case_of(volume.name)
+            yield place, CaseResult(volume.name, scores, in_mm, group)
         if written:
             written.result()
 
@@ -161,8 +163,12 @@ def score(volume: Volume, mask: np.ndarray, config: Config, device: torch.device
     return compare_at_spacings(predicted, truth, config.model.num_classes, spacings, **how)
 
 
-def provenance(config: Config, weights: Path, device: torch.device) -> Provenance:
-    """The settings, environment and training curves for the report."""
+def provenance(trained: Trained, device: torch.device) -> Provenance:
+    """The title, settings, environment and training curves for the report."""
+    config, weights, run = trained.config, trained.weights, trained.training
+    what = f"{'/'.join(weights.resolve().parts[-2:])}: {config.data.dataset}, {config.model.type}"
+    how = f"lambda_1 {run.loss.lambda_1}, lambda_2 {run.loss.lambda_2}, seed {run.seed}" if run else "training unknown"
+    title = f"{what}, {how}, tested {time.strftime('%Y-%m-%d')}"
     settings = {
         "checkpoint": weights,
         "dataset": config.data.dataset,
@@ -180,7 +186,7 @@ def provenance(config: Config, weights: Path, device: torch.device) -> Provenanc
             curves = read_curves(weights.parent)
         except (ValueError, OSError) as error:
             _log.warning("the report has no training curves: %s", error)
-    return Provenance(settings, config_text(config, {}), utils.environment(device), curves)
+    return Provenance(settings, config_text(config, {}), utils.environment(device), curves, title)
 
 
 def write_report(

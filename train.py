@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
-from configs.arguments import check_command_line, overrides_of, run_guarded, train_parser
+from configs.arguments import check_command_line, overrides_of, run_guarded, train_parser, visible
 
 if __name__ == "__main__":  # before torch is imported
     check_command_line("train.py", train_parser())
@@ -75,12 +76,12 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
         try:
             trainer.fit()
         except Diverged as error:
-            sys.stderr.write(f"train.py: error: {error}\n")
+            sys.stderr.write(f"train.py: error: {visible(str(error))}\n")
             return 3
         finally:
             cast(TrainingLoader, trainer.loader).close()
         best = trainer.best if trainer.best.exists() else trainer.last
-        _log.info("done: weights in %s; evaluate with: python test.py --output_dir %s", best, output_dir)
+        _log.info("done: %s\nnext: python test.py --output_dir %s", best, shlex.quote(str(output_dir)))
     return 0
 
 

@@ -7,10 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from difflib import get_close_matches
 from functools import reduce
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from configs.schema import DISTANCES, PRECISIONS, Config
 
@@ -71,7 +72,15 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser that leaves its errors to `run_guarded`: one line on standard error, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
+        from configs.config import default_tree, leaves  # which imports this module
+
+        options = self._option_string_actions
+        keys = {f"--{key.lower().rpartition('.')[2]}": key for key, _ in leaves(default_tree()) if not flag_hint(key)}
+        words = [word.partition("=")[0].strip(":,") for word in message.split() if word[:1] == "-"]
+        wrong = [f"--{word.lstrip('-')}" for word in words if not any(one.startswith(word) for one in options)]
+        by_key = [f"--opts {keys[flag]}" for flag in wrong[:1] if flag in keys and "--opts" in options]
+        near = by_key or get_close_matches("".join(wrong[:1]), options, n=1)
+        raise ValueError(f"{message}{f' (did you mean {near[0]}?)' if near else ''}; see {self.prog} --help")
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -187,7 +196,7 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
     be cleaned up; 1 says that another process of the same run is gone.
     """
     try:
-        with _sigterm_as_exit():
+        with _sigterm_as_exit(), redirect_stdout(cast(TextIO, _Visible(sys.stdout))):
             return command()
     except KeyboardInterrupt:
         return 130
@@ -237,9 +246,27 @@ def _is_of_a_lost_process(error: RuntimeError) -> bool:
     return type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError") or "gloo" in str(error)
 
 
+class _Visible:
+    """A stream that every control character but the end of a line is written to as text: names come from files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text, "\n\t"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def visible(text: str, kept: str = "") -> str:
+    """The text with its control characters, but for the `kept`, as Python writes them: they would move the cursor."""
+    return "".join(letter if letter.isprintable() or letter in kept else repr(letter)[1:-1] for letter in text)
+
+
 def _printable(message: str) -> str:
-    """The message without what would move the cursor, and cut where it would fill the page: parts come from files."""
-    message = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    """The message as visible text, and cut where it would fill the page."""
+    message = visible(message)
     if len(message) <= _MAX_MESSAGE:
         return message
     return f"{message[: _MAX_MESSAGE // 2]} [...] {message[-_MAX_MESSAGE // 2 :]}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from configs.config import fill, get_config, leaves, to_dict
+from configs.plain_yaml import read_yaml
 from configs.schema import Config
 
 # What may differ between a run and its continuation: paths, length, and when it logs, validates and saves.
@@ -35,6 +36,15 @@ def config_beside(path: str | Path) -> str:
 def config_text(config: Config, environment: Mapping[str, str]) -> str:
     """The config.yaml of a run: every key resolved, and the versions it ran with."""
     return yaml.safe_dump(to_dict(config) | {"ENVIRONMENT": dict(environment)}, sort_keys=False)
+
+
+def differing(*runs: Path) -> list[list[str]]:
+    """The rows (key, values as text, "-" for none) in which the config.yaml of two runs differ, versions included."""
+    both = [dict(leaves(read_yaml(Path(path)))) for path in map(config_beside, runs) if path]
+    if len(both) < len(runs):
+        return [["not known: config.yaml is not in both folders", "", ""]]
+    texts = {key: [str(one.get(key, "-")) for one in both] for key in {**both[0], **both[1]} if key != "OUTPUT_DIR"}
+    return [[key, *values] for key, values in texts.items() if values[0] != values[1]] or [["none", "", ""]]
 
 
 def is_of(config: Config, run: Path) -> bool:

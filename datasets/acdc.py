@@ -34,8 +34,9 @@ def volume_name(case: str, phase: str) -> str:
 
 
 def case_of(name: str) -> str:
-    """The case, a patient, that a slice or a volume belongs to: `case_019` of `case_019_sliceED_3`."""
-    found = re.match(_CASE, name)
+    """The case, a patient, that a slice or a volume belongs to: `case_019` of `case_019_sliceED_3`, and `patient101` of
+    `patient101_frame01`."""
+    found = re.match(r"(case_|patient)\d+", name)
     return found[0] if found else name.split("_slice")[0].split("_volume")[0]
 
 

@@ -42,7 +42,8 @@ class Layout(Protocol):
             FileNotFoundError: the list of "train" or "test" is not there.
         """
 
-    def case_of(self, name: str) -> str:
+    @staticmethod
+    def case_of(name: str) -> str:
         """The case that a training name belongs to, which is never divided."""
 
     def slices(self, names: Sequence[str], cache: str) -> Slices:
@@ -185,6 +186,7 @@ class PictureLayout:
     val_list = "val.txt"
     val_is_apart = True
     ships_a_split = False
+    case_of = staticmethod(str)  # a name is a case
     instances = False  # whether masks number objects
 
     def __init__(self, root: Path, lists: Path, num_classes: int, reading: Reading) -> None:
@@ -201,9 +203,6 @@ class PictureLayout:
         names = read_list(path, NAME)
         require_listed(self.root / part / name for name in names if name not in self._pairs)
         return names
-
-    def case_of(self, name: str) -> str:
-        return name
 
     def slices(self, names: Sequence[str], cache: str) -> Slices:
         pairs = [self._pairs[name] for name in names]
@@ -267,6 +266,7 @@ class FolderLayout:
     val_list = "val.txt"
     val_is_apart = True
     ships_a_split = False
+    case_of = staticmethod(str)  # a name is a case
 
     def __init__(self, root: Path, lists: Path, num_classes: int, reading: Reading) -> None:
         self.root, self.reading = root, reading
@@ -278,9 +278,6 @@ class FolderLayout:
 
     def names(self, part: str) -> list[str]:
         return self.listed[part]
-
-    def case_of(self, name: str) -> str:
-        return name
 
     def slices(self, names: Sequence[str], cache: str) -> Slices:
         pairs = self._of(names)

@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
 _EVENTS = "log"  # folder of TensorBoard's events
+# What matters most comes first: a narrow terminal cuts off the rest.
+_BAR = "{desc}: {percentage:3.0f}%{postfix} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 _LINE_SECONDS = 30.0  # at least this long from one line of progress to the next, where there is no bar
 
 
@@ -142,7 +144,8 @@ class MetricLogger:
     def progress(self, step: int, terms: Mapping[str, float]) -> None:
         """Show the progress: on the bar, or every half minute in a line."""
         if not self._bar.disable:
-            self._bar.set_postfix(left=self.time_left(step), **{name: f"{value:.3f}" for name, value in terms.items()})
+            shown = [f"{self.time_left(step)} left", *(f"{name} {value:.3f}" for name, value in terms.items())]
+            self._bar.set_postfix_str(", ".join(shown))
         elif self.folder and time.monotonic() - self._line_at >= _LINE_SECONDS:
             self._line_at = time.monotonic()
             _log.info("%s  step %d/%d  %s", self._watched, step, self.total_steps, self.describe(step, terms))
@@ -160,7 +163,7 @@ class MetricLogger:
 
 def progress_bar(what: str, *, enabled: bool = True) -> Callable[..., tqdm]:
     """A tqdm bar over the iterator it is called with, where standard error is a terminal."""
-    return partial(tqdm, desc=what, leave=False, disable=not (enabled and sys.stderr.isatty()))
+    return partial(tqdm, desc=what, leave=False, bar_format=_BAR, disable=not (enabled and sys.stderr.isatty()))
 
 
 def read_curves(run: Path) -> dict[str, Curve]:

@@ -14,6 +14,7 @@ from evaluation.report import Chart, Overlay, render
 from evaluation.summary import CONVENTIONS, TITLES, Json, Summary, aligned, mean, named, number
 
 LEVEL = 0.95
+ONE_TRAINING = "each is one training, of one seed: the difference holds for these two, its interval for other cases"
 _RESAMPLES = 10_000
 _SEED = 2024  # of the resampling: the same data give the same interval
 
@@ -88,8 +89,8 @@ def compare_summaries(first: Summary, second: Summary) -> Json:
 
     In both conventions `overall` and `per_class` hold for each metric the means of both over the `n` cases that are
     defined in both, the values of `Paired`, and how many cases are defined in `only_first` and `only_second`. `cases`
-    has the differences of each case, and of its classes in Dice. The distance of a case is the mean over the classes
-    that have one in both: a class that only one found would make it worse.
+    has the differences of each case, and of its classes in Dice; intervals are over what is `resampled`. The distance
+    of a case is the mean over the classes that have one in both: a class that only one found would make it worse.
     """
     parts = [(one.cases, one.classes, [one.unit]) for one in (first, second)]
     for what, ours, theirs in zip(("cases", "classes", "units"), *parts, strict=True):
@@ -102,11 +103,13 @@ def compare_summaries(first: Summary, second: Summary) -> Json:
     left_out = np.isnan(both).any(axis=0) & [metric not in OVERLAPS for metric in metrics]
     of_cases = mean(np.where(left_out, np.nan, both), axis=2)
     both = np.concatenate([of_cases[:, :, None], both], axis=2)  # (2, cases, all and each class, conventions, metrics)
-    result: Json = {"unit": first.unit, "level": LEVEL}
+    groups = first.groups or [second.groups[second.cases.index(name)] for name in first.cases if second.groups]
+    resampled = f"{len({*groups})} groups of the cases, such as patients" if groups else "cases"
+    result: Json = {"unit": first.unit, "level": LEVEL, "resampled": resampled}
     cases: list[Json] = [{"name": name} for name in first.cases]
     for place, kind in enumerate(CONVENTIONS):
         overall, *per_class = (
-            {metric: _statistics(values[..., k], first.groups) for k, metric in enumerate(metrics)}
+            {metric: _statistics(values[..., k], groups) for k, metric in enumerate(metrics)}
             for values in np.moveaxis(both[:, :, :, place], 2, 0)
         )
         result[kind] = {"overall": overall, "per_class": dict(zip(first.classes, per_class, strict=True))}
@@ -131,11 +134,12 @@ def format_comparison(comparison: Json, first: str, second: str) -> str:
     lines = [
         f"A: {first}",
         f"B: {second}",
-        f"B - A, with its {LEVEL:.0%} bootstrap interval over the cases or their groups",
+        *aligned([["training settings that differ", "A", "B"], *comparison.get("settings", ())]),
+        f"B minus A, with its {LEVEL:.0%} bootstrap interval over the {comparison['resampled']}; {ONE_TRAINING}",
     ]
     for kind in CONVENTIONS:
         lines += ["", f"{kind} convention", *aligned(_rows(comparison[kind]))]
-    lines += ["", "Dice of the cases, B - A, largest loss first (published, strict)"]
+    lines += ["", "Dice of the cases, B minus A, lowest first (published, strict)"]
     return "\n".join([*lines, *aligned(_dice_of_cases(comparison))])
 
 
@@ -146,7 +150,8 @@ def page(comparison: Json, first: str, second: str, images: Sequence[Overlay]) -
         first=first,
         second=second,
         level=f"{LEVEL:.0%}",
-        unit=comparison["unit"],
+        one_training=ONE_TRAINING,
+        comparison=comparison,
         dots=[_dots(comparison, kind) for kind in CONVENTIONS],
         images=images,
         tables={kind: list(_rows(comparison[kind])) for kind in CONVENTIONS},
@@ -155,7 +160,7 @@ def page(comparison: Json, first: str, second: str, images: Sequence[Overlay]) -
 
 
 def worst_first(comparison: Json) -> list[Json]:
-    """The cases by their difference in Dice, strict and then published, the largest loss first."""
+    """The cases by their difference in Dice, strict and then published, the lowest first."""
     return sorted(comparison["cases"], key=lambda case: (case["strict"]["dice"] or 0.0, case["published"]["dice"]))
 
 
@@ -177,12 +182,12 @@ def _dots(comparison: Json, kind: str) -> Chart:
         for name, found in _blocks(comparison[kind]).items()
     }
     label = f"Differences in Dice by class, {kind} convention, every case a point."
-    return "Dice, B - A", f"{kind} convention", charts.difference_dots(values, label)
+    return "Dice, B minus A", f"{kind} convention", charts.difference_dots(values, label)
 
 
 def _rows(block: Json) -> Iterator[list[str]]:
     """A head, then each metric over all classes, then the Dice of each class."""
-    yield ["", "A", "B", "B - A", "interval", "median", "p (Wilcoxon)", "cases", "A alone", "B alone"]
+    yield ["", "A", "B", "B minus A", "interval", "median", "p (Wilcoxon)", "cases", "A alone", "B alone"]
     for name, metrics in _blocks(block).items():
         for metric, found in metrics.items() if name == "all" else [("dice", metrics["dice"])]:
             a, b = (number(found[side], metric, "-") for side in ("first", "second"))

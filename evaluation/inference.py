@@ -39,6 +39,7 @@ class Trained:
     config: Config
     weights: Path
     trust: bool = False
+    training: Config | None = None  # by which it was trained, without what a command line changes; None: not known
 
 
 def find_trained(args: argparse.Namespace) -> Trained:
@@ -50,8 +51,13 @@ def find_trained(args: argparse.Namespace) -> Trained:
     if not source and Path(named).suffix == ".pth" and Path(named).is_file():
         found = read_checkpoint(named, trust=args.trust_checkpoint).get("config")  # in what train.py resumes from
         source = found if isinstance(found, Mapping) else ""
-    given = get_config(source, args.cfg, opts=args.opts, overrides=_overrides(args))
-    config = complete(given)
+    training = get_config(source) if source else None
+    try:
+        given = get_config(source, args.cfg, opts=args.opts, overrides=_overrides(args))
+        config = complete(given)
+    except ValueError as error:
+        hint = f"; leave out --cfg: {named} brings its own" if args.cfg and source else ""
+        raise ValueError(f"{error}{hint}") from None
     if not (config.model.num_classes and config.model.in_channels and config.data.intensity):
         if args.input:  # the data that would tell are those of the training
             raise ValueError(
@@ -61,7 +67,7 @@ def find_trained(args: argparse.Namespace) -> Trained:
         config = inspect_data(given)
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, config.train.epochs)
-    return Trained(config, weights, args.trust_checkpoint)
+    return Trained(config, weights, args.trust_checkpoint, training)
 
 
 def identity(trained: Trained) -> dict[str, str]:

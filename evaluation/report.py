@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from evaluation import charts
+from evaluation.metrics import OVERLAPS
 from evaluation.summary import CONVENTIONS, TITLES, Summary, number
 from utils import atomic_write
 
@@ -32,6 +33,7 @@ class Provenance:
     configuration: str = ""  # all of them, as text
     environment: Mapping[str, object] = field(default_factory=dict)  # device and versions
     curves: Curves = field(default_factory=dict)
+    title: str = "Segmentation report"
 
 
 def write_html(path: Path, summary: Summary, overlays: Path, provenance: Provenance) -> None:
@@ -44,12 +46,15 @@ def write_html(path: Path, summary: Summary, overlays: Path, provenance: Provena
         name = summary.cases[place]
         shown = ", ".join(f"{number(one, 'dice')} {kind}" for one, kind in zip(dice[place], CONVENTIONS, strict=True))
         images.append((title, f"{name}, Dice {shown}", halves(overlays / f"{name}.png")))
+    zeros = np.zeros_like(summary.scores)  # 1 where a published 0 stands for a distance that there is not
+    zeros[:, :, 0] = np.isnan(summary.scores[:, :, 1]) & [metric not in OVERLAPS for metric in summary.metrics]
     page = render(
         "report.html.j2",
         conventions=CONVENTIONS,
         titles={metric: TITLES[metric] for metric in summary.metrics},
         summary=summary,
         tables=tables,
+        zeros=replace(summary, scores=zeros).tables(),
         cases={summary.cases[place]: tables["case"][summary.cases[place]] for place in ranked},
         boxes=_boxes(summary),
         images=images,

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,8 +94,8 @@ def summarize(results: Sequence[CaseResult], class_names: Sequence[str], *, unit
     if "hd95_mm" in metrics:
         in_mm = _as_array([result.scores_mm for result in results])
         scores = np.concatenate([scores, in_mm[..., [METRICS.index("hd95"), METRICS.index("assd")]]], axis=-1)
-    groups = [result.group or result.name for result in results] if any(result.group for result in results) else []
-    return Summary(unit, [result.name for result in results], class_names, metrics, scores, groups)
+    names, groups = [one.name for one in results], [one.group or one.name for one in results]
+    return Summary(unit, names, class_names, metrics, scores, groups if groups != names else [])
 
 
 def _as_array(cases: Sequence[Sequence[ClassScores]]) -> np.ndarray:
@@ -188,11 +189,13 @@ def read_summary(run: Path) -> Summary:
     """The summary.json of a folder that test.py wrote to."""
     path = run / "summary.json"
     if not path.is_file():
-        raise ValueError(f"{run}: has no summary.json; expected a tested run: python test.py --output_dir {run}")
+        test = f"python test.py --output_dir {shlex.quote(str(run))}"
+        raise ValueError(f"{run}: has no summary.json; expected a tested run: {test}")
     content = read_json(path, "test.py")
     try:
         metrics = [name for name in TITLES if name in content["published"]]
         cases, classes = [case["name"] for case in content["cases"]], list(content["published"]["per_class"])
+        "".join([*cases, *classes]).encode()  # no halves of surrogate pairs, which nothing can draw or write
         rows = [case[kind]["per_class"][one] for case in content["cases"] for one in classes for kind in CONVENTIONS]
         scores = np.array([[row[name] for name in metrics] for row in rows], np.float64)
         scores = scores.reshape(len(cases), len(classes), len(CONVENTIONS), len(metrics))

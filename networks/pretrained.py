@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _DERIVED_BUFFERS = ("attn_mask", "relative_position_index")
 _COUNTERS = "num_batches_tracked"  # of batch norm; old files lack them
 _MIN_COVERAGE = 0.9  # of the network's floats
+_REMEDY = "of a run's folder leave out --cfg, else give the --cfg it was trained with"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def load_weights(
         count = len(report.missing) + len(report.skipped)
         raise ValueError(
             f"{path}: is not the whole of this network: {what} ({count} tensors in all); "
-            "give a trained checkpoint, and the --cfg it was trained with"
+            f"give a trained checkpoint; {_REMEDY}"
         )
     network.load_state_dict(wanted, strict=False)
     counts = len(report.loaded), len(report.skipped), len(report.missing)
@@ -161,8 +162,8 @@ def _check_fit(
         if filled >= _MIN_COVERAGE * total:
             return
         fault = f"it fills {filled / total:.0%} of the weights, expected at least {_MIN_COVERAGE:.0%}"
-    remedy = "ImageNet file of the same network" if start else "--cfg it was trained with, or another checkpoint"
-    raise ValueError(f"{path}: is of another network: {fault}; give the {remedy}")
+    remedy = "give the ImageNet file of the same network" if start else f"{_REMEDY}, or another checkpoint"
+    raise ValueError(f"{path}: is of another network: {fault}; {remedy}")
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], *, class_tokens: int = 0) -> Tensor:

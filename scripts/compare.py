@@ -11,6 +11,7 @@ from pathlib import Path
 def compare(args: argparse.Namespace) -> int:
     """Compare, print, and write comparison.json and the page comparison.html."""
     import utils
+    from configs.saved import differing
     from evaluation.comparison import compare_summaries, format_comparison, page, worst_first
     from evaluation.report import halves
     from evaluation.summary import read_summary, write_json
@@ -18,13 +19,14 @@ def compare(args: argparse.Namespace) -> int:
     if args.run_a.resolve() == args.run_b.resolve():
         raise ValueError(f"RUN_A and RUN_B are both {args.run_a}; expected two folders")
     comparison = compare_summaries(read_summary(args.run_a), read_summary(args.run_b))
+    comparison["settings"] = differing(args.run_a, args.run_b)
     ranked = [case["name"] for case in worst_first(comparison)]
     images = []
-    for title, name in (("Largest loss", ranked[0]), ("Largest gain", ranked[-1])):
+    for title, name in (("Lowest B minus A", ranked[0]), ("Highest B minus A", ranked[-1]))[: len(ranked)]:
         for side, run in (("A", args.run_a), ("B", args.run_b)):
             overlay = run / "overlays" / f"{name}.png"
             if overlay.is_file():
-                images.append((f"{title}, {side}", name, halves(overlay)))
+                images.append((f"{title}: {side}", name, halves(overlay)))
     names = str(args.run_a), str(args.run_b)
     content = page(comparison, *names, images)
     args.output.mkdir(parents=True, exist_ok=True)

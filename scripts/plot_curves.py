@@ -29,8 +29,9 @@ def plot(args: argparse.Namespace) -> int:
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
     for place, key in enumerate(keys, start=1):
         panel = figure.add_subplot(rows, columns, place)
-        for name, curves in runs.items():
-            panel.plot(*curves.get(key, ((), ())), label=name, linewidth=1)
+        for number, (name, curves) in enumerate(runs.items()):
+            # A color of its own in every panel, whichever runs lack its key; a line through one point would be nothing.
+            panel.plot(*curves.get(key, ((), ())), f".C{number % 10}-", markersize=4, label=name, linewidth=1)
         panel.set_title(key, fontsize=9)
         panel.tick_params(labelsize=7)
         if key.startswith("grad_"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,16 @@ def test_a_run_s_folder(trained: tuple[Path, Path]) -> None:
     best = torch.load(run / "best.pth", weights_only=True)
     assert set(last["model"]) == set(best) and all(k.startswith("swin_unet.") for k in best)
     assert list((run / "log").glob("events*"))
+
+
+def test_the_next_command_can_be_pasted(synapse: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "it's a run"
+    assert train(synapse, run) == 0
+    *_, done, following = capsys.readouterr().out.splitlines()
+    assert done == f"done: {run / 'best.pth'}"
+    name, words = following.split(": ", 1)
+    assert (name, shlex.split(words)) == ("next", ["python", "test.py", "--output_dir", str(run)])
+    assert test_command.main(shlex.split(words)[2:]) == 0
 
 
 def test_evaluation_from_the_run_folder_alone(run: Path) -> None:

@@ -75,6 +75,10 @@ def test_from_the_official_download_to_a_score(cfg: Path, prepared: dict[str, Pa
     summary = summary_of(run)
     classes = {"ACDC": ["right ventricle", "myocardium", "left ventricle"], "GlaS": ["gland"], "MoNuSeg": ["nucleus"]}
     assert list(summary["published"]["per_class"]) == classes[name]
+    # Both frames of a patient are of one group; elsewhere a case stands for itself.
+    groups = [case.get("group") for case in summary["cases"]]
+    assert groups == [case["name"].rpartition("_")[0] if name == "ACDC" else None for case in summary["cases"]]
+    assert name != "ACDC" or len({*groups}) == len(groups) / 2
     assert ("hd95_mm" in summary["published"]) == (name == "ACDC")
     rows = list(csv.DictReader((run / "per_case.csv").open()))
     assert len(rows) == len(summary["cases"]) * len(classes[name])

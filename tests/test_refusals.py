@@ -33,6 +33,9 @@ TRAIN_ERRORS = {
     "config": (["--cfg", "absent.yaml"], "absent.yaml: no such configuration"),
     "key": (["--opts", "TRAIN.EPOCH", "3"], "did you mean TRAIN.EPOCHS?"),
     "type": (["--opts", "TRAIN.EPOCHS", "many"], "expected int"),
+    "a flag": (["--lamda_x", "0.1"], "--lamda_x 0.1 (did you mean --lambda_x?)"),
+    "a flag's dash": (["--use_checkpoint"], "(did you mean --use-checkpoint?)"),
+    "a key as a flag": (["--optimizer=adamw"], "(did you mean --opts TRAIN.OPTIMIZER?)"),
     "flag type": (["--max_epochs", "many"], "--max_epochs: invalid int value: 'many'"),
     "flag": (["--max_epoks", "3"], "unrecognized arguments: --max_epoks"),
     "value": (["--batch_size", "0"], "--batch_size"),
@@ -132,6 +135,15 @@ def test_test_refuses(trained: tuple[Path, Path], tmp_path: Path, refused: Refus
     assert "of a kind that is not read" in message("--checkpoint", run, "--output", tmp_path / "o", "--input", run)
     assert "--metrics" in message("--output_dir", run, "--metrics", "slow")
     assert not (tmp_path / "o").exists(), "nothing half-written"
+
+
+@pytest.mark.parametrize("cfg", ["unet_224", "swin_tiny_patch4_window7_224_lite", "glas_unet"])
+def test_a_run_s_folder_with_another_cfg(
+    cfg: str, trained: tuple[Path, Path], tmp_path: Path, refused: Refused
+) -> None:
+    words = ["--output_dir", trained[1], "--output", tmp_path / "o", "--cfg", f"configs/{cfg}.yaml"]
+    assert "leave out --cfg" in refused(test_command.main, words)
+    assert not (tmp_path / "o").exists()
 
 
 def test_test_refuses_other_checkpoints(trained: tuple[Path, Path], tmp_path: Path, refused: Refused) -> None:

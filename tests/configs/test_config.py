@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tqdm import tqdm
 
+import utils
 from configs import arguments, schema
 from configs.arguments import FLAGS, overrides_of, train_parser
 from configs.config import default_tree, get_config, to_dict
@@ -303,6 +307,19 @@ def test_a_message_neither_moves_the_cursor_nor_fills_the_page(capsys: pytest.Ca
     error = capsys.readouterr().err
     assert error[:-1].isprintable() and len(error) < 2000
     assert error.startswith(r"train.py: error: a.npz: \x1b[2J\u200b\udcffx") and error.endswith("x the end\n")
+
+
+def test_what_is_printed_or_logged_moves_no_cursor(capsys: pytest.CaptureFixture) -> None:
+    def command() -> int:
+        with utils.logging_session("train.py"):
+            logging.getLogger("train.py").info("case \x1b[2J\u202eL\u00e9on \u00df\n")
+            print("a\tb \x9b\udcff\r")
+            tqdm.write("c\x07")
+        return 0
+
+    assert arguments.run_guarded("train.py", command) == 0
+    assert capsys.readouterr().out == "case \\x1b[2J\\u202eL\u00e9on \u00df\n\na\tb \\x9b\\udcff\\r\nc\\x07\n"
+    assert not isinstance(sys.stdout, arguments._Visible)
 
 
 def test_a_missing_file() -> None:

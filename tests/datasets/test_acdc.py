@@ -56,6 +56,7 @@ def test_names() -> None:
     assert volume_name("case_002", "ES") == "case_002_volume_ES"
     names = ("case_019", "case_019_sliceED_3", "case_019_sliceES_11", "case_019_volume_ED", "case_019_ED")
     assert {case_of(name) for name in names} == {"case_019"}
+    assert {case_of(f"patient101_{name}") for name in ("frame01", "frame14", "frame14_sliceED_0")} == {"patient101"}
     assert [volume_of(name) for name in names[1:4]] == ["case_019_ED", "case_019_ES", "case_019_ED"]
     assert len(CLASSES) == 3
 

@@ -19,7 +19,7 @@ from evaluation.overlay import write_overlay
 from evaluation.report import Provenance, write_html
 from evaluation.summary import CaseResult, summarize
 from tests.evaluation.test_overlay import NAMES, volume
-from tests.evaluation.test_summary import ABSENT, ORGANS, in_mm, measured, results
+from tests.evaluation.test_summary import ABSENT, FALSE_NEGATIVE, ORGANS, in_mm, measured, results
 
 
 class Page(HTMLParser):
@@ -86,13 +86,33 @@ def test_the_page_is_well_formed_and_needs_no_other_file(tmp_path: Path) -> None
 def test_it_has_the_values_and_the_worst_case_first(tmp_path: Path) -> None:
     texts = write_page(tmp_path).texts
     assert texts.count("0.4667") == 4  # the headline, both last rows, and the spleen's Jaccard
-    start = texts.index("Cases, worst first")
+    start = texts.index("Cases, worst strict Dice first")
     deviation = f"{np.std([0.7, 0.7, 0], ddof=1):.4f}"
     assert texts[texts.index("0.4667") + 1] == f" \N{PLUS-MINUS SIGN} {deviation}", "the headline"
     assert texts[texts.index("std", start) + 1] == deviation, "the last row of the cases"
     # Strict Dice: b 0.2, a 0.7; c has none.
     assert [text for text in texts[start:] if text in ("a", "b", "c")] == ["b", "a", "c"]
     assert any(text.startswith("Undefined here: 2 of 6 Dice and 3 of 6 HD95") for text in texts)
+
+
+def test_a_distance_of_0_that_there_is_not_is_marked(tmp_path: Path) -> None:
+    """Nothing is found in a and b: published, both have HD95 0.00; c is found, and exact."""
+    missed = [CaseResult(name, (FALSE_NEGATIVE, FALSE_NEGATIVE)) for name in "ab"]
+    page = write_page(tmp_path, cases=[*missed, CaseResult("c", (measured(1, 0, 1, 0),) * 2)])
+    rows = {name: page.texts[page.texts.index(name) + 1 :][:8] for name in ("a", "c", "liver")}
+    assert rows["a"] == ["0.0000", "0.00*", "0.0000", "0.00*", "0.0000", "\N{EN DASH}", "0.0000", "\N{EN DASH}"]
+    assert rows["c"] == ["1.0000", "0.00", "1.0000", "0.00"] * 2
+    assert rows["liver"] == ["0.3333", "0.00*", "0.3333", "0.00*", "0.3333", "0.00", "0.3333", "0.00"]
+    assert page.texts.count("0.00*") == 2 * (1 + 3 + 4)  # the headlines, classes and mean, cases and mean and std
+    assert any("A star marks" in text for text in page.texts)
+
+
+def test_the_column_that_sorts_is_marked(tmp_path: Path) -> None:
+    """One of the two columns of Dice, in the table of the cases alone."""
+    page = write_page(tmp_path)
+    marked = [place for place, value in enumerate(page.values("th", "aria-sort")) if value]
+    heads = [place for place, value in enumerate(page.values("th", "scope")) if value == "col"]
+    assert [heads[len(heads) // 2 :].index(place) for place in marked] == [5]  # the name, and four of the published
 
 
 def test_distances_in_mm(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import test as test_command
 from tests.evaluation.test_report import Page
 
 
-def report_of(run: Path, out: Path) -> Page:
-    assert test_command.main(["--checkpoint", str(run), "--output", str(out)]) == 0
+def report_of(run: Path, out: Path, *words: object) -> Page:
+    assert test_command.main(["--checkpoint", str(run), "--output", str(out), *map(str, words)]) == 0
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["cases"]
     return Page((out / "report.html").read_text(encoding="utf-8"))
 
@@ -30,6 +30,19 @@ def test_the_report_has_curves_configuration_and_environment(run: Path, tmp_path
     assert yaml.safe_load(whole).keys() == recorded.keys()
     assert yaml.safe_load(whole)["MODEL"] == recorded["MODEL"]
     assert recorded["ENVIRONMENT"]["torch"] in page.texts[page.texts.index("Environment") :]
+
+
+def test_the_title_names_the_training(run: Path, tmp_path: Path) -> None:
+    """Flags of the test do not change what it says of the training, and of weights from elsewhere it knows nothing."""
+    head = "run/best.pth: Synapse, swin_unet, lambda_1 0.015, lambda_2 0.015, seed 1234, tested 20"
+    words = ["--seed", "5", "--lambda_x", "0"]
+    assert report_of(run, tmp_path / "out", *words).texts[0].startswith(head)
+    weights, cfg = (
+        shutil.copy(run / "best.pth", tmp_path / "w.pth"),
+        shutil.copy(run / "config.yaml", tmp_path / "c.yaml"),
+    )
+    page = report_of(weights, tmp_path / "out2", "--cfg", cfg)
+    assert "/w.pth: Synapse, swin_unet, training unknown, tested 20" in page.texts[0]
 
 
 def test_weights_alone_have_no_curves(run: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,49 @@ def test_what_it_writes(tested: tuple[Path, Path], tmp_path: Path, capsys: pytes
     assert {case["name"] for case in found["cases"]} == {case["name"] for case in summaries[0]["cases"]}
     shown = capsys.readouterr().out
     assert f"A: {tested[0]}" in shown and f"{dice['mean']:+.4f}" in shown
+
+
+def test_the_page_says_what_differs_and_names_no_gain_a_loss(
+    tested: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of B every case is better: its lowest difference is a gain."""
+    first, second = (Path(shutil.copytree(run, tmp_path / run.name)) for run in tested)
+    summary = json.loads((first / "summary.json").read_text())
+    for case in summary["cases"]:
+        for kind, name in product(("published", "strict"), summary["published"]["per_class"]):
+            case[kind]["per_class"][name]["dice"] = 1.0
+    (second / "summary.json").write_text(json.dumps(summary))
+    out = tmp_path / "out"
+    assert compare.main([str(first), str(second), "--output", str(out)]) == 0
+    assert "config.yaml is not in both" in json.loads((out / "comparison.json").read_text())["settings"][0][0]
+    for run, text in (
+        (first, "LOSS: {LAMBDA_1: 0.0}\nSEED: 1\n1: 2\n"),
+        (second, "LOSS: {LAMBDA_1: 0.015}\nSEED: 1\n"),
+    ):
+        (run / "config.yaml").write_text(f"{text}OUTPUT_DIR: {run.name}\n")
+    assert compare.main([str(first), str(second), "--output", str(out)]) == 0
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["settings"] == [["LOSS.LAMBDA_1", "0.0", "0.015"], ["1", "2", "-"]]
+    page = (out / "comparison.html").read_text(encoding="utf-8")
+    assert min(case["strict"]["dice"] for case in found["cases"]) > 0
+    for text in (page, capsys.readouterr().out):
+        assert "LOSS.LAMBDA_1" in text and "SEED" not in text
+        assert "loss" not in text.lower().replace("loss.lambda_1", "")
+
+
+@pytest.mark.parametrize(("name", "code"), [("li\x1b[2Jver", 0), ("li\ud800ver", 2)])
+def test_a_class_of_control_characters(
+    name: str, code: int, tested: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for run in tested:
+        text = (run / "summary.json").read_text()
+        (tmp_path / run.name).mkdir()
+        (tmp_path / run.name / "summary.json").write_text(text.replace('"liver"', json.dumps(name)))
+    words = [str(tmp_path / run.name) for run in tested]
+    assert compare.main([*words, "--output", str(tmp_path / "out")]) == code
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err and shown.err.count("\n") == (code > 0)
+    assert code or r"Dice, li\x1b[2Jver" in shown.out
 
 
 def test_refusals(tested: tuple[Path, Path], tmp_path: Path, refused: Callable) -> None:
