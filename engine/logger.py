@@ -17,6 +17,8 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
+from utils import no_link
+
 Curve = tuple[list[int], list[float]]  # steps and values
 Item = TypeVar("Item")
 
@@ -52,15 +54,19 @@ class MetricLogger:
         came after its last save again."""
         self._first_step, self._begun = step, time.monotonic()
         self._line_at = self._begun
-        if self._path and self._path.is_file():
-            kept = self._path.read_bytes()[:size]
-            os.truncate(self._path, kept.rfind(b"\n") + 1)
+        if not self._path:
+            return
+        kept = self._path.read_bytes()[:size] if self._path.is_file() else b""
+        if len(kept) < size:
+            _log.warning("%s: rows of steps up to %d are missing, and are not written again", self._path, step)
+        with open(self._path, "ab", opener=no_link) as file:
+            file.truncate(kept.rfind(b"\n") + 1)
 
     def size(self) -> int:
         """Bytes of metrics.jsonl, all of them on the disk."""
         if not self._path:
             return 0
-        with open(self._path, "ab") as file:
+        with open(self._path, "ab", opener=no_link) as file:
             os.fsync(file.fileno())
             return file.tell()
 
@@ -91,7 +97,7 @@ class MetricLogger:
         """A row of metrics.jsonl, its names with `prefix`, and scalars of TensorBoard in `group`."""
         if self._path:
             row = {"step": step, "epoch": epoch, **{f"{prefix}{name}": value for name, value in values.items()}}
-            with open(self._path, "a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", opener=no_link) as file:
                 file.write(json.dumps(row) + "\n")
         if self.writer:
             for name, value in values.items():
