@@ -9,6 +9,7 @@ import mmap
 import os
 import platform
 import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scipy", "h5py", "MedPy", "SimpleITK")
 _PARTIAL = ".partial-"  # prefix of a file that is being written
+_PARTS = ("log", "overlays", "predictions")  # folders in that of a run
 _LOCK = ".lock"
 _MAX_EARLY_MESSAGES = 10_000
 
@@ -143,14 +145,23 @@ def first_line(error: Exception) -> str:
 def check_writable(path: Path, option: str) -> None:
     """Check that an output folder can be made and written to, without making it.
 
+    The folder may itself be a link. Those in it would lead elsewhere what a run, or a test, writes there.
+
     Raises:
-        ValueError: a file is in the way, or the permission is missing.
+        ValueError: a file is in the way, the permission is missing, or there are links in it.
     """
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise ValueError(f"{option}: {path} cannot be a folder, {existing} is a file; give another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"{option}: {path} cannot be written, {existing} is read-only; give another folder")
+    for link in (entry for part in ("", *_PARTS) for entry in (path / part).glob("*") if entry.is_symlink()):
+        raise ValueError(f"{option}: {link} is a link, through which nothing is written; remove it")
+
+
+def no_link(path: str, flags: int) -> int:
+    """An opener for `open` that refuses a link, and a pipe that nobody reads."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def atomic_write(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
@@ -161,9 +172,11 @@ def atomic_write(path: Path, write: Callable[[Path], object], *, keep: Path | No
     Raises:
         OSError: it cannot be written; the former file is still there.
     """
-    temporary = path.with_name(f"{_PARTIAL}{path.name}")  # the suffix stays: writers choose their format by it
+    # A name that nobody can have put there before. The suffix stays: writers choose their format by it.
+    temporary = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}-{path.name[-40:]}")
     try:
         try:
+            temporary.touch(exist_ok=False)
             write(temporary)
         except RuntimeError as error:  # of torch, where the disk is full
             why = f"cannot be written, is the disk full? ({first_line(error)})"
@@ -206,8 +219,9 @@ def locked(folder: Path) -> Iterator[None]:
             ) from None
         except NotImplementedError:
             _log.warning("%s: this file system has no locks; make sure that no other run writes there", folder)
-        for partial in folder.glob(f"{_PARTIAL}*"):  # of a run that was killed while it wrote
-            partial.unlink()
+        for part in ("", *_PARTS):  # of a run that was killed while it wrote
+            for partial in (folder / part).glob(f"{_PARTIAL}*"):
+                partial.unlink()
         yield
     finally:
         with suppress(OSError):  # Windows removes no open file
@@ -257,7 +271,8 @@ def logging_session(name: str, *, quiet: bool = False) -> Iterator[None]:
 
 def log_to(path: Path) -> None:
     """Write all messages of the session, earlier ones too, to a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, delay=True)
+    handler.setStream(open(path, "a", encoding="utf-8", opener=no_link))  # noqa: SIM115 (closed with the handler)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     for early in [h for h in root.handlers if isinstance(h, MemoryHandler)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from functools import reduce
+from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
@@ -65,6 +67,7 @@ _TEST: Flags = {
 FLAGS = {**_BASE, **_RUN, **_TRAIN, **_TEST}
 
 _FINE = -1
+_FIRST = ("yacs", "numpy")  # of the requirements, quick to import
 _MAX_MESSAGE = 1500  # characters; longer than any path and what is reported of it
 
 
@@ -181,8 +184,9 @@ def flag_hint(key: str) -> str:
 
 
 def check_command_line(prog: str, parser: argparse.ArgumentParser) -> None:
-    """Answer --help and refuse a wrong flag before a command imports torch; Ctrl-C ends the import at once."""
-    code = run_guarded(prog, lambda: _FINE if parser.parse_args() else _FINE)
+    """Answer --help and refuse a wrong flag, or a Python without the requirements, before a command imports torch;
+    Ctrl-C ends the import at once."""
+    code = run_guarded(prog, lambda: _FINE if parser.parse_args() and all(map(import_module, _FIRST)) else _FINE)
     if code != _FINE:
         sys.exit(code)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -195,6 +199,8 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
     Bad input ends in one line on standard error and exit code 2, Ctrl-C in 130 and SIGTERM in 143, after whatever is to
     be cleaned up; 1 says that another process of the same run is gone.
     """
+    for name in ("stdout", "stderr"):  # None where it was closed
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
     try:
         with _sigterm_as_exit(), redirect_stdout(cast(TextIO, _Visible(sys.stdout))):
             return command()
@@ -206,6 +212,8 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
         for defect in getattr(error, "defects", ()):  # each by itself; standard error has one line for all
             sys.stdout.write(f"{_printable(str(defect))}\n")
         code, message = 2, _one_line(error)
+    except ModuleNotFoundError as error:
+        code, message = 2, f"{error}: this Python lacks the requirements; make install, then source .venv/bin/activate"
     except RuntimeError as error:
         if _is_of_a_lost_process(error):
             code, message = 1, "another process of this run has ended; torchrun --max_restarts N starts all again"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import yaml
 
-_MAX_BYTES = 2**16  # reading takes seconds beyond
+_MAX_BYTES, _MAX_NODES = 2**16, 5000  # reading takes seconds beyond
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError, OverflowError, AttributeError)
 
@@ -41,9 +42,8 @@ class _PlainLoader(yaml.SafeLoader):
     """Plain data only, no key twice; without aliases a small file cannot grow into a huge one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-        if twice is not None:
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for twice in (key for key, count in counts.items() if count > 1):
             raise yaml.YAMLError(f"the key {twice[:80]!r} is there twice")
         return super().construct_mapping(node, deep)
 
@@ -56,4 +56,7 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not used here")
+        self.nodes = getattr(self, "nodes", 0) + 1
+        if self.nodes > _MAX_NODES:
+            raise yaml.YAMLError(f"it holds more than {_MAX_NODES} keys and values")
         return super().compose_node(parent, index)

@@ -64,12 +64,13 @@ def is_of(config: Config, run: Path) -> bool:
     return length[0] == length[1] and saved.test == config.test
 
 
-def check_continues(config: Config, saved: object, where: object = "--resume") -> None:
-    """Make sure that the configuration in a checkpoint and this one train the same; messages name `where` it is."""
+def check_continues(config: Config, saved: object, where: str | Path) -> None:
+    """Make sure that the configuration `saved` in the checkpoint `where`, and the config.yaml beside it, are understood
+    and that the former and this one train the same."""
     try:
         if not isinstance(saved, Mapping):
             raise ValueError(f"it is a {type(saved).__name__}")
-        theirs = get_config(saved)
+        theirs = get_config(config_beside(where), saved)
     except ValueError as error:
         raise ValueError(
             f"{where}: its configuration is not understood ({error}); expected a last.pth that train.py wrote"

@@ -72,12 +72,13 @@ def inspect(
         name: one of `list_datasets()`; a Folder is looked at whole, and split where it is not yet.
         root_path, list_dir: see `build_dataset`.
         num_classes, channels, axis, orientation, folds, progress: see `datasets.folder.look_through`.
-        phantom_options: keywords of `datasets.phantom.prepare_phantom`.
+        phantom_options: keywords of `datasets.phantom.prepare_phantom`, which makes what Phantom lacks.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as in `build_dataset` and `datasets.folder.look_through`.
     """
-    _prepare(name, root_path, phantom_options)
+    if name == "Phantom":
+        phantom.prepare_phantom(Path(root_path or "data/Phantom"), **(phantom_options or {}))
     root, lists = locate(name, root_path, list_dir)
     how = {"num_classes": num_classes, "channels": channels, "axis": axis, "orientation": orientation}
     how |= {"folds": folds, "progress": progress}
@@ -98,12 +99,11 @@ def build_dataset(
     fold: int = 0,
     cache: str = "",
     preprocessing: Reading | None = None,
-    phantom_options: Mapping[str, Any] | None = None,
 ) -> Slices | Volumes:
     """One split of a dataset: "train" gives slices, "val" and "test" give volumes.
 
     Args:
-        name: one of `list_datasets()`; Phantom is made in its folder on first use.
+        name: one of `list_datasets()`; Phantom is made by `inspect`.
         split: "train", "val" (cases held out of training; may be empty) or "test".
         num_classes: K; labels outside 0..K-1 are refused as a file is read.
         root_path: the data folder, or one of the folders in it; default `data/<name>`.
@@ -113,7 +113,6 @@ def build_dataset(
             the others train; those of the test list are in no part. 0: none.
         cache: a folder to keep the slices of "train" and "val" in, mapped into memory; "" reads the files themselves.
         preprocessing: see `datasets.reading`; by default the labels are the classes.
-        phantom_options: keywords of `datasets.phantom.prepare_phantom`.
 
     Raises:
         FileNotFoundError: a folder, list or listed file is missing.
@@ -121,7 +120,6 @@ def build_dataset(
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split is {split!r}; expected train, val or test")
-    _prepare(name, root_path, phantom_options)
     root, lists = locate(name, root_path, list_dir)
     layout = LAYOUTS[name](root, lists, num_classes, preprocessing or reading(label_values=tuple(range(num_classes))))
     if split == "test" and not folds:
@@ -132,7 +130,7 @@ def build_dataset(
         listed, parts = [], _read_folds(layout, names, root, lists, folds)
         names, tested = held_out(names, parts[fold], layout.case_of)
         if split == "test":
-            return layout.cases(tested, cache)
+            return layout.cases(tested, "")
     train, held = split_cases(names, listed, val_cases, layout.case_of, lists / layout.val_list)
     return layout.slices(train, cache) if split == "train" else layout.cases(held, cache)
 
@@ -225,8 +223,3 @@ def split_cases(
             f"expected fewer (--val_cases, {Path(str(where)).name})"
         )
     return train, [name for name in names if case_of(name) in held]
-
-
-def _prepare(name: str, root_path: str, options: Mapping[str, Any] | None) -> None:
-    if name == "Phantom":
-        phantom.prepare_phantom(Path(root_path or "data/Phantom"), **(options or {}))

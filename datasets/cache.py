@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import Sample, Slices, read_through
+from datasets.base import Sample, Slices, check_label, read_through
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class CachedSlices(Dataset):
         start, shape = self._places[index]
         middle = start + _image_bytes(shape)
         image, label = self._data[start:middle].view(_IMAGE), self._data[middle : middle + shape[-2] * shape[-1]]
+        check_label(label, self.source.num_classes, f"{self._path('bin')} (remove it to have it made anew): {name}")
         return Sample(image.reshape(shape), label.view(_LABEL).reshape(shape[-2:]), name)
 
     def __getstate__(self) -> dict[str, Any]:

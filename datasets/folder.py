@@ -6,7 +6,6 @@ Nothing is written before everything has been looked at, and nothing at all wher
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from datasets.groups import divided, read_groups, units
 from datasets.images import label_table
 from datasets.looks import AXIS_ORDERS, ORIENTATION, Look, look_at_all, remembered, to_remember
 from datasets.pairs import NAME, Pair, look_for_pairs
+from utils import atomic_write
 
 PARTS = ("train", "val", "test")
 
@@ -246,9 +246,7 @@ def _write(lists: Path, parts: Mapping[str, Sequence[str]], memory: Mapping[str,
     try:
         lists.mkdir(parents=True, exist_ok=True)
         for name, text in {_MEMORY: json.dumps(memory), **files}.items():
-            partial_file = lists / f".{name}.{os.getpid()}.partial"
-            partial_file.write_text(text, encoding="utf-8")
-            partial_file.replace(lists / name)
+            atomic_write(lists / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         if not parts:
             return  # the split is there; only the next look will take as long

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +11,7 @@ import numpy as np
 
 from datasets.base import shorten
 from datasets.groups import divided, units
+from utils import atomic_write
 
 _SEED = 1234
 _LONGEST = 2**12  # bytes of a case in the file; a name has 255 at most
@@ -79,10 +79,9 @@ def write_folds(path: Path, parts: Sequence[Sequence[str]]) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    text = json.dumps({"folds": [list(part) for part in parts]}, indent=1) + "\n"
     try:
-        partial.write_text(json.dumps({"folds": [list(part) for part in parts]}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise OSError(
             f"{path}: the folds cannot be written there ({error.strerror}); name a folder by --list_dir"

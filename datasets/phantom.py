@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -340,7 +340,7 @@ def prepare_phantom(
         return
     _log.info("making %d phantoms in %s", train_cases + test_cases, root)
     root.parent.mkdir(parents=True, exist_ok=True)
-    making = root.with_name(f".{root.name}.{os.getpid()}.tmp")
+    making = root.with_name(f".{root.name}.{secrets.token_hex(8)}.tmp")
     try:
         _write_all(making, parameters)
         try:

@@ -26,6 +26,7 @@ LAST, PREVIOUS = "last.pth", "previous.pth"  # all that resuming needs, and the 
 # torch.save writes a zip file, whose last record of 22 bytes ends with the length of a comment, and the comment:
 # it holds the checksum of all bytes before, and other readers skip it.
 _ZIP_MARK, _END_MARK, _END_BYTES = b"PK\3\4", b"PK\5\6", 22
+_MAX_VALUES = 250_000  # tensors, numbers and what holds them
 _LENGTH_BYTES, _CHECKSUM_BYTES = 2, len("sha256=") + 64
 
 
@@ -95,7 +96,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, objec
     Raises:
         FileNotFoundError: there is no such file.
         Damaged: the file is not a checkpoint, or not what was written.
-        ValueError: the file is a pickle of more than plain tensors.
+        ValueError: the file is a pickle of more than plain tensors, or of more of them than any checkpoint has.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,6 +107,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, objec
         content = content.state_dict()
     if not isinstance(content, Mapping):
         raise Damaged(f"{path}: holds a {type(content).__name__}; expected named tensors")
+    _check_count(content, path)
     return dict(content)
 
 
@@ -144,6 +146,16 @@ def _load(path: Path, trust: bool) -> object:
         raise Damaged(unreadable) from error
     except Exception as error:  # torch and safetensors report damage by a dozen types, none of them ours
         raise Damaged(unreadable) from error
+
+
+def _check_count(content: Mapping[str, object], path: Path) -> None:
+    """Refuse what is there many times over: of a few values that are shared, all paths to them would take for ever."""
+    left, count = list[object]([content]), 0
+    while left:
+        value, count = left.pop(), count + 1
+        if count > _MAX_VALUES:
+            raise ValueError(f"{path}: holds more than {_MAX_VALUES} values; expected a checkpoint, give another file")
+        left += value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
 
 
 def _check_stored(path: Path) -> None:

@@ -20,6 +20,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
 from tqdm import tqdm
 
+from utils import no_link
+
 Curve = tuple[list[int], list[float]]  # steps and values
 Item = TypeVar("Item")
 
@@ -60,19 +62,23 @@ class MetricLogger:
         came after its last save again."""
         self._first_step, self._begun = step, time.monotonic()
         self._line_at = self._begun
-        if self._path and self._path.is_file():
-            kept = self._path.read_bytes()[:size]
-            os.truncate(self._path, kept.rfind(b"\n") + 1)
-        if self.folder:
-            (self.folder / _EVENTS).mkdir(exist_ok=True)
-            self._events = EventsWriter(str(self.folder / _EVENTS / "events"))
-            self._add(step, session_log=SessionLog(status=SessionLog.START))  # TensorBoard drops what came after `step`
+        if not self._path:
+            return
+        kept = self._path.read_bytes()[:size] if self._path.is_file() else b""
+        if len(kept) < size:
+            _log.warning("%s: rows of steps up to %d are missing, and are not written again", self._path, step)
+        with open(self._path, "ab", opener=no_link) as file:
+            file.truncate(kept.rfind(b"\n") + 1)
+        events = self._path.with_name(_EVENTS)
+        events.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(events / "events"))
+        self._add(step, session_log=SessionLog(status=SessionLog.START))  # TensorBoard drops what came after `step`
 
     def size(self) -> int:
         """Bytes of metrics.jsonl, all of them on the disk."""
         if not self._path:
             return 0
-        with open(self._path, "ab") as file:
+        with open(self._path, "ab", opener=no_link) as file:
             os.fsync(file.fileno())
             return file.tell()
 
@@ -103,7 +109,7 @@ class MetricLogger:
         """A row of metrics.jsonl, its names with `prefix`, and scalars of TensorBoard in `group`."""
         if self._path:
             row = {"step": step, "epoch": epoch, **{f"{prefix}{name}": value for name, value in values.items()}}
-            with open(self._path, "a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", opener=no_link) as file:
                 file.write(json.dumps(row) + "\n")
         for name, value in values.items():
             self._add(step, summary=summary.scalar(f"{group}/{name}", value))

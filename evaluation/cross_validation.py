@@ -30,8 +30,8 @@ def cross_validate(
     runs = [output_dir / f"fold_{fold}" for fold in range(folds)]
     done = [is_trained(fold, run) and is_done(run) for fold, run in enumerate(runs)]  # all, before any is begun
     for fold, run in enumerate(runs):
-        train = ["train.py", *words, "--fold", str(fold), "--output_dir", str(run), "--resume", "auto"]
-        for command in () if done[fold] else (train, ["test.py", "--output_dir", str(run), *device]):
+        train = ["train.py", *words, "--fold", str(fold), f"--output_dir={run}", "--resume", "auto"]
+        for command in () if done[fold] else (train, ["test.py", f"--output_dir={run}", *device]):
             if code := _run(command):
                 return code
         _log.info("fold %d of %d: %s", fold + 1, folds, run)

@@ -58,12 +58,15 @@ def find_trained(args: argparse.Namespace) -> Trained:
     except ValueError as error:
         hint = f"; leave out --cfg: {named} brings its own" if args.cfg and source else ""
         raise ValueError(f"{error}{hint}") from None
-    if not (config.model.num_classes and config.model.in_channels and config.data.intensity):
-        if args.input:  # the data that would tell are those of the training
-            raise ValueError(
-                f"{named}: what was trained there is not known; give the run's folder, or by --opts KEY VALUE all of "
-                "MODEL.NUM_CLASSES, MODEL.IN_CHANNELS and DATA.INTENSITY"
-            )
+    is_known = config.model.num_classes and config.model.in_channels and config.data.intensity
+    # Inspecting writes to the data folder: not to one that only the configuration of a run names.
+    may_inspect = not args.input and (not source or args.root_path)
+    if not (is_known or may_inspect):  # with --input, the data that would tell are those of the training
+        raise ValueError(
+            f"{named}: what was trained there is not known; give the run's folder, --root_path, or by --opts KEY VALUE "
+            "all of MODEL.NUM_CLASSES, MODEL.IN_CHANNELS and DATA.INTENSITY"
+        )
+    if not is_known or (may_inspect and config.data.dataset == "Phantom"):
         config = inspect_data(given)
     is_file = args.checkpoint and not Path(named).is_dir()
     weights = Path(named) if is_file else find_weights(named, config.train.epochs)
@@ -148,7 +151,6 @@ def open_volumes(config: Config, split: str) -> Any:
         fold=data.fold,
         cache=data.cache,
         preprocessing=preprocessing(config),
-        phantom_options=asdict(data.phantom),
     )
 
 

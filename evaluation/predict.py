@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -92,11 +94,20 @@ def predict_volume(
 
 
 def prediction_memmap(volume: Volume, folder: Path) -> np.ndarray | None:
-    """A (D, H, W) uint8 memmap of an unnamed file in `folder`; None for a volume that is in memory itself."""
+    """A (D, H, W) uint8 memmap of an unnamed file in `folder`; None for a volume that is in memory itself.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
     if isinstance(volume.image, np.ndarray):
         return None
+    shape = (volume.image.shape[0], *volume.image.shape[-2:])
     with TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.uint8, "w+", shape=(volume.image.shape[0], *volume.image.shape[-2:]))
+        try:  # memory that the disk has no room for would end the process
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from None
+        return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 def validate(

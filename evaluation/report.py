@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from datasets.images import read_picture
 from evaluation import charts
 from evaluation.metrics import OVERLAPS
 from evaluation.summary import CONVENTIONS, TITLES, Summary, number
@@ -74,11 +75,7 @@ def render(template: str, **context: object) -> str:
 
 def halves(path: Path) -> list[str]:
     """The left and the right half of a PNG file as data URLs, one below the other on a narrow page."""
-    parts = []
-    try:
-        image = Image.open(path).convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow raises the second on a broken PNG
-        raise ValueError(f"{path}: is not a readable image ({error}); test again, or remove it") from None
+    parts, image = [], Image.fromarray(read_picture(path)).convert("RGB")
     for left, right in ((0, image.width // 2), (image.width // 2, image.width)):
         buffer = io.BytesIO()
         image.crop((left, 0, right, image.height)).save(buffer, format="PNG", optimize=True)

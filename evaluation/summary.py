@@ -196,6 +196,8 @@ def read_summary(run: Path) -> Summary:
         metrics = [name for name in TITLES if name in content["published"]]
         cases, classes = [case["name"] for case in content["cases"]], list(content["published"]["per_class"])
         "".join([*cases, *classes]).encode()  # no halves of surrogate pairs, which nothing can draw or write
+        if any(Path(name).name != name for name in cases):  # it becomes part of a path
+            raise ValueError("the name of a case is not that of a file")
         rows = [case[kind]["per_class"][one] for case in content["cases"] for one in classes for kind in CONVENTIONS]
         scores = np.array([[row[name] for name in metrics] for row in rows], np.float64)
         scores = scores.reshape(len(cases), len(classes), len(CONVENTIONS), len(metrics))

@@ -126,10 +126,13 @@ def test_a_users_path(tmp_path: Path) -> None:
     assert mask.shape == (33, 57) and set(np.unique(mask)) <= {0, 255}
 
 
-def test_cross_validation_in_one_command(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    root, out = write_pictures(tmp_path / "own", 6), tmp_path / "cv"
+def test_cross_validation_in_one_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root, out = write_pictures(tmp_path / "own", 6), Path("-cv")  # a name like that of a flag
     words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
-    words += ["--output_dir", str(out), "--folds", "2", "--max_epochs", "1", "--workers", "0", *UNET]
+    words += [f"--output_dir={out}", "--folds", "2", "--max_epochs", "1", "--workers", "0", *UNET]
     assert train_command.main(words) == 0
     result = json.loads((out / "cross_validation.json").read_text())
     parts = json.loads((root / "lists/folds_2.json").read_text())["folds"]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import test as test_command
 import train as train_command
 from networks import build_network
-from tests.conftest import NETWORK, SMALL
+from tests import own_data
+from tests.conftest import NETWORK, ROOT, SMALL
 
 Refused = Callable[..., str]
 
@@ -156,6 +160,78 @@ def test_test_refuses_other_checkpoints(trained: tuple[Path, Path], tmp_path: Pa
     other = ["--checkpoint", tmp_path / "unet.pth", "--output", tmp_path / "o", "--volume_path", root, *NETWORK]
     assert "is of another network" in refused(test_command.main, other)
     assert not (tmp_path / "o").exists()
+
+
+LINKS = (".lock", ".partial-summary.json", "log.txt", "test_log.txt", "metrics.jsonl", "config.yaml", "log")
+LINKS += ("predictions", "overlays", "predictions/.partial-case0100.nii.gz", "log/events", "seconds.json", "last.pth")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_in_a_run_s_folder_is_named(
+    name: str, run: Path, trained: tuple[Path, Path], tmp_path: Path, refused: Refused
+) -> None:
+    path = run / name
+    path.parent.mkdir(exist_ok=True)
+    source = tmp_path / "other"
+    path.rename(source) if path.exists() else source.write_text("kept")
+    path.symlink_to(source)
+    before = {path: path.read_bytes() for path in (source, *source.rglob("*")) if path.is_file()}
+    for main, words in ((train_command.main, ["--resume", *SMALL]), (test_command.main, [])):
+        assert f"{path} is a link" in refused(main, ["--root_path", trained[0], "--output_dir", run, *words])
+    assert {path: path.read_bytes() for path in (source, *source.rglob("*")) if path.is_file()} == before
+
+
+def test_a_key_of_a_later_version_is_named(run: Path, trained: tuple[Path, Path], refused: Refused) -> None:
+    """Resuming would write config.yaml anew, without it."""
+    with (run / "config.yaml").open("a") as file:
+        file.write("LATER: 1\n")
+    words = ["--root_path", trained[0], "--output_dir", run]
+    resume = [*words, "--dataset", "Synapse", "--val_cases", 1, "--max_epochs", 2, "--resume", *SMALL]
+    for main, line in ((train_command.main, resume), (test_command.main, words)):
+        assert f"{run / 'config.yaml'}: unknown key LATER" in refused(main, line)
+
+
+def test_a_test_writes_nothing_where_the_configuration_of_a_run_says(
+    run: Path, trained: tuple[Path, Path], tmp_path: Path, refused: Refused
+) -> None:
+    """Not the phantoms, not what was seen of images, not a cache; phantoms are made in the folder that is given."""
+    text, data = (run / "config.yaml").read_text(), tmp_path / "data"
+    words = ["--checkpoint", run, "--output", tmp_path / "o"]
+
+    def configure(**keys: object) -> None:
+        content = yaml.safe_load(text)
+        content["DATA"] |= {"ROOT_PATH": str(data), "VOLUME_PATH": "", "LIST_DIR": "", **keys}
+        content["MODEL"]["NUM_CLASSES"] = 0 if keys["DATASET"] == "Folder" else 9
+        (run / "config.yaml").write_text(yaml.safe_dump(content))
+
+    configure(DATASET="Phantom", PHANTOM={"SIZE": 16, "DEPTH": 1, "TRAIN_CASES": 1, "TEST_CASES": 1})
+    assert f"{data}: no such data folder" in refused(test_command.main, words)
+    assert test_command.main([*map(str, words), "--root_path", str(tmp_path / "own")]) == 0
+    own_data.write_pictures(data)
+    before = sorted(data.rglob("*"))
+    configure(DATASET="Folder")
+    assert "--root_path" in refused(test_command.main, words) and sorted(data.rglob("*")) == before
+    cache = tmp_path / "cache"
+    configure(DATASET="Synapse", ROOT_PATH=str(trained[0]), FOLDS=2, CACHE=str(cache))
+    assert test_command.main([*map(str, words)]) == 0 and not cache.exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "scripts/compare.py"])
+def test_without_the_requirements_a_command_says_how_to_get_them(script: str) -> None:
+    words = ["a", "b"] if "compare" in script else ["--output_dir", "x"]
+    done = subprocess.run([sys.executable, "-S", script, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make install" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_bad_input_with_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    """Each defect of the data is a line of standard output."""
+    root = own_data.write_pictures(tmp_path / "data", 3)
+    (root / "labels/case 1.png").unlink()
+    words = ["--dataset", "Folder", "--root_path", root, "--output_dir", tmp_path / "run"]
+    command = ["sh", "-c", f'exec "$@" {closed}>&-', "-", sys.executable, "train.py", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == (closed == "1"), done.stderr
 
 
 class Malicious:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -64,6 +65,37 @@ def test_a_batch_too_large_for_memory_names_the_flags(synapse, tmp_path) -> None
     assert done.stderr.count("\n") == 1
     for flag in ("--batch_size", "--accumulation-steps", "--use-checkpoint", "--amp"):
         assert flag in done.stderr
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """Neither of the name itself, nor of the temporary one, nor where a log begins; a pipe keeps nobody waiting."""
+    other, folder = tmp_path / "other", tmp_path / "run"
+    other.write_text("kept")
+    folder.mkdir()
+    for name in ("a.json", ".partial-a.json", "log.txt"):
+        (folder / name).symlink_to(other)
+    utils.atomic_write(folder / "a.json", lambda path: path.write_text("new"))
+    assert (folder / "a.json").read_text() == "new" and not (folder / "a.json").is_symlink()
+    os.mkfifo(folder / "pipe")
+    for name in ("log.txt", "pipe"):
+        with utils.logging_session("x"), pytest.raises(OSError, match=name):
+            utils.log_to(folder / name)
+    assert other.read_text() == "kept"
+
+
+def test_a_run_s_folder_may_be_a_link_and_holds_none(tmp_path: Path) -> None:
+    (tmp_path / "real/predictions").mkdir(parents=True)
+    run = tmp_path / "run"
+    run.symlink_to("real")
+    stale = [run / ".partial-1-a.pth", run / "predictions/.partial-1-a.nii.gz"]
+    for path in stale:
+        path.touch()
+    utils.check_writable(run, "--output")
+    with utils.locked(run):
+        assert not any(path.exists() for path in stale), "left by writers that were killed"
+    (run / "predictions/a.nii.gz").symlink_to("absent")
+    with pytest.raises(ValueError, match="predictions/a.nii.gz is a link"):
+        utils.check_writable(run, "--output")
 
 
 @pytest.mark.parametrize("mode", ["w+", "c"])

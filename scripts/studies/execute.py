@@ -21,7 +21,7 @@ from engine.logger import read_curves
 from evaluation.inference import is_done
 from evaluation.summary import CONVENTIONS, TITLES, Json, read_json, read_summary, write_json
 from scripts.studies.plan import Plain, Run, Study
-from utils import atomic_write
+from utils import atomic_write, check_writable, no_link
 
 _log = logging.getLogger("study.py")
 
@@ -38,24 +38,26 @@ def steps_left(study: Study, run: Run, output_dir: Path, root_path: str = "") ->
     """The steps that a run still needs: train, test, measure the similarity of its channels; in development, train.
 
     Raises:
-        ValueError: its folder holds a run with other settings.
+        ValueError: its folder holds a run with other settings, or links.
     """
     folder = output_dir / run.folder
+    for part in (*reversed(run.folder.parents), run.folder):
+        check_writable(output_dir / part, "--output_dir")
     steps: dict[str, list[str]] = {}
     # In development nothing in the folder tells a training that ended from one that was interrupted: a run is done once
     # it is in the results, and training it again ends at once.
     if not (is_of(study.config(run), folder) and is_done(folder)) or study.development:
-        train = ["train.py", "--cfg", study.networks[run.network].cfg, "--output_dir", str(folder), "--resume", "auto"]
-        train += ["--root_path", root_path] if root_path else []
+        train = ["train.py", f"--cfg={study.networks[run.network].cfg}", f"--output_dir={folder}", "--resume", "auto"]
+        train += [f"--root_path={root_path}"] if root_path else []
         # Without the flag, folds mean a whole cross-validation.
         train += [] if run.fold is None else ["--fold", str(run.fold)]
         settings = {key: "" if value is None else str(value) for key, value in study.settings(run).items()}
         steps["train"] = [*train, "--opts", *chain(*settings.items())]
-        steps["test"] = ["test.py", "--output_dir", str(folder)]
+        steps["test"] = ["test.py", f"--output_dir={folder}"]
     if study.development:
         return {name: steps[name] for name in steps if name == "train"}
     if steps or not is_done(folder, str(_SIMILARITY)):
-        paths = ["--checkpoint", str(folder), "--output", str(folder / _SIMILARITY.parent)]
+        paths = [f"--checkpoint={folder}", f"--output={folder / _SIMILARITY.parent}"]
         steps["similarity"] = ["analysis/similarity.py", *paths]
     return steps
 
@@ -101,7 +103,7 @@ async def _run(step: str, command: Sequence[str], folder: Path, environment: Map
     """Run a command and add to the time of the step; returns the exit code, as a shell has it."""
     folder.mkdir(parents=True, exist_ok=True)
     times, log, begun = folder / _TIMES, folder / "output.txt", time.monotonic()
-    with log.open("a") as output:
+    with open(log, "a", opener=no_link) as output:
         process = await asyncio.create_subprocess_exec(
             *command,
             env=environment,

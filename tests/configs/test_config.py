@@ -222,6 +222,7 @@ def test_bad_values(opts: list[str], expected: str) -> None:
         ("TRAIN: 3", "expected a section"),
         ("a: &a [1]\nb: *a", "aliases"),
         ("SEED: 1\nDATA: {}\nSEED: 2", "the key 'SEED' is there twice"),
+        ("{" + ",".join(f"{number:x}" for number in range(12000)) + "}", "more than 5000 keys and values"),
         ("SEED: " + "[" * 3000, "not a yaml file"),
         ("SEED: !!bool x", "not a yaml file"),
         ("#" * 70000, "more than 64 KiB"),
@@ -279,7 +280,7 @@ def test_a_saved_configuration_of_no_kind(saved: object) -> None:
 
 
 def test_a_saved_configuration_of_another_run() -> None:
-    check_continues(get_config(), to_dict(get_config(opts=["TRAIN.EPOCHS", "3"])))
+    check_continues(get_config(), to_dict(get_config(opts=["TRAIN.EPOCHS", "3"])), "last.pth")
     with pytest.raises(ValueError, match="last.pth: SEED is 1234 but the run was begun with 5"):
         check_continues(get_config(), to_dict(get_config(opts=["SEED", "5"])), "last.pth")
 

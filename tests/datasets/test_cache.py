@@ -76,6 +76,16 @@ def test_same_samples_with_and_without(tmp_path: Path, shape: tuple[int, int, in
     assert sample.image.flags.aligned
 
 
+def test_a_label_that_no_source_has_is_named(synapse: Path, tmp_path: Path) -> None:
+    cached(synapse, tmp_path / "c")
+    path = files(tmp_path / "c")[".bin"]
+    content = bytearray(path.read_bytes())
+    content[40 * 40 * 4 + 7] = 9  # of the first slice, of 40 x 40
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name} .*: {slices_of(synapse).names[0]}: 'label' holds 9"):
+        slices_of(synapse, cache=str(tmp_path / "c"))[0]
+
+
 def test_same_batches_with_and_without(synapse: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         plain, from_cache = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.logger import read_curves
+from engine.logger import MetricLogger, read_curves
 
 
 def test_reads_every_number_of_a_run(run: Path) -> None:
@@ -50,3 +50,16 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
 def test_no_record(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no metrics.jsonl"):
         read_curves(tmp_path)
+
+
+def test_rows_that_are_gone_before_a_resume_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger, path = MetricLogger(tmp_path, 9, log_freq=1), tmp_path / "metrics.jsonl"
+    logger.begin(0, 0)
+    logger.log_step(1, 0, 0.1, {"loss": 2.0})
+    size = logger.size()
+    logger.log_step(2, 0, 0.1, {"loss": 1.0})
+    logger.begin(1, size)
+    assert path.stat().st_size == size and not caplog.text
+    path.unlink()
+    logger.begin(1, size)
+    assert "metrics.jsonl: rows of steps up to 1 are missing" in caplog.text and path.read_bytes() == b""

@@ -193,6 +193,8 @@ def test_what_was_written_comes_back(made: Callable[[], list[CaseResult]], tmp_p
     ("place", "value", "message"),
     [
         (("published",), "dice", "TypeError"),
+        (("cases", 0, "name"), "../a", "name of a case"),
+        (("cases", 0, "name"), "/a", "name of a case"),
         (("cases", 0, "strict"), None, "TypeError"),
         (("cases", 0, "strict", "per_class"), {"heart": {}}, "KeyError"),
         (("cases", 0, "published", "per_class", "liver", "hd95"), "far", "ValueError"),

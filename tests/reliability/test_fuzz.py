@@ -117,7 +117,7 @@ def _faults(
 
 
 def _is_partial_of(path: str, file: Path) -> bool:
-    return Path(path).parent == file.parent and Path(path).name.startswith(f".{file.name}.")
+    return Path(path).parent == file.parent and Path(path).match(f".partial-*-{file.name}")
 
 
 def _faults_of_message(error: str, names: tuple[str, ...]) -> Iterator[str]:

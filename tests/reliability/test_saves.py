@@ -10,12 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train as train_command
+import utils
+from datasets.base import Volume
 from engine.checkpoint import Damaged, read_checkpoint, save_checkpoint
+from evaluation.predict import prediction_memmap
 from tests.conftest import ROOT, make_synapse
 from tests.reliability import runs
 
@@ -157,8 +161,10 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
         "save_checkpoint({'step': 2, 'w': torch.ones(1000)}, last, keep=previous)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, path, tmp_path / "previous.pth"], cwd=ROOT)
-    assert done.returncode == -9 and list(tmp_path.glob(".partial-*"))
+    assert done.returncode == -9 and len(list(tmp_path.glob(".partial-*-last.pth"))) == 1
     assert read_checkpoint(path) == {"step": 1} and not (tmp_path / "previous.pth").exists()
+    with utils.locked(tmp_path):
+        assert [left.name for left in tmp_path.iterdir() if left.name != ".lock"] == ["last.pth"]
 
 
 LIMITED = (
@@ -231,6 +237,13 @@ def test_full_shared_memory_is_no_hang(size: str, synapse: Path, tmp_path: Path)
         pytest.skip("mounting a tmpfs needs root")
     _, error = runs.finish([*mount, *words], code=2)
     assert error.splitlines()[-1].startswith("train.py: error: /dev/shm: the shared memory"), error
+
+
+def test_a_full_disk_is_told_before_a_prediction_is_mapped(small_disk: Path) -> None:
+    """Memory without a place on the disk would be a SIGBUS."""
+    volume = Volume("a", SimpleNamespace(shape=(500, 100, 100), ndim=3))
+    with pytest.raises(OSError, match=f"No space left.*{small_disk}"):
+        prediction_memmap(volume, small_disk)
 
 
 def test_two_runs_do_not_share_a_folder(synapse: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,9 @@ RESUME: dict[str, Write] = {
     "slices a tensor": _set(slices=torch.zeros(3)),
     "slices 5": _set(slices=5),
     "configuration of itself": _set(config=_ring()),
+    "a seed of 3000^4 values": _set(
+        config={"SEED": reduce(lambda value, _: dict.fromkeys(range(3000), value), range(4), 0)}
+    ),
     "configuration of tensors": _set(config={"SEED": torch.zeros(3)}),
     "configuration of number keys": _set(config={1: 2}),
     "another configuration": _set(config={"SEED": 99}),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.arguments import overrides_of, train_parser
+from configs.arguments import overrides_of, similarity_parser, test_parser, train_parser
 from configs.config import get_config, to_dict
 from scripts.studies import execute as runs
 from scripts.studies.execute import Steps, steps_left
@@ -54,20 +54,31 @@ def steps(script: str, folder: Path, *names: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("folds", [0, 2])
-def test_the_training_command_asks_for_what_the_study_says(
-    folds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_training_command_asks_for_what_the_study_says(folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     study = as_study(content(folds=folds), "x")
     for run in study.runs():
-        steps = steps_left(study, run, tmp_path, "data")
+        steps = steps_left(study, run, Path("-out"), "-data")
         assert list(steps) == ["train", "test", "similarity"]
+        assert test_parser().parse_args(steps["test"][1:]).output_dir == str("-out" / run.folder)
+        assert similarity_parser().parse_args(steps["similarity"][1:]).checkpoint == str("-out" / run.folder)
         args = train_parser().parse_args(steps["train"][1:])
         assert args.fold == run.fold and args.resume == "auto"
         asked = get_config(args.cfg, opts=args.opts, overrides=overrides_of(args))
         said = study.config(run)
-        where = {"OUTPUT_DIR": str(tmp_path / run.folder), "DATA.ROOT_PATH": "data"}
+        where = {"OUTPUT_DIR": str("-out" / run.folder), "DATA.ROOT_PATH": "-data"}
         assert asked == get_config(to_dict(said), overrides=where)
+
+
+def test_a_link_between_the_folders_of_a_study_is_named(tmp_path: Path) -> None:
+    study = as_study(content(), "x")
+    run = study.runs()[0]
+    (tmp_path / "elsewhere").mkdir()
+    place = tmp_path / "out" / run.folder.parent
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{place} is a link"):
+        steps_left(study, run, tmp_path / "out")
 
 
 def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
