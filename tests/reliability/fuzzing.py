@@ -1,4 +1,4 @@
-"""Files as a stranger might send them: bytes damaged at random, and the attacks of `crafted`; all by name and seed."""
+"""Files as a stranger might send them: bytes damaged at random, and `attacks`; all by name and seed."""
 
 from __future__ import annotations
 
@@ -54,19 +54,6 @@ def writes(content: bytes | str) -> Write:
     """These bytes, or this text, in the place of the file."""
     raw = content if isinstance(content, bytes) else content.encode()
     return lambda path, scene: path.write_bytes(raw)
-
-
-def zeros_packed(count: int) -> bytes:
-    """`count` zeros as zlib packs them, a thousandth of that in size, and in no time."""
-    block = 2**24
-    if count < block:
-        return zlib.compress(bytes(count))
-    packer = zlib.compressobj(9)
-    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
-    packed = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
-    rest = packer.compress(bytes(count % block)) + packer.flush()
-    checksum = ((count % 65521) << 16 | 1).to_bytes(4, "big")  # Adler-32 of zeros, by its definition
-    return head + packed * (count // block) + rest[:-4] + checksum
 
 
 def damaged(kind: str, count: int, cut_is_bad: bool) -> Iterator[Mutation]:
@@ -150,8 +137,3 @@ def no_file_at_all() -> dict[str, Write]:
         "zeros": lambda path, scene: path.write_bytes(bytes(5000)),
         "noise": lambda path, scene: path.write_bytes(np.random.default_rng(0).bytes(5000)),
     }
-
-
-def copy_of(source: Path) -> Write:
-    """Another file under this name."""
-    return lambda path, scene: path.write_bytes(source.read_bytes())

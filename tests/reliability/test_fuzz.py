@@ -22,12 +22,11 @@ from pathlib import Path
 
 import pytest
 
-from datasets.images import is_picture
 from tests.conftest import ROOT
 from tests.reliability.forkserver import ForkServer, Outcome
-from tests.reliability.fuzzing import BAD, EITHER, GOOD, Mutation, copy_of, damaged, no_file_at_all
+from tests.reliability.fuzzing import BAD, EITHER, GOOD, Mutation, damaged, no_file_at_all
 from tests.reliability.sandbox import Sandbox
-from tests.reliability.targets import FOREIGN, TARGETS, Target
+from tests.reliability.targets import TARGETS, Target
 
 pytestmark = [pytest.mark.reliability, pytest.mark.filterwarnings("ignore:Sparse CSR")]
 
@@ -43,17 +42,7 @@ def _cases(name: str, sandbox: Sandbox, long: bool) -> Iterator[Mutation]:
     yield from (Mutation(title, write) for title, write in islice(target.attacks.items(), attacks))
     if long and attacks is None:
         yield from (Mutation(title, write) for title, write in no_file_at_all().items())
-        foreign = (other for other in FOREIGN if _kind(other) != _kind(target.file))
-        yield from (Mutation(f"is {other}", copy_of(sandbox[other])) for other in foreign)
     yield from damaged(name, damages, target.cut_is_bad)
-    if long:
-        yield from (Mutation(title, write, GOOD) for title, write in target.sound.items())
-        yield from (Mutation(title, write, EITHER) for title, write in target.odd.items())
-
-
-def _kind(file: str) -> str:
-    """What a file is taken for by its name; a picture is then read as the kind that its first bytes tell."""
-    return "picture" if is_picture(Path(file)) else Path(file).suffix
 
 
 @pytest.fixture(scope="module")
