@@ -206,7 +206,7 @@ TARGETS = {
     ),
     "outlines": Target(
         f"monuseg/{NUCLEI}.xml",
-        *("scripts.prepare_histology", lambda box: ["MoNuSeg", box["monuseg"], box.out]),
+        *("scripts.prepare_histology", lambda box: ["MoNuSeg", box["monuseg"], box.out, "--split", "all"]),
         *(folders.XML, folders.XML_SOUND, folders.XML_ODD, (4, 2), (None, 42)),
         makes=f"train/labelcol/{NUCLEI}.png",
         also=("has no outlines",),
