@@ -1,8 +1,7 @@
 """The official ACDC download to npz slices and volumes, split 70/10/20 as in this line of papers.
 
 How the published files were scaled is not known. Here each volume is clipped to its 0.5th and 99.5th percentile and
-scaled to [0, 1], as `test.py --input` scales with DATA.INTENSITY percentile. Slices come first, then the file's x and
-y (DATA.AXIS_ORDER zxy), as in the published Synapse data.
+scaled to [0, 1], as `test.py --input` scales with DATA.INTENSITY percentile.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ from scripts.preparation.pipeline import NO_AXES, ROOT, Case, Facts, Plan
 from scripts.preparation.volumes import Pair, read_pairs
 
 SPLITS = ("train", "valid", "test")  # and the folders of their files
-_PATIENT = re.compile(r"patient([0-9]{3})")
-_MAX_INFO = 2**20  # characters; those of the download have some hundred
 _EXPECTED = "folders such as training/patient001 with Info.cfg, patient001_frame01.nii.gz, patient001_frame01_gt.nii.gz"
 
 
@@ -59,12 +56,10 @@ def find_cases(raw: Path, split_of: dict[str, str]) -> tuple[list[Case], list[st
     left_out: list[str] = []
     defects: list[Defect] = []
     seen: dict[str, Path] = {}
-    for folder in sorted(raw.rglob("patient*")):
-        number = _PATIENT.fullmatch(folder.name)
-        hidden = any(part.startswith((".", "__")) for part in folder.relative_to(raw).parts)
-        if not number or hidden or not folder.is_dir():
+    for folder in sorted(path for path in raw.rglob("patient[0-9][0-9][0-9]") if path.is_dir()):
+        name = f"case_{folder.name.removeprefix('patient')}"
+        if any(part.startswith((".", "__")) for part in folder.relative_to(raw).parts):
             continue
-        name = f"case_{number[1]}"
         if name not in split_of:
             left_out.append(folder.name)
         elif seen.setdefault(name, folder) != folder:
@@ -83,11 +78,7 @@ def _read_info(info: Path) -> tuple[tuple[Path, ...], list[Defect]]:
     example = "expected lines such as 'ED: 1' and 'ES: 12' that name the frames, so download it again"
     if not info.is_file():
         return (), [Defect(info, f"is not there; {example}")]
-    try:
-        with info.open(encoding="utf-8-sig") as file:
-            lines = [line.partition(":") for line in file.read(_MAX_INFO).splitlines()]
-    except (OSError, UnicodeDecodeError):
-        return (), [Defect(info, f"cannot be read as text; {example}")]
+    lines = [line.partition(":") for line in info.read_text("utf-8-sig", errors="replace").splitlines()]
     frames = {key.strip(): value.strip() for key, _, value in lines}
     sources, defects = [info], []
     for phase in acdc.PHASES:
@@ -95,15 +86,12 @@ def _read_info(info: Path) -> tuple[tuple[Path, ...], list[Defect]]:
         if not re.fullmatch(r"0*[1-9][0-9]{0,3}", number):
             defects.append(Defect(info, f"says {phase}: {number[:40] or 'nothing'}; {example}"))
             continue
-        stem = f"{info.parent.name}_frame{int(number):02d}"
-        for name in (f"{stem}.nii.gz", f"{stem}_gt.nii.gz"):
-            plain = info.with_name(name.removesuffix(".gz"))
-            sources.append(plain if plain.is_file() else info.with_name(name))
+        for ending in (".nii", "_gt.nii"):
+            path = info.with_name(f"{info.parent.name}_frame{int(number):02d}{ending}")
+            sources.append(path if path.is_file() else path.with_name(f"{path.name}.gz"))
             if not sources[-1].is_file():
                 what = f"is not there, but Info.cfg says {phase}: {number}; expected it, so download it again"
                 defects.append(Defect(sources[-1], what))
-    if not defects and sources[1] == sources[3]:
-        defects.append(Defect(info, f"says ED and ES: {frames['ED']}; expected two frames, so download it again"))
     return tuple(sources), defects
 
 
@@ -118,16 +106,14 @@ def write(case: Case, pairs: Sequence[Pair], out: Path, *, intensity: Intensity)
     entries, counts = [], Counter[str]()
     (out / case.split).mkdir(parents=True)
     for phase, pair, source in zip(acdc.PHASES, pairs, case.sources[1::2], strict=True):
-        image = intensity.scale(pair.image, intensity.limits(pair.image, source), source)
+        image, label = intensity.scale(pair.image, intensity.limits(pair.image, source), source), pair.label
+        names = [acdc.slice_name(case.name, phase, index) for index in range(len(image))]
         if case.split == "test":
-            made = [(acdc.volume_name(case.name, phase), image, pair.label)]
-        else:
-            names = [acdc.slice_name(case.name, phase, index) for index in range(len(image))]
-            made = list(zip(names, image, pair.label, strict=True))
-        for name, pixels, classes in made:
+            names, image, label = [acdc.volume_name(case.name, phase)], image[None], label[None]
+        for name, pixels, classes in zip(names, image, label, strict=True):
             path = out / case.split / f"{name}.npz"
             acdc.write(path, pixels, classes, pair.geometry, oriented=pair.axes != NO_AXES)
-            entries.append(path.name)
+        entries += [f"{name}.npz" for name in names]
         counts.update(pair.counts(acdc.CLASSES))
     axes = NO_AXES if NO_AXES in (pair.axes for pair in pairs) else pairs[-1].axes
     what = " and ".join(f"{phase} {pair.grid}" for phase, pair in zip(acdc.PHASES, pairs, strict=True))

@@ -7,7 +7,6 @@ center (x, y) = (column + 0.5, row + 0.5) lies within, by the even-odd rule.
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -78,10 +77,8 @@ def find_outlined(raw: Path, split: str) -> tuple[list[Case], str, list[Defect]]
 
     One that the papers do not have tests where a folder of it says so, and else trains.
     """
-    folder = ROOT / "datasets" / "splits" / "monuseg"
-    papers = {
-        MISNAMED.get(name, name): part for part in ("train", "test") for name in read_list(folder / f"{part}.txt")
-    }
+    lists = {part: ROOT / f"datasets/splits/monuseg/{part}.txt" for part in ("train", "test")}
+    papers = {MISNAMED.get(name, name): part for part, path in lists.items() for name in read_list(path)}
     found: dict[str, dict[str, Path]] = {}
     cases, defects = [], []
     for path in sorted(raw.rglob("*")):
@@ -99,11 +96,9 @@ def find_outlined(raw: Path, split: str) -> tuple[list[Case], str, list[Defect]]
             sources = halves["image"], halves["outlines"]
             cases.append(Case(name, papers.get(name, "test" if tests else "train"), sources))
         elif halves:
-            ((half, path),) = halves.items()
-            missing = (
-                f"has no outlines; expected {name}.xml" if half == "image" else f"has no image; expected {name}.tif"
-            )
-            defects.append(Defect(path, f"{missing} below {raw}, add it"))
+            ((half, there),) = halves.items()
+            missing, suffix = ("outlines", "xml") if half == "image" else ("image", "tif")
+            defects.append(Defect(there, f"has no {missing}; expected {name}.{suffix} below {raw}, add it"))
         else:
             what = f"is not there; expected the papers' {len(papers)} tiles, add it or take what is there (--split all)"
             defects.append(Defect(raw / f"{name}.tif", what))
@@ -164,9 +159,7 @@ def read(case: Case, *, dataset: str) -> Mask:
         what = f"has shape {pixels.shape} of {pixels.dtype}; expected three channels (RGB) of 8 bits, so convert it"
         raise ValueError(f"{image}: {what}")
     if annotation.suffix.lower() == ".xml":
-        outlines = read_outlines(annotation)
-        if defects := list(outline_defects(annotation, outlines, pixels.shape[:2])):
-            raise Defects(annotation, defects)
+        outlines = read_outlines(annotation, pixels.shape[:2])
         mask = np.zeros(pixels.shape[:2], dtype=bool)
         drawn = sum(fill(outline, mask) for outline in outlines)
         return Mask(pixels, mask, drawn, len(outlines) - drawn)
@@ -191,47 +184,33 @@ def write(case: Case, found: Mask, out: Path, *, what: str) -> Facts:
     return Facts(f"{mask.shape[1]} x {mask.shape[0]} pixels", [case.name], counts)
 
 
-def read_outlines(path: Path) -> list[np.ndarray]:
-    """Read the regions of an annotation file of Aperio ImageScope, each an array (N, 2) of vertices (x, y) in pixels.
+def read_outlines(path: Path, size: tuple[int, int]) -> list[np.ndarray]:
+    """The regions that Aperio ImageScope marks in an image of `size` (H, W): vertices (N, 2) of (x, y) in pixels.
 
     Raises:
-        ValueError: it is no such file, declares a document type, or a vertex is no number; the message names it.
+        Defects: it is no such file, or outlines do not belong to the image: outside, or with a vertex far outside.
     """
-    expected = "expected outlines as Aperio ImageScope writes them, copy it again"
-    content = path.read_bytes() if path.stat().st_size <= _MAX_XML else b""
     try:
-        if b"<!DOCTYPE" in content.replace(b"\0", b""):  # where entities are declared; UTF-16 has zeros between
-            raise ValueError(f"{path}: declares a document type; {expected}")
-        root = ElementTree.fromstring(content)
-    except (ElementTree.ParseError, LookupError) as error:  # the second of an unknown encoding
-        raise ValueError(f"{path}: is no readable XML of {_MAX_XML >> 20} MiB at most ({error}); {expected}") from None
-    if root.tag != "Annotations":
-        raise ValueError(f"{path}: begins with <{root.tag[:40]}>; {expected}")
-    outlines = []
+        root = ElementTree.fromstring(path.read_bytes() if path.stat().st_size <= _MAX_XML else b"")
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the others of an unknown encoding
+        what = f"is no readable XML of {_MAX_XML >> 20} MiB at most ({error})"
+        raise Defects(path, [Defect(path, f"{what}; expected outlines by Aperio ImageScope, copy it again")]) from None
+    outlines, defects, side = [], [], np.array(size[::-1])
+    expected = f"expected it within {size[1]} x {size[0]} pixels, so take the annotation of this image"
     for number, region in enumerate(root.iter("Region"), 1):
         try:
             vertices = [(float(vertex.attrib["X"]), float(vertex.attrib["Y"])) for vertex in region.iter("Vertex")]
         except (KeyError, ValueError):
-            vertices = [(math.nan, math.nan)]
-        outlines.append(np.array(vertices, dtype=np.float64).reshape(-1, 2))
-        if not np.isfinite(outlines[-1]).all():
-            raise ValueError(f"{path}: region {number} has a vertex without X and Y, finite numbers; {expected}")
-    return outlines
-
-
-def outline_defects(path: Path, outlines: Sequence[np.ndarray], size: tuple[int, int]) -> Iterator[Defect]:
-    """Outlines that do not belong to an image of `size` (H, W): outside of it, or with a vertex far outside."""
-    side = np.array(size[::-1], dtype=np.float64)
-    if not outlines:
-        yield Defect(path, "has no region; expected outlines, so take the annotation of this image")
-    for number, outline in enumerate(outlines, 1):
-        if not len(outline):
-            continue
-        low, high = outline.min(axis=0), outline.max(axis=0)
-        if ((high <= 0) | (low >= side) | (low < -_FAR * side) | (high > (1 + _FAR) * side)).any():
+            vertices = [(np.nan, np.nan)] * 3
+        outlines.append(np.reshape(vertices, (-1, 2)))
+        low, high = outlines[-1].min(axis=0, initial=np.inf), outlines[-1].max(axis=0, initial=-np.inf)
+        inside = (high > 0) & (low < side) & (low >= -_FAR * side) & (high <= (1 + _FAR) * side)
+        if len(vertices) > 2 and not inside.all():
             where = f"region {number} lies at x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
-            expected = f"expected it within {size[1]} x {size[0]} pixels (width x height)"
-            yield Defect(path, f"{where}; {expected}, so take the annotation of this image")
+            defects.append(Defect(path, f"{where}; {expected}"))
+    if defects or not outlines:
+        raise Defects(path, defects or [Defect(path, f"has no region; {expected}")])
+    return outlines
 
 
 def fill(outline: np.ndarray, mask: np.ndarray) -> bool:
@@ -241,8 +220,7 @@ def fill(outline: np.ndarray, mask: np.ndarray) -> bool:
     left, top = np.maximum(np.floor(outline.min(axis=0)), 0).astype(int)
     right, bottom = np.ceil(outline.max(axis=0)).astype(int)
     window = mask[top:bottom, left:right]
-    rows, columns = np.indices(window.shape)
-    centers = np.stack([columns.ravel() + left + 0.5, rows.ravel() + top + 0.5], axis=1)
-    inside = Polygon(outline).contains_points(centers).reshape(window.shape)
-    window |= inside
+    centers = np.argwhere(np.ones_like(window))[:, ::-1] + (left + 0.5, top + 0.5)
+    inside = Polygon(outline).contains_points(centers)
+    window |= inside.reshape(window.shape)
     return bool(inside.any())

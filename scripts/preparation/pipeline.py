@@ -7,7 +7,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -45,40 +44,26 @@ class Case:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a case once it is made.
+    """What is known of a case once it is made."""
 
-    `what` is printed of it, `entries` are its names in the list of its split, `counts` those of voxels or objects by
-    name, `axes` where its axes point; `doubt` is to be said where it holds of all cases.
-    """
-
-    what: str
-    entries: list[str]
-    counts: dict[str, int]
-    axes: str = ""
-    doubt: str = ""
+    what: str  # its size and grid, as they are printed
+    entries: list[str]  # its names in the list of its split
+    counts: dict[str, int]  # of voxels or objects, by name
+    axes: str = ""  # where they point
+    doubt: str = ""  # said where it holds of all cases
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made of a data set.
+    """What is to be made of a data set; `read` and `write` may run in other processes."""
 
-    Args:
-        cases: all that are to be in the lists.
-        found: a sentence on them and their split.
-        defects: what is wrong with names and folders.
-        lists: of each split, the file of its list; that of "val" is made only where there are such cases.
-        read: reads and checks a case whole; raises Defects, ValueError or OSError.
-        write: writes what was read into a folder. Both may run in other processes.
-        train, run: the command, without the data, and the folder that README trains the data set by.
-    """
-
-    cases: Sequence[Case]
-    found: str
-    defects: Sequence[Defect]
-    lists: Mapping[str, str]
-    read: Callable[[Case], Any]
-    write: Callable[[Case, Any, Path], Facts]
-    train: str
+    cases: Sequence[Case]  # all that are to be in the lists
+    found: str  # a sentence on them and their split
+    defects: Sequence[Defect]  # of names and folders
+    lists: Mapping[str, str]  # of each split, the file of its list; that of "val" is made only where it has cases
+    read: Callable[[Case], Any]  # a case whole; raises Defects, ValueError or OSError
+    write: Callable[[Case, Any, Path], Facts]  # what was read, into a folder
+    train: str  # the command that README trains by, without the data, and the folder of its run
     run: str
 
 
@@ -113,7 +98,8 @@ def _make_all(plan: Plan, args: argparse.Namespace) -> list[tuple[Case, Facts]]:
     out = args.out
     wanted = {case: _wanted(case, args) for case in plan.cases}
     before = {case: _read_record(out / RECORDS / f"{case.name}.json") for case in plan.cases}
-    stale = [case for case in plan.cases if not _is_made(before[case], wanted[case], out)]
+    gone = {case for case, record in before.items() if not all((out / name).is_file() for name in record.made)}
+    stale = [case for case in plan.cases if case in gone or before[case].of != wanted[case]]
     lists = [out / "lists" / name for name in (PREPARED, *plan.lists.values())]
     workers = min(args.jobs, len(stale), os.cpu_count() or 1)
     done = []
@@ -136,7 +122,14 @@ def _make_all(plan: Plan, args: argparse.Namespace) -> list[tuple[Case, Facts]]:
                 _settle(case, before[case].made, wanted[case], facts, Path(staging, case.name), out)
             done.append((case, facts))
             print(f"{case.name}: {case.split}, {facts.what}; {_counted(facts.counts)}{note}", flush=True)
-    texts = _texts(plan, args, done)
+    texts = {}
+    if hasattr(args, "axis_order"):  # how the arrays of volumes were made, for later runs
+        how = {"intensity": getattr(args, "scale", "window"), "window": args.window, "axis_order": args.axis_order}
+        texts[PREPARED] = _json(how)
+    for split, name in plan.lists.items():
+        entries = [f"{entry}\n" for case, facts in done if case.split == split for entry in facts.entries]
+        if entries or split != "val":
+            texts[name] = "".join(entries).encode()
     if any((path.read_bytes() if path.is_file() else None) != texts.get(path.name) for path in lists):
         _remove(reversed(lists), out)  # PREPARED is the last to go and the first to come: what has lists has it
         for name, text in texts.items():
@@ -155,16 +148,10 @@ def _wanted(case: Case, args: argparse.Namespace) -> dict[str, Any]:
 def _read_record(path: Path) -> Record:
     try:
         content = json.loads(path.read_bytes())
-        # As they may be removed, what lies outside the folder is not among them.
-        made = [name for name in content["made"] if re.fullmatch(r"(\w[\w.\-]*/)+\w[\w.\-]*", name)]
         of = content.get("of", {})
-        return Record(of, made, Facts(**content["facts"]) if of else Facts("", [], {}))
+        return Record(of, list(content["made"]), Facts(**content["facts"]) if of else Facts("", [], {}))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # there is none, or it is damaged
         return Record({}, [], Facts("", [], {}))
-
-
-def _is_made(record: Record, wanted: dict[str, Any], out: Path) -> bool:
-    return record.of == wanted and all((out / name).is_file() for name in record.made)
 
 
 def _check(read: Callable[[Case], Any], case: Case) -> list[Defect]:
@@ -214,24 +201,10 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
             pool.shutdown(cancel_futures=True)
 
 
-def _texts(plan: Plan, args: argparse.Namespace, done: Sequence[tuple[Case, Facts]]) -> dict[str, bytes]:
-    """The lists by file name; before them, of volumes, how their arrays were made, for later runs."""
-    texts = {}
-    if hasattr(args, "axis_order"):
-        how = {"intensity": getattr(args, "scale", "window"), "window": args.window, "axis_order": args.axis_order}
-        texts[PREPARED] = _json(how)
-    for split, name in plan.lists.items():
-        entries = [entry for case, facts in done if case.split == split for entry in facts.entries]
-        if entries or split != "val":
-            texts[name] = "".join(f"{entry}\n" for entry in entries).encode()
-    return texts
-
-
 def _report(plan: Plan, done: Sequence[tuple[Case, Facts]], out: Path) -> None:
     """Print each split, the checksum of the lists, what is doubtful, and the commands that train and test."""
     for split in plan.lists:
-        of_split = [facts for case, facts in done if case.split == split]
-        total: Counter[str] = Counter()
+        total, of_split = Counter[str](), [facts for case, facts in done if case.split == split]
         for facts in of_split:
             total.update(facts.counts)
         print(f"{split}: {len(of_split)} cases{'; ' * bool(of_split)}{_counted(total)}")
@@ -243,18 +216,17 @@ def _report(plan: Plan, done: Sequence[tuple[Case, Facts]], out: Path) -> None:
     by_axes: dict[str, list[str]] = {}
     for case, facts in done:
         by_axes.setdefault(facts.axes, []).append(case.name)
-    if len(by_axes) > 1:
+    if len(by_axes) > 1 or NO_AXES in by_axes:
         groups = "; ".join(f"{letters}: {', '.join(cases)}" for letters, cases in by_axes.items())
-        print(f"WARNING: the cases differ in orientation, so some slices are mirrored against others ({groups})")
-    if unknown := by_axes.get(NO_AXES):
-        print(f"WARNING: of {len(unknown)} cases the files do not say where their axes point: {unknown[0]} ...")
+        print(f"WARNING: axes differ or are unknown, so some slices may be mirrored against others ({groups})")
     if all(facts.doubt for _, facts in done):
         print(f"WARNING: {done[0][1].doubt}")
-    splits = {case.split for case, _ in done}
-    if "train" in splits:
-        print(f"next: {_command(plan.train, '--root_path', out, plan.run)}")
-    if "test" in splits:
-        print(f"then: {_command('test.py', '--volume_path', out, plan.run)}")
+    for split, line, words, option in (
+        ("train", "next", plan.train, "--root_path"),
+        ("test", "then", "test.py", "--volume_path"),
+    ):
+        if any(case.split == split for case, _ in done):
+            print(f"{line}: {_command(words, option, out, plan.run)}")
 
 
 def _command(words: str, option: str, out: Path, run: str) -> str:

@@ -9,13 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from datasets import synapse
-from datasets.base import Defect
+from datasets.base import Defect, read_list
 from datasets.intensity import scale_intensity
-from scripts.preparation.pipeline import NO_AXES, Case, Facts, Plan
+from scripts.preparation.pipeline import NO_AXES, ROOT, Case, Facts, Plan
 from scripts.preparation.volumes import Pair, read_pairs
 
-TEST_CASES = tuple(f"case{n:04d}" for n in (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35))
-TRAIN_CASES = tuple(f"case{n:04d}" for n in (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40))
 # Place in each tuple: the raw value. Value there: the organ, in the order of datasets.synapse.ORGANS.
 LABEL_MAPS = {"btcv13": (0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0), "synapse8": tuple(range(9))}
 _TRAIN = "train.py --dataset Synapse --cfg configs/swin_tiny_patch4_window7_224_lite.yaml --max_epochs 150 "
@@ -97,8 +95,9 @@ def choose_split(
         ValueError: an asked-for case is not there, or is asked for twice.
     """
     if test_cases is None and train_cases is None:
-        if set(names) <= {*TEST_CASES, *TRAIN_CASES}:
-            return {name: "test" if name in TEST_CASES else "train" for name in names}, "the official one"
+        shipped = {split: read_list(ROOT / f"datasets/splits/synapse/{split}.txt") for split in ("train", "test_vol")}
+        if set(names) <= {*map(synapse.case_of, shipped["train"]), *shipped["test_vol"]}:
+            return {name: "test" if name in shipped["test_vol"] else "train" for name in names}, "the official one"
         return dict.fromkeys(names, "train"), "all train, not being the official cases; --test_cases chooses"
     test, train = (
         {_resolve(case, names, option) for case in asked or ()}

@@ -20,16 +20,16 @@ from tests.conftest import ROOT
 
 SIZE_ZYX = (3, 6, 5)
 SPACING = (1.5625, 1.25, 10.0)
-# The split of the papers.
-VALID = "019 021 029 033 041 050 061 071 076 080".split()
-TEST = "002 003 008 009 012 014 017 024 042 048 049 053 055 064 067 079 081 088 092 095".split()
+VALID = "019 021 029 033 041 050 061 071 076 080"  # in the split of the papers
+TEST = "002 003 008 009 012 014 017 024 042 048 049 053 055 064 067 079 081 088 092 095"
 
 
-def save(path: Path, zyx: np.ndarray, spacing=SPACING, origin=(-10.0, 20.5, 30.25)) -> Path:
+def save(path: Path, zyx: np.ndarray, spacing=SPACING, origin=(-10.0, 20.5, 30.25), direction=None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(zyx, isVector=False)
     image.SetSpacing(spacing[: zyx.ndim])
     image.SetOrigin(origin[: zyx.ndim])
+    image.SetDirection(np.ravel(np.eye(zyx.ndim) if direction is None else direction).tolist())
     sitk.WriteImage(image, str(path))
     return path
 
@@ -75,8 +75,8 @@ def listed(out: Path, name: str) -> list[str]:
 
 def test_the_shipped_split_is_that_of_the_papers() -> None:
     lists = {name: read_list(ROOT / "datasets/splits/acdc" / f"{name}.txt") for name in ("train", "valid", "test")}
-    assert lists["valid"] == [f"case_{number}" for number in VALID]
-    assert lists["test"] == [f"case_{number}" for number in TEST]
+    assert lists["valid"] == [f"case_{n}" for n in VALID.split()]
+    assert lists["test"] == [f"case_{n}" for n in TEST.split()]
     everyone = sorted(name for names in lists.values() for name in names)
     assert everyone == [f"case_{number:03d}" for number in range(1, 101)] and len(lists["train"]) == 70
 
@@ -108,17 +108,14 @@ def test_voxels_and_geometry_arrive_as_specified(tmp_path: Path, order: str) -> 
     raw, out = official(tmp_path / "raw"), tmp_path / "out"
     window = ("--scale", "window", "--window", 100, 500) if order == "zyx" else ()
     assert prepare(raw, out, "--axis_order", order, *window) == 0
+    axes = ["zyx".index(axis) for axis in order]
     for phase, frame in (("ED", 1), ("ES", 9)):
-        image, label = mr(200 + frame).astype(float), truth(200 + frame)
+        image = mr(200 + frame).astype(float).transpose(axes)
         low, high = (100, 500) if window else np.percentile(image, [0.5, 99.5])
         with np.load(out / "test" / f"case_002_volume_{phase}.npz") as file:
             assert file["img"].dtype == np.float32 and file["label"].dtype == np.uint8
-            for z, y, x in np.ndindex(SIZE_ZYX):
-                index = {"zxy": (z, x, y), "zyx": (z, y, x)}[order]
-                assert file["img"][index] == pytest.approx(
-                    (min(max(image[z, y, x], low), high) - low) / (high - low), abs=1e-6
-                )
-                assert file["label"][index] == label[z, y, x]
+            np.testing.assert_allclose(file["img"], (image.clip(low, high) - low) / (high - low), atol=1e-6)
+            np.testing.assert_array_equal(file["label"], truth(200 + frame).transpose(axes))
             assert file["spacing"].tolist() == pytest.approx(SPACING)
             # NIfTI's matrix, in RAS: x and y of ITK's LPS turned.
             expected = [[-1.5625, 0, 0, 10], [0, -1.25, 0, -20.5], [0, 0, 10, 30.25], [0, 0, 0, 1]]
@@ -127,10 +124,8 @@ def test_voxels_and_geometry_arrive_as_specified(tmp_path: Path, order: str) -> 
     stacked = AcdcStacks(AcdcSlices(out / "valid", listed(out, "valid"), 4))
     assert [volume.name for volume in stacked] == ["case_019_ED", "case_019_ES"]
     for volume, frame in zip(stacked, (1, 12), strict=True):
-        np.testing.assert_array_equal(volume.label, truth(1900 + frame).transpose(["zyx".index(a) for a in order]))
-        assert volume.geometry.array_spacing == pytest.approx(
-            [dict(zip("xyz", SPACING, strict=True))[a] for a in order]
-        )
+        np.testing.assert_array_equal(volume.label, truth(1900 + frame).transpose(axes))
+        assert volume.geometry.array_spacing == pytest.approx([SPACING["xyz".index(axis)] for axis in order])
 
 
 def stamp(path: Path, qform_code: int, sform_code: int) -> None:
@@ -152,7 +147,7 @@ def test_the_spacing_is_that_of_pixdim(tmp_path: Path, capfd: pytest.CaptureFixt
     assert {read_npz_geometry(path).array_spacing for path in found} == {(10.0, 1.5625, 1.25)}
     assert {says_axes(path) for path in found} == {codes != (0, 0)}
     said = capfd.readouterr().out
-    assert ("of 2 cases the files do not say where their axes point: case_001" in said) == (codes == (0, 0))
+    assert ("WARNING: axes differ or are unknown" in said) == (codes == (0, 0))
 
 
 def spoil_voxel(path: Path, zyx: np.ndarray, value: float) -> None:
@@ -169,10 +164,9 @@ INFO, ED, ED_GT = "Info.cfg", "patient001_frame01.nii.gz", "patient001_frame01_g
 ES, ES_GT = "patient001_frame12.nii.gz", "patient001_frame12_gt.nii.gz"
 BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no Info.cfg": (lambda folder: (folder / INFO).unlink(), INFO, "is not there"),
-    "Info.cfg is binary": (lambda folder: (folder / INFO).write_bytes(b"\xff\xfe"), INFO, "cannot be read as text"),
+    "Info.cfg is binary": (lambda folder: (folder / INFO).write_bytes(b"\xff\xfe"), INFO, "says ED: nothing"),
     "no ES": (lambda folder: rewrite(folder / INFO, "ES: 12\n", ""), INFO, "says ES: nothing"),
     "ED is no number": (lambda folder: rewrite(folder / INFO, "ED: 1", "ED: one"), INFO, "says ED: one"),
-    "ED is ES": (lambda folder: rewrite(folder / INFO, "ES: 12", "ES: 1"), INFO, "says ED and ES: 1"),
     "no frame": (lambda folder: (folder / ES).unlink(), ES, "is not there, but Info.cfg says ES: 12"),
     "no label": (lambda folder: (folder / ED_GT).unlink(), ED_GT, "is not there, but Info.cfg says ED: 1"),
     "size": (lambda folder: save(folder / ED_GT, truth(1)[:2]), ED_GT, "(2, 5, 6)"),
@@ -196,22 +190,20 @@ def test_bad_patients_are_refused_by_name(tmp_path: Path, refused: Callable[...,
     spoil, name, what = BAD[kind]
     spoil(raw / "database/training/patient001")
     error = refused(prepare_acdc.main, [raw, out])
-    assert f"{name}: " in error and what in error and "1 defect, nothing was begun" in error
+    assert f"{name}: " in error and what in error and "nothing was begun" in error
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--jobs", "0"), "--jobs is 0"),
-        (("--scale", "window"), "expected --window LOW HIGH with --scale window"),
-        (("--window", "1", "2"), "expected --window LOW HIGH with --scale window"),
-        (("--scale", "window", "--window", "nan", "5"), "--window is nan 5.0"),
-        (("--axis_order", "xyz"), "--axis_order"),
-    ],
-)
-def test_bad_options_are_refused(tmp_path: Path, refused: Callable[..., str], options, message: str) -> None:
-    assert message in refused(prepare_acdc.main, [official(tmp_path / "raw"), tmp_path / "out", *options])
-    assert "nowhere: no such folder" in refused(prepare_acdc.main, [tmp_path / "nowhere", tmp_path / "out"])
-    assert "found 1 others" in refused(prepare_acdc.main, [tmp_path / "raw/testing", tmp_path / "out"])
-    assert not (tmp_path / "out").exists()
+def test_bad_options_and_empty_folders_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    raw, out = official(tmp_path / "raw"), tmp_path / "out"
+    for options, message in (
+        ("--jobs 0", "--jobs is 0"),
+        ("--scale window", "expected --window LOW HIGH with --scale window"),
+        ("--window 1 2", "expected --window LOW HIGH with --scale window"),
+        ("--scale window --window nan 5", "--window is nan 5.0"),
+        ("--axis_order xyz", "--axis_order"),
+    ):
+        assert message in refused(prepare_acdc.main, [raw, out, *options.split()])
+    assert "nowhere: no such folder" in refused(prepare_acdc.main, [tmp_path / "nowhere", out])
+    assert "found 1 others" in refused(prepare_acdc.main, [raw / "testing", out])
+    assert not out.exists()
