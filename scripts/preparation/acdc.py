@@ -92,6 +92,8 @@ def _read_info(info: Path) -> tuple[tuple[Path, ...], list[Defect]]:
             if not sources[-1].is_file():
                 what = f"is not there, but Info.cfg says {phase}: {number}; expected it, so download it again"
                 defects.append(Defect(sources[-1], what))
+    if not defects and sources[1] == sources[3]:
+        defects.append(Defect(info, f"says ED and ES: {frames['ED']}; expected two frames, so download it again"))
     return tuple(sources), defects
 
 

@@ -43,7 +43,7 @@ _EXPECTED = {
 }
 _PAIRS = "train/ and test/ of img/ and labelcol/"
 _HALF_OF = {".tif": "image", ".tiff": "image", ".xml": "outlines"}
-_MAX_XML = 2**25  # bytes; the largest file of MoNuSeg has some five million
+_MAX_XML = 2**24  # bytes; the largest file of MoNuSeg has some five million
 _FAR = 0.1  # of the side; a vertex farther outside belongs to another image
 
 

@@ -181,9 +181,7 @@ XML: dict[str, Write] = {
     "a pipe": lambda path, scene: path.write_text(
         _xml(_TRIANGLE + "&a;", f'<!DOCTYPE a SYSTEM "file://{scene.pipe}" [<!ENTITY a SYSTEM "file://{scene.pipe}">]>')
     ),
-    "parameters": writes(_xml(_TRIANGLE, _entities('<!ENTITY % a SYSTEM "http://localhost:9/a">%a;'))),
     "one entity of 10^6 letters": writes(_xml("&a;" * 10**5, _entities(f'<!ENTITY a "{"x" * 10**6}">'))),
-    "an attribute by default": writes(_xml("<Vertex/>" * 3, _entities('<!ATTLIST Vertex X CDATA "1" Y CDATA "1">'))),
     "infinite": writes(_xml(_points((1, 1), ("-inf", 5), (9, 9)))),
     "10^400": writes(_xml(_points((1, 1), ("1e400", 5), (9, 9)))),
     "10^6 digits": writes(_xml(_points((1, 1), ("1" * 10**6, 5), (9, 9)))),
@@ -206,6 +204,8 @@ XML: dict[str, Write] = {
 }
 
 XML_ODD: dict[str, Write] = {
+    "an attribute by default": writes(_xml("<Vertex/>" * 3, _entities('<!ATTLIST Vertex X CDATA "1" Y CDATA "1">'))),
+    "parameters": writes(_xml(_TRIANGLE, _entities('<!ENTITY % a SYSTEM "http://localhost:9/a">%a;'))),
     "10^6 vertices": lambda path, scene: path.write_text(_zigzag(10**6)),
     "10^6 regions": lambda path, scene: path.write_text(_xml("", regions=10**6)),
     "64 MB of regions": lambda path, scene: path.write_text(
