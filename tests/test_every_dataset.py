@@ -21,8 +21,8 @@ from scripts import prepare_acdc, prepare_histology
 from tests.conftest import ROOT, SHARED, geometry
 from tests.networks.small import SMALL
 from tests.own_data import picture, volume, write_nifti, write_pictures, write_volumes
-from tests.scripts import test_prepare_acdc as acdc
-from tests.scripts import test_prepare_histology as histology
+from tests.scripts.preparation import test_acdc as acdc
+from tests.scripts.preparation import test_histology as histology
 
 OFFICIAL = ("ACDC", "GlaS", "MoNuSeg")
 YAMLS = sorted(path for name in OFFICIAL for path in (ROOT / "configs").glob(f"{name.lower()}_*.yaml"))

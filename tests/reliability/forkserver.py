@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # Whatever the commands import on their way, so that no fork has to.
 _MODULES = (
     "train test trainer losses networks datasets.loading datasets.phantom evaluation.masks evaluation.predict "
-    "evaluation.report evaluation.metrics datasets.inputs scripts.prepare_histology "
-    "scripts.prepare_acdc scripts.preparing PIL.PngImagePlugin PIL.JpegImagePlugin PIL.BmpImagePlugin "
-    "PIL.TiffImagePlugin scipy.ndimage tensorboardX tqdm SimpleITK safetensors.torch torch.optim PIL.Image "
-    "concurrent.futures.thread torch._dynamo torchvision"
+    "evaluation.report evaluation.metrics datasets.inputs scripts.prepare_histology scripts.prepare_acdc "
+    "scripts.preparation.acdc scripts.preparation.histology PIL.PngImagePlugin PIL.JpegImagePlugin "
+    "PIL.BmpImagePlugin PIL.TiffImagePlugin scipy.ndimage tensorboardX tqdm SimpleITK safetensors.torch torch.optim "
+    "PIL.Image concurrent.futures.thread torch._dynamo torchvision"
 ).split()
 _POLL_SECONDS = 0.002
 _MIB = 2**20

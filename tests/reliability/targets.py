@@ -168,7 +168,7 @@ TARGETS = {
     ),
     "outlines": Target(
         f"monuseg/{NUCLEI}.xml",
-        *("scripts.prepare_histology", lambda box: ["MoNuSeg", box["monuseg"], box.out]),
+        *("scripts.prepare_histology", lambda box: ["MoNuSeg", box["monuseg"], box.out, "--split", "all"]),
         *(attacks.XML, (3, 2)),
         makes=f"train/labelcol/{NUCLEI}.png",
         also=("has no outlines",),
