@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import utils
 from analysis.layers import Layer, channels_first, layer_maps, open_session, padded_size, regularized_stages
 from datasets import class_names
-from datasets.axes import upright
+from datasets.readers.orientation import upright
 from datasets.base import Volume
 from datasets.transforms import resize_label
 from evaluation.overlay import display, richest_slice

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from datasets.axes import upright
+from datasets.readers.orientation import upright
 from datasets.base import Volume
 from utils import atomic_write, release_pages
 

@@ -30,6 +30,7 @@ LAST_PATIENT = 100  # of those that have published labels from the start; 101 to
 _PATIENT = re.compile(r"patient(\d{3})")
 _LONGEST_INFO = 2**20  # bytes; those of the download have some hundred
 _SUFFIXES = (".nii.gz", ".nii")
+_SPACING = "pixdim"  # public copies have an sform of unit scale beside it
 _EXPECTED = (
     "folders such as training/patient001 with Info.cfg, patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz"
 )
@@ -165,7 +166,7 @@ def check_patient(patient: Patient, *, axis_order: str) -> list[Defect]:
 
     defects: list[Defect] = []
     for _, image, label in patient.frames:
-        arrays, found = read_pair(image, label, axis_order)
+        arrays, found = read_pair(image, label, axis_order, _SPACING)
         defects += found
         if image in arrays:
             defects += _image_defects(arrays[image], image)
@@ -199,16 +200,16 @@ def prepare_patient(patient: Patient, out: Path, *, scale: str, window: Sequence
     """Write the files of one patient; returns the shape of each volume, spacing, axes and voxels of each label."""
     from datasets.acdc import CLASSES, slice_name, volume_name, write
     from datasets.intensity import Intensity
-    from datasets.nifti import read_image
+    from datasets.readers import read_image, read_label
     from scripts.preparing import NO_AXES, axes_of
 
     intensity = Intensity(scale, tuple(window)) if window else Intensity(scale)
     shapes, axes, voxels = [], [], np.zeros(len(CLASSES) + 1, dtype=np.int64)
     for phase, image_path, label_path in patient.frames:
-        raw, geometry = read_image(image_path, axis_order)
+        raw, geometry = read_image(image_path, axis_order, spacing=_SPACING)
         image = intensity.scale(raw, intensity.limits(raw, image_path), image_path)
-        label = read_image(label_path, axis_order)[0].astype(np.uint8)
-        axes.append(axes_of(image_path, geometry))
+        label = read_label(label_path, axis_order, spacing=_SPACING)[0].astype(np.uint8)
+        axes.append(axes_of(geometry))
         oriented = axes[-1] != NO_AXES
         if patient.split == "test":
             write(out / "test" / f"{volume_name(patient.name, phase)}.npz", image, label, geometry, oriented=oriented)

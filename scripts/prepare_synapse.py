@@ -199,13 +199,13 @@ def prepare_case(case: Case, out: Path, *, labels: str, window: tuple[float, flo
         OSError: a file cannot be written.
     """
     from datasets.intensity import scale_intensity
-    from datasets.nifti import read_image
+    from datasets.readers import read_image, read_label
     from datasets.synapse import ORGANS, slice_name, slice_path, volume_path, write_slice, write_volume
     from scripts.preparing import NO_AXES, axes_of
 
     image, geometry = read_image(case.image, axis_order)
-    axes = axes_of(case.image, geometry)
-    raw, _ = read_image(case.label, axis_order)
+    axes = axes_of(geometry)
+    raw, _ = read_label(case.label, axis_order)
     label = map_labels(raw, labels, case.label)
     image = scale_intensity(image, *window, where=case.image)
     if case.split == "train":

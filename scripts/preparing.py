@@ -158,16 +158,18 @@ def in_order(items: Sequence[Item], work: Callable[[Item], Result], jobs: int) -
             raise OSError(f"a process of --jobs {jobs} was killed, likely for want of memory; give fewer") from None
 
 
-def read_pair(image: Path, label: Path, axis_order: str) -> tuple[dict[Path, np.ndarray], list[Defect]]:
+def read_pair(
+    image: Path, label: Path, axis_order: str, spacing: str = "affine"
+) -> tuple[dict[Path, np.ndarray], list[Defect]]:
     """Read a NIfTI image and its label whole; returns the array of each that is well by itself, and what is wrong."""
-    from datasets.axes import check_same_grid
     from datasets.base import defect_of
-    from datasets.nifti import read_image
+    from datasets.geometry import check_same_grid
+    from datasets.readers import read_image, read_label
 
     read, defects = {}, []
-    for path in (image, label):
+    for path, read_file in ((image, read_image), (label, read_label)):
         try:
-            read[path] = read_image(path, axis_order)
+            read[path] = read_file(path, axis_order, spacing=spacing)
         except (ValueError, OSError) as error:
             defects.append(defect_of(path, error))
     if len(read) == 2:
@@ -179,12 +181,11 @@ def read_pair(image: Path, label: Path, axis_order: str) -> tuple[dict[Path, np.
     return {path: array for path, (array, _) in read.items()}, defects
 
 
-def axes_of(path: Path, geometry: Geometry) -> str:
+def axes_of(geometry: Geometry) -> str:
     """Where the axes of a NIfTI file of this geometry point, or `NO_AXES` where it does not say so."""
-    from datasets.axes import orientation
-    from datasets.nifti import says_axes
+    from datasets.readers.orientation import has_orientation, orientation
 
-    return orientation(geometry) if says_axes(path) else NO_AXES
+    return orientation(geometry) if has_orientation(geometry) else NO_AXES
 
 
 def numbers(values: Iterable[float]) -> str:
