@@ -40,13 +40,12 @@ def check_same_grid(
     axes, shift = min(apart, key=lambda found: (found[0] > _MAX_DIFFERENCE, found[1]))
     turned_alike = (geometry.axis_order, geometry.flips) == (image_geometry.axis_order, image_geometry.flips)
     if axes > _MAX_DIFFERENCE or not shift <= _MAX_SHIFT or not turned_alike:
-        theirs = "; ".join(
-            f"{key} ({_numbers(getattr(geometry, key))}) but {image_path.name} ({_numbers(getattr(image_geometry, key))})"
-            for key in NUMBERS
-        )
+        grids = [
+            ", ".join(f"{key} ({_numbers(getattr(one, key))})" for key in NUMBERS) for one in (geometry, image_geometry)
+        ]
         raise ValueError(
-            f"{path}: lies {shift:.3g} voxels from its image: {theirs}; expected one grid, so take the image's own "
-            "label or resample it"
+            f"{path}: lies {shift:.3g} voxels from {image_path.name}: its grid is {grids[0]}, that of the image is "
+            f"{grids[1]}; expected one grid, so take the image's own label or resample it"
         )
     if shift > _UNNOTICED_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} voxels from {image_path.name}; taken as its label all the same")

@@ -152,7 +152,11 @@ def _find(path: Path) -> Iterator[_Input]:
     elif dicom_files(path):
         yield _folder_input(path)
     else:
-        found = [one for one in sorted(path.glob("[!.]*")) if one.suffix.lower() not in (*BESIDE, *itk.BESIDE) or one.is_dir()]
+        found = [
+            one
+            for one in sorted(path.glob("[!.]*"))
+            if one.suffix.lower() not in (*BESIDE, *itk.BESIDE) or one.is_dir()
+        ]
         files, folders = ([one for one in found if one.is_dir() == wanted] for wanted in (False, True))
         series = [folder for folder in folders if dicom_files(folder)]
         if not files and not series:

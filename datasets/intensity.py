@@ -66,8 +66,8 @@ class Reading:
     """How files of one's own become arrays.
 
     `label_values` is what a label file holds for class 0, 1, ..., `channels` is 1 or 3; of volumes, `orientation` is
-    where a file's x, y, z are turned to, "" as it is stored, `axis_order` how (D, H, W) follows from them, and `spacing`
-    what tells the distances of NIfTI voxels, "affine" or "pixdim".
+    where a file's x, y, z are turned to, "" as it is stored, `axis_order` how (D, H, W) follows from them, and
+    `spacing` what tells the distances of NIfTI voxels, "affine" or "pixdim".
     """
 
     label_values: tuple[int, ...] = (0, 1)

@@ -80,7 +80,9 @@ class _Turned(Sequence):
 
     def __getitem__(self, index: int) -> Volume:
         volume = self.volumes[index]
-        return reorient_volume(volume, self.towards) if self.towards and synapse.says_axes(self.files[index]) else volume
+        return (
+            reorient_volume(volume, self.towards) if self.towards and synapse.says_axes(self.files[index]) else volume
+        )
 
 
 class _InLists:

@@ -37,17 +37,16 @@ def read_image(path: Path | str, axis_order: str = "zxy", orientation: str = "")
     with path.open("rb"):  # or the error of it
         pass
     try:
-        is_meta = path.suffix.lower() != ".nrrd"
-        reader = header_reader(sitk, "MetaImageIO" if is_meta else "NrrdImageIO", path)
+        held = math.inf if path.suffix.lower() == ".nrrd" else _meta_bytes(path)
+        reader = header_reader(sitk, "NrrdImageIO" if held == math.inf else "MetaImageIO", path)
         shape = reader.GetSize()
         if len(shape) != 3 or reader.GetNumberOfComponents() != 1 or math.prod(shape) > MAX_VOXELS:
             raise ValueError(
                 f"{path}: has the shape {shape} and {reader.GetNumberOfComponents()} numbers a voxel; expected a 3-D "
                 f"image of one, {MAX_VOXELS} voxels at most"
             )
-        if is_meta:
-            voxel = sitk.GetArrayFromImage(sitk.Image(1, 1, 1, reader.GetPixelID())).itemsize
-            _check_meta(path, math.prod(shape) * voxel)
+        if held < math.prod(shape) * sitk.GetArrayFromImage(sitk.Image(1, 1, 1, reader.GetPixelID())).itemsize:
+            raise _unreadable(path, f"it holds {held} bytes of voxels, too few")
         stored = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         raise _unreadable(path, brief_of_itk(error)) from None
@@ -59,26 +58,27 @@ def read_image(path: Path | str, axis_order: str = "zxy", orientation: str = "")
     return np.ascontiguousarray(arrange(stored, geometry)), geometry
 
 
-def _check_meta(path: Path, size: int) -> None:
-    """Refuse voxels that are cut or damaged: ITK prints lines of it, and reads some all the same."""
+def _meta_bytes(path: Path) -> int:
+    """How many bytes of voxels a MetaImage has, unpacked; ITK prints lines where they are damaged, and reads some."""
     with path.open("rb") as file:
-        text = file.read(_MAX_HEADER)
-        last = re.search(rb"^ElementDataFile *= *(.*?) *\r?\n", text + b"\n", re.MULTILINE)
+        text = file.read(_MAX_HEADER) + b"\n"
+        last = re.search(rb"^ElementDataFile *= *(.*?) *\r?\n", text, re.MULTILINE)
         name = last.group(1).decode(errors="replace") if last else ""
         is_local = name.upper() == "LOCAL"
-        if not name or (not is_local and (Path(name).name != name or not (path.parent / name).is_file())):
-            raise _unreadable(path, f"ElementDataFile is {name[:80]!r}; expected LOCAL or a file beside it")
-        is_compressed = re.search(rb"^CompressedData *= *True", text[: last.start()], re.MULTILINE)
+        if not name or not re.search(rb"^NDims *= *\d", text, re.MULTILINE):
+            raise _unreadable(path, "its header ends early")
+        if not is_local and (Path(name).name != name or not (path.parent / name).is_file()):
+            raise _unreadable(path, f"its ElementDataFile is {name[:80]!r} and not a file beside it")
         file.seek(last.end())
+        inflate = re.search(rb"^CompressedData *= *True", text[: last.start()], re.MULTILINE) and zlib.decompressobj()
+        found = 0
         with file if is_local else (path.parent / name).open("rb") as voxels:
-            inflate, found = zlib.decompressobj(), 0
             try:
                 while block := voxels.read(2**20):
-                    found += len(inflate.decompress(block) if is_compressed else block)
+                    found += len(inflate.decompress(block) if inflate else block)
             except zlib.error as error:
                 raise _unreadable(path, str(error)) from None
-    if found < size or (is_compressed and not inflate.eof):
-        raise _unreadable(path, f"it holds {found} bytes of voxels where its header promises {size}")
+    return found if not inflate or inflate.eof else 0
 
 
 def write_mask(path: Path, array: np.ndarray, geometry: Geometry, values: np.ndarray) -> None:

@@ -31,6 +31,7 @@ _AHEAD = 2**26  # bytes of slices that are read at once where they do not lie on
 _MAX_SKEW = 1e-2  # cosine between axes of the affine
 _MAX_ROUNDING = 1e-3  # of pixdim, relative to the affine
 _GZIP_LEVEL = 6
+_MAX_CODE = 5  # of qform and sform
 
 
 class _Nifti1(nib.Nifti1Header):
@@ -126,7 +127,8 @@ class NiftiImage:
         if not self._scaled:
             return stored
         with np.errstate(over="ignore"):
-            return (stored.astype(np.float64) * self._slope + self._intercept).astype(self.dtype)
+            # In the steps that SimpleITK takes, for numbers equal to the bit.
+            return (stored.astype(self.dtype).astype(np.float64) * self._slope + self._intercept).astype(self.dtype)
 
     def _planes(self, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks [z, y, x] as stored, and the z where each begins."""
@@ -175,8 +177,9 @@ def open_image(
         )
     geometry = reorient(geometry, axis_order, orientation)
     sizes = dict(zip("xyz", _shape(header), strict=True))
-    order = sorted(geometry.axis_order, key=lambda axis: sizes[axis] > 1) if 1 in sizes.values() else axis_order
-    image = NiftiImage(path, header, replace(geometry, axis_order="".join(order)))
+    thin = next((axis for axis in geometry.axis_order if sizes[axis] == 1), "")
+    geometry = replace(geometry, axis_order=thin + geometry.axis_order.replace(thin, ""))
+    image = NiftiImage(path, header, geometry)
     if whole:
         image.check()
     return image
@@ -193,9 +196,7 @@ def read_image(
     return image.read(0, len(image)), image.geometry
 
 
-def read_header(
-    path: Path | str, axis_order: str = "zxy", orientation: str = ""
-) -> tuple[tuple[int, ...], Geometry]:
+def read_header(path: Path | str, axis_order: str = "zxy", orientation: str = "") -> tuple[tuple[int, ...], Geometry]:
     """The shape (D, H, W) and the geometry of a NIfTI file, without its voxels; see `open_image`."""
     image = open_image(path, axis_order, orientation, whole=False)
     return image.shape, image.geometry
@@ -272,7 +273,7 @@ def _unpack(path: Path, end: int) -> BinaryIO:
     """The first `end` bytes of a compressed file in a temporary one; the rest is read too, for its checksum."""
     position = 0
     try:
-        unpacked = tempfile.TemporaryFile()
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115, it is the result
         with gzip.open(path) as stream:
             while block := _read(stream, _BLOCK, path):
                 unpacked.write(block[: max(0, end - position)])
@@ -307,10 +308,15 @@ def _read_header(path: Path) -> nib.Nifti1Header:
         raise ValueError(f"{path}: has the shape {shape}; expected {MAX_VOXELS} voxels at most")
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError:
+    except (HeaderDataError, KeyError):
         dtype = np.dtype("V")
     if dtype.kind not in "fiu" or dtype.itemsize > 8:
         raise ValueError(f"{path}: has the NIfTI data type {header['datatype']}; expected one number a voxel")
+    codes = int(header["qform_code"]), int(header["sform_code"])
+    if not all(0 <= code <= _MAX_CODE for code in codes):
+        raise ValueError(
+            f"{path}: its qform_code and sform_code are {codes}; expected 0 to {_MAX_CODE}, fix its header"
+        )
     if not np.isfinite(header["vox_offset"]):
         raise _unreadable(path, "its voxels begin nowhere")
     return header
@@ -334,7 +340,7 @@ def _geometry(header: nib.Nifti1Header, path: Path, spacing: str) -> Geometry:
     extended = np.array(_shape(header)) > 1
     for axis in range(3):
         if not extended[axis] and not affine[:3, axis].any():  # two dimensions need say nothing of the third
-            affine[:3, axis] = np.cross(affine[:3, axis - 2], affine[:3, axis - 1])
+            affine[:3, axis] = np.cross(affine[:3, (axis + 1) % 3], affine[:3, (axis + 2) % 3])
             affine[:3, axis] /= np.linalg.norm(affine[:3, axis]) or 1.0
     lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
     lengths, pixdim = np.linalg.norm(lps[:, :3], axis=0), header["pixdim"][1:4].astype(float)
@@ -344,10 +350,14 @@ def _geometry(header: nib.Nifti1Header, path: Path, spacing: str) -> Geometry:
             f"{path}: its affine is {np.round(affine[:3], 6).tolist()}; expected three axes that differ, fix its header"
         )
     if (skew := np.abs(direction.T @ direction - np.eye(3)).max()) > _MAX_SKEW:
-        warn_once(f"{path}: the axes of its affine are not at right angles (cosine {skew:.2g}); distances are not exact")
+        warn_once(
+            f"{path}: the axes of its affine are not at right angles (cosine {skew:.2g}); distances are not exact"
+        )
     if spacing == "pixdim":
         if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-            raise ValueError(f"{path}: its pixdim is {pixdim.tolist()}; expected positive numbers, or DATA.SPACING affine")
+            raise ValueError(
+                f"{path}: its pixdim is {pixdim.tolist()}; expected positive numbers, or DATA.SPACING affine"
+            )
         lengths = pixdim
     elif not np.allclose(lengths[extended], pixdim[extended], rtol=_MAX_ROUNDING, atol=0.0):
         shown = [", ".join(f"{value:.6g}" for value in values) for values in (pixdim, lengths)]
