@@ -252,12 +252,12 @@ def round_label(label: np.ndarray, where: object) -> np.ndarray:
     """A label whose numbers are whole to within 0.001, rounded; a ValueError names `where` if others are not."""
     if label.dtype.kind != "f":
         return label
-    with np.errstate(invalid="ignore"):
-        whole = np.round(label)
-        stray = label[~(np.abs(label - whole) <= _MAX_FRACTION)]
+    if not np.isfinite(label).all():
+        raise ValueError(f"{where}: 'label' holds NaN or infinite values; expected whole numbers, a class per voxel")
+    whole = np.round(label)
+    stray = label[np.abs(label - whole) > _MAX_FRACTION]
     if stray.size:
-        shown = f"{stray[0]:.9g}" if np.isfinite(stray[0]) else "NaN or infinite values"
-        raise ValueError(f"{where}: 'label' holds {shown}; expected whole numbers, the class of each voxel")
+        raise ValueError(f"{where}: 'label' holds {stray[0]:.9g}; expected whole numbers, a class per voxel")
     return whole
 
 

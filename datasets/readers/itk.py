@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from datasets.base import MOST_VOXELS as MAX_VOXELS
 from datasets.base import Geometry
-from datasets.readers.orientation import arrange, as_stored, check_axes, reorient
+from datasets.readers.orientation import arrange, as_stored, check_axes, reorient, slice_first
 from utils import atomic_write
 
 SUFFIXES = (".mha", ".mhd", ".nrrd")
@@ -54,7 +54,7 @@ def read_image(path: Path | str, axis_order: str = "zxy", orientation: str = "")
     if bad:
         raise ValueError(f"{path}: holds {bad} NaN or infinite values; expected finite numbers, fix the file")
     geometry = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-    geometry = reorient(geometry, axis_order, orientation)
+    geometry = slice_first(reorient(geometry, axis_order, orientation), shape)
     return np.ascontiguousarray(arrange(stored, geometry)), geometry
 
 

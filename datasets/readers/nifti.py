@@ -8,7 +8,6 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -19,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from datasets.base import MOST_VOXELS as MAX_VOXELS
 from datasets.base import Geometry, warn_once
-from datasets.readers.orientation import as_stored, check_axes, has_orientation, reorient
+from datasets.readers.orientation import as_stored, check_axes, has_orientation, reorient, slice_first
 from utils import atomic_write, release_pages
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -175,10 +174,7 @@ def open_image(
             f"{path}: does not say where its axes point (qform_code and sform_code are 0); expected a file that does, "
             "so fix its header, or take its axes as they are stored (--opts DATA.ORIENTATION stored)"
         )
-    geometry = reorient(geometry, axis_order, orientation)
-    sizes = dict(zip("xyz", _shape(header), strict=True))
-    thin = next((axis for axis in geometry.axis_order if sizes[axis] == 1), "")
-    geometry = replace(geometry, axis_order=thin + geometry.axis_order.replace(thin, ""))
+    geometry = slice_first(reorient(geometry, axis_order, orientation), _shape(header))
     image = NiftiImage(path, header, geometry)
     if whole:
         image.check()

@@ -46,6 +46,12 @@ def reorient(geometry: Geometry, axis_order: str, towards: str) -> Geometry:
     return replace(geometry, axis_order=order, flips="".join(sorted(flips)))
 
 
+def slice_first(geometry: Geometry, shape: tuple[int, ...]) -> Geometry:
+    """The geometry of an array (1, H, W), where a file of size (x, y, z) is a single slice along any axis."""
+    thin = next((axis for axis in geometry.axis_order if shape["xyz".index(axis)] == 1), "")
+    return replace(geometry, axis_order=thin + geometry.axis_order.replace(thin, ""))
+
+
 turn = reorient  # the name in datasets/dicom.py
 
 
