@@ -37,15 +37,16 @@ def check_same_grid(
         raise ValueError(f"{path}: has size {shape} but {image_path.name} {image_shape}; expected the same size")
     here, there = _forms(geometry), _forms(image_geometry)
     apart = [_apart(here[form], there[form]) for form in here if form in there]
-    axes, shift = min(apart, key=lambda found: (found[0] > _MAX_DIFFERENCE, found[1]))
-    turned_alike = (geometry.axis_order, geometry.flips) == (image_geometry.axis_order, image_geometry.flips)
-    if axes > _MAX_DIFFERENCE or not shift <= _MAX_SHIFT or not turned_alike:
-        grids = [
-            ", ".join(f"{key} ({_numbers(getattr(one, key))})" for key in NUMBERS) for one in (geometry, image_geometry)
-        ]
+    axes, shift = min(apart, key=lambda found: (not found[0] <= _MAX_DIFFERENCE, not found[1] <= _MAX_SHIFT, found[1]))
+    both = geometry, image_geometry
+    turned_alike = len({(one.axis_order, one.flips) for one in both}) == 1
+    if not axes <= _MAX_DIFFERENCE or not shift <= _MAX_SHIFT or not turned_alike:
+        near = {key: np.allclose(*(getattr(one, key) for one in both), atol=_MAX_DIFFERENCE) for key in NUMBERS}
+        key = next((key for key in ("spacing", "direction") if not near[key]), "origin")
+        found, expected = (", ".join(f"{value:.7g}" for value in getattr(one, key)) for one in both)
         raise ValueError(
-            f"{path}: lies {shift:.3g} voxels from {image_path.name}: its grid is {grids[0]}, that of the image is "
-            f"{grids[1]}; expected one grid, so take the image's own label or resample it"
+            f"{path}: its {key} is ({found}) but {image_path.name} has ({expected}); expected one "
+            "grid, so take the image's own label or resample it"
         )
     if shift > _UNNOTICED_SHIFT:
         warn_once(f"{path}: lies {shift:.2g} voxels from {image_path.name}; taken as its label all the same")
@@ -64,12 +65,9 @@ def _forms(geometry: Geometry) -> dict[str, np.ndarray]:
 def _apart(here: np.ndarray, there: np.ndarray) -> tuple[float, float]:
     """How far two affines differ: the axes, relative to the length of each, and the origins, in voxels."""
     sizes = np.linalg.norm(there[:3, :3], axis=0)
+    sizes[sizes == 0] = 1.0  # that of a slice, of which two dimensions say nothing
     differences = np.linalg.norm((here - there)[:3], axis=0)
     return float((differences[:3] / sizes).max()), float(differences[3] / sizes.min())
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:.7g}" for value in values)
 
 
 def geometry_arrays(geometry: Geometry, *, oriented: bool = True) -> dict[str, np.ndarray]:

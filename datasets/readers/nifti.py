@@ -299,7 +299,7 @@ def _read_header(path: Path) -> nib.Nifti1Header:
     header = kind(block[:size], order, check=False)
     shape = _shape(header)
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"{path}: has the shape {tuple(header['dim'][1:].tolist())}; expected a 2-D or 3-D image")
+        raise ValueError(f"{path}: has the shape {shape} as (x, y, z, ...); expected a 3-D volume or one slice")
     if math.prod(shape) > MAX_VOXELS:
         raise ValueError(f"{path}: has the shape {shape}; expected {MAX_VOXELS} voxels at most")
     try:

@@ -64,13 +64,24 @@ def test_an_image_and_its_label_agree_by_the_same_form(
     caplog.clear()
     (mask, here), (scan, there) = read
     if outcome == "refused":
-        with pytest.raises(ValueError, match=r"label\.nii: lies .* voxels from .*image\.nii.*expected one grid"):
+        with pytest.raises(
+            ValueError, match=r"label\.nii: its (spacing|direction|origin) is .*image\.nii has .*expected one grid"
+        ):
             check_same_grid(paths[0], mask.shape, here, paths[1], scan.shape, there)
     else:
         check_same_grid(paths[0], mask.shape, here, paths[1], scan.shape, there)
     assert ("label.nii: lies 0.005 voxels" in caplog.text) == (outcome == "warned")
     with pytest.raises(ValueError, match=r"label\.nii: has size"):
         check_same_grid(paths[0], (2, 4, 6), here, paths[1], scan.shape, there)
+
+
+def test_slices_that_say_nothing_of_their_thickness_are_a_pair(tmp_path: Path) -> None:
+    flat = np.diag([1.0, 1.0, 0.0, 1.0])
+    paths = [tmp_path / name for name in ("label.nii", "image.nii")]
+    for path in paths:
+        save_forms(path, IMAGE[:1].transpose(1, 2, 0), A, flat, (0, 1))
+    (mask, here), (scan, there) = map(read_image, paths)
+    check_same_grid(paths[0], mask.shape, here, paths[1], scan.shape, there)
 
 
 def test_what_is_turned_otherwise_is_no_pair(tmp_path: Path) -> None:

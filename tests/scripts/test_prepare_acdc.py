@@ -222,7 +222,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "NaN": (lambda folder: spoil_voxel(folder / ED, mr(1), np.nan), ED, "holds 1 NaN or infinite values"),
     "NaN label": (lambda folder: spoil_voxel(folder / ED_GT, truth(1), np.nan), ED_GT, "holds 1 NaN"),
     "label 4": (lambda folder: spoil_voxel(folder / ES_GT, truth(1), 4), ES_GT, "holds the label 4 and 1 stray voxels"),
-    "label 0.5": (lambda folder: spoil_voxel(folder / ES_GT, truth(1), 0.5), ES_GT, "holds the label 0.5 and 1 stray"),
+    "label 0.5": (
+        lambda folder: spoil_voxel(folder / ES_GT, truth(1), 0.5),
+        ES_GT,
+        "'label' holds 0.5; expected whole numbers",
+    ),
     "label -1": (lambda folder: spoil_voxel(folder / ES_GT, truth(1), -1), ES_GT, "holds the label -1 and 1 stray"),
     "one slice": (
         lambda folder: [save(folder / ED, mr(1)[:1]), save(folder / ED_GT, truth(1)[:1])],

@@ -274,7 +274,7 @@ BAD_RAW = {
     "origin": (lambda raw: spoil_header(raw, origin=(-10.0, 20.5, 276.25)), ("label0006.nii.gz", "origin", "276.25")),
     "direction": (lambda raw: spoil_header(raw, direction=np.diag([1, -1, 1])), ("label0006.nii.gz", "direction")),
     "text": (lambda raw: (raw / IMG).write_text("hello\n" * 99), ("img0006.nii.gz", "not a readable NIfTI")),
-    "2-D": (lambda raw: save(raw / IMG, ct(6)[0], (1.0, 1.0), (0.0, 0.0), np.eye(2)), ("img0006.nii.gz", "(4, 5)")),
+    "2-D": (lambda raw: save(raw / IMG, ct(6)[0], (1.0, 1.0), (0.0, 0.0), np.eye(2)), ("img0006.nii.gz", "one slice")),
     "odd name": (lambda raw: [save(raw / f"a b_{half}.nii", organs(6)) for half in ("image", "label")], ("'a b'",)),
     "image cut short": (lambda raw: spoil_bytes(raw / IMG), ("img0006.nii.gz", "not a readable NIfTI")),
     "label cut short": (lambda raw: spoil_bytes(raw / LABEL), ("label0006.nii.gz", "not a readable NIfTI")),
