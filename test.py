@@ -33,7 +33,7 @@ from engine import distributed
 from engine.distributed import Ranks
 from engine.logger import read_curves
 from evaluation.inference import Trained, find_trained, find_volumes, identity, label_values, load_network
-from evaluation.masks import write_image_mask, write_mask
+from evaluation.masks import mask_suffix, write_image_mask, write_mask
 from evaluation.metrics import ClassScores, compare_at_spacings
 from evaluation.overlay import write_overlay
 from evaluation.predict import predict_volume, prediction_memmap
@@ -93,7 +93,7 @@ def remove_results(output_dir: Path, cases: Sequence[str], *, scored: bool) -> N
         for name in ("summary.json", "report.html", "per_case.csv"):
             (output_dir / name).unlink(missing_ok=True)
     for case in cases:
-        for suffix in (".nii.gz", ".png", ".tif"):
+        for suffix in (".nii.gz", ".mha", ".nrrd", ".png", ".tif"):
             (output_dir / "predictions" / f"{case}{suffix}").unlink(missing_ok=True)
         (output_dir / "overlays" / f"{case}.png").unlink(missing_ok=True)
 
@@ -142,7 +142,7 @@ def write_case(output_dir: Path, volume: Volume, mask: np.ndarray, config: Confi
     if volume.is_picture:
         write_image_mask(folder / volume.name, mask[0], values, volume.source)
     else:
-        write_mask(folder / f"{volume.name}.nii.gz", mask, volume.geometry, values)
+        write_mask(folder / f"{volume.name}{mask_suffix(volume.source)}", mask, volume.geometry, values)
     names = class_names(config.data.dataset, config.model.num_classes)
     write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
 

@@ -214,9 +214,7 @@ def locked(folder: Path) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             other = path.read_text(errors="replace")[:200] or "another process"
-            raise ValueError(
-                f"{folder}: is in use by {other}; wait until it ends, or give another folder"
-            ) from None
+            raise ValueError(f"{folder}: is in use by {other}; wait until it ends, or give another folder") from None
         except NotImplementedError:
             _log.warning("%s: this file system has no locks; make sure that no other run writes there", folder)
         for part in ("", *_PARTS):  # of a run that was killed while it wrote

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 import utils
 from analysis.layers import Layer, channels_first, layer_maps, open_session, padded_size, regularized_stages
 from datasets import class_names
-from datasets.axes import upright
 from datasets.base import Volume
+from datasets.readers.orientation import upright
 from datasets.transforms import resize_label
 from evaluation.overlay import display, richest_slice
 from evaluation.predict import predict_volume

@@ -55,6 +55,7 @@ class DataConfig:
     window: tuple[float, ...] = ()  # low and high, in HU
     axis_order: str = _choice("", "xyz", "xzy", "yxz", "yzx", "zxy", "zyx")  # of arrays (D, H, W), as NIfTI axes
     orientation: str = ""  # to which a file is turned before that, such as LPS; "stored": not turned
+    spacing: str = _choice("affine", "pixdim")  # that of a NIfTI file: the affine's columns, or its pixdim
     axis: str = _choice("", "x", "y", "z")  # that volumes of --dataset Folder are sliced along; empty: the coarsest
     label_values: tuple[int, ...] = ()  # in the mask files, of class 0, 1, ...; empty: the class itself
     phantom: PhantomConfig = PhantomConfig()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from nibabel import Nifti1Header
+
+_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -24,6 +31,7 @@ MOST_PIXELS = 2**26  # a slice of 8192 x 8192
 MOST_VOXELS = 2**30  # a scan of 512 x 512 x 4096
 MOST_PACKED = 1032  # bytes that deflate can make of one; other packings make fewer
 
+_MAX_FRACTION = 1e-3  # in a label of real numbers, as resampling and float32 leave it
 _DEFECTS_SHOWN = 8  # in one line; a command prints each on a line of its own before
 
 
@@ -104,6 +112,7 @@ class Geometry:
     `spacing` and `origin` are (x, y, z); `direction` is the row-major 3x3 matrix. `axis_order` says how our
     arrays (D, H, W) follow from the file's (x, y, z): "zxy" is the published Synapse order, "zyx" is the one
     SimpleITK hands out. `flips` names the axes of the file that our arrays run through backwards, such as "xy".
+    `header` is that of the NIfTI file it was read from, which its mask is written with; it is not compared.
     """
 
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -111,6 +120,7 @@ class Geometry:
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     axis_order: str = "zyx"
     flips: str = ""
+    header: Nifti1Header | None = field(default=None, compare=False, repr=False)
 
     @property
     def array_spacing(self) -> tuple[float, float, float]:
@@ -228,14 +238,7 @@ def check_label(label: np.ndarray, num_classes: int, where: object) -> np.ndarra
     """Return the label as uint8; a ValueError names `where` unless it holds whole numbers 0..num_classes-1."""
     if label.dtype.kind not in "fiub":
         raise ValueError(f"{where}: 'label' has dtype {label.dtype}; expected whole numbers")
-    if label.dtype.kind == "f":
-        if not np.isfinite(label).all():
-            raise ValueError(
-                f"{where}: 'label' holds NaN or infinite values; expected whole numbers 0..{num_classes - 1}"
-            )
-        if (label != np.round(label)).any():
-            stray = label[label != np.round(label)].flat[0]
-            raise ValueError(f"{where}: 'label' holds {stray}; expected whole numbers 0..{num_classes - 1}")
+    label = round_label(label, where)
     low, high = label.min(), label.max()
     if low < 0 or high >= num_classes:
         stray = int(low if low < 0 else high)
@@ -243,6 +246,19 @@ def check_label(label: np.ndarray, num_classes: int, where: object) -> np.ndarra
             f"{where}: 'label' holds {stray}; expected 0..{num_classes - 1}, so mend the file or give --num_classes"
         )
     return label.astype(np.uint8)
+
+
+def round_label(label: np.ndarray, where: object) -> np.ndarray:
+    """A label whose numbers are whole to within 0.001, rounded; a ValueError names `where` if others are not."""
+    if label.dtype.kind != "f":
+        return label
+    if not np.isfinite(label).all():
+        raise ValueError(f"{where}: 'label' holds NaN or infinite values; expected whole numbers, a class per voxel")
+    whole = np.round(label)
+    stray = label[np.abs(label - whole) > _MAX_FRACTION]
+    if stray.size:
+        raise ValueError(f"{where}: 'label' holds {stray[0]:.9g}; expected whole numbers, a class per voxel")
+    return whole
 
 
 def check_pair(
@@ -293,3 +309,9 @@ def brief(error: Exception) -> str:
 def shorten(text: str, length: int = 160) -> str:
     """The text, cut off where it is longer: what a file says may be a message's whole page."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, once however often a file is read."""
+    _log.warning("%s", message)

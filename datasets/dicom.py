@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.axes import arrange, check_axes, turn
 from datasets.base import MOST_PIXELS, MOST_VOXELS, Defect, Defects, Geometry, check_claim, shorten
 from datasets.decoders import hushed
 from datasets.elements import check_elements
-from datasets.itk import brief_of_itk, check_name, header_reader, quiet_sitk
+from datasets.readers.itk import brief_of_itk, check_name, header_reader, quiet_sitk
+from datasets.readers.orientation import arrange, check_axes, turn
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -78,7 +78,7 @@ def read_series(folder: Path | str, axis_order: str = "zxy", orientation: str = 
     """Read the one DICOM series of a folder as an array (D, H, W), rescaled as its files say, and its geometry.
 
     The series counts as a file whose x and y run along the rows and columns of the slices, and whose z along their
-    normal; `axis_order` and `orientation` are then those of `datasets.nifti.read_image`.
+    normal; `axis_order` and `orientation` are then those of `datasets.readers.nifti.read_image`.
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -102,7 +102,7 @@ def look_through(
         raise ValueError(f"--axis is {axis}, and {root} holds pictures; expected it for volumes alone, so leave it out")
     axis = axis or max("zyx", key=lambda letter: coarsest[letter]) if coarsest else ""
     channels, odd = _channels(pairs, looks, channels)
-    defects += [*more, *odd, *_thin_volumes(pairs, looks, axis)]
+    defects += [*more, *odd]
     table: tuple[int, ...] = ()
     try:
         table = label_table({pair.label: looks[pair.name].values for pair in pairs}, num_classes) if pairs else ()
@@ -134,12 +134,6 @@ def _channels(pairs: Sequence[Pair], looks: Mapping[str, Look], asked: int) -> t
     )
     odd = {pair.image: looks[pair.name].channels for pair in pairs if looks[pair.name].channels != usual}
     return usual, [Defect(path, f"has {number} {what}") for path, number in odd.items()]
-
-
-def _thin_volumes(pairs: Sequence[Pair], looks: Mapping[str, Look], axis: str) -> list[Defect]:
-    what = f"has one slice along {axis}; expected two at least, so choose another --axis"
-    shapes = {pair.image: looks[pair.name].shape for pair in pairs}
-    return [Defect(path, what) for path, shape in shapes.items() if shape and shape["zyx".index(axis)] < 2]
 
 
 def read_parts(lists: Path) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from datasets.base import MOST_PACKED, MOST_PIXELS, BadFile, Defect, Defects, brief, shorten
 from datasets.decoders import open_content
-from datasets.itk import quiet_sitk
+from datasets.readers.itk import quiet_sitk
 
 if TYPE_CHECKING:
     from PIL import Image

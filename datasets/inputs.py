@@ -1,4 +1,4 @@
-"""What is given to be predicted, without labels (test.py --input): NIfTI, DICOM, pictures, or folders of them."""
+"""What is given to be predicted, without labels (test.py --input): volumes, DICOM, pictures, or folders of them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.axes import check_axes
 from datasets.base import LONGEST_NAME, Defect, Defects, Geometry, SlicedImage, Volume, defect_of
 from datasets.dicom import BESIDE, dicom_files, is_dicom, read_series
 from datasets.images import PICTURES, is_picture, read_picture
 from datasets.intensity import Intensity, Reading
-from datasets.itk import check_name
-from datasets.nifti import SUFFIXES, is_nifti, open_image, stem_of
+from datasets.readers import SUFFIXES, is_volume, itk, stem_of
+from datasets.readers.itk import check_name
+from datasets.readers.nifti import open_image
+from datasets.readers.orientation import check_axes
 
-_KINDS = f"NIfTI ({', '.join(SUFFIXES)}), pictures ({', '.join(PICTURES)}) or DICOM series"
+_KINDS = f"volumes ({', '.join(SUFFIXES)}), pictures ({', '.join(PICTURES)}) or DICOM series"
 
 
 class ScaledImage:
@@ -138,12 +139,9 @@ class InputVolumes(Sequence):
         axes = (self.reading.axis_order, self.reading.orientation)
         if path.is_dir():
             return read_series(path, *axes)
-        image = open_image(path, *axes, whole=whole)
-        if min(image.shape) < 2:
-            raise ValueError(
-                f"{path}: has the shape {image.shape}; expected a volume of at least 2 slices, so give the whole "
-                "stack, or export a single slice as a picture (PNG, TIFF)"
-            )
+        if path.name.lower().endswith(itk.SUFFIXES):
+            return itk.read_image(path, *axes)
+        image = open_image(path, *axes, whole=whole, spacing=self.reading.spacing)
         return image, image.geometry
 
 
@@ -154,13 +152,17 @@ def _find(path: Path) -> Iterator[_Input]:
     elif dicom_files(path):
         yield _folder_input(path)
     else:
-        found = [one for one in sorted(path.glob("[!.]*")) if one.suffix.lower() not in BESIDE or one.is_dir()]
+        found = [
+            one
+            for one in sorted(path.glob("[!.]*"))
+            if one.suffix.lower() not in (*BESIDE, *itk.BESIDE) or one.is_dir()
+        ]
         files, folders = ([one for one in found if one.is_dir() == wanted] for wanted in (False, True))
         series = [folder for folder in folders if dicom_files(folder)]
         if not files and not series:
             yield _Input(path.name, path, f"holds nothing to predict; expected {_KINDS} (--input)")
         for folder in () if series else folders:  # beside files, folders are passed over, but for what looks like one
-            if is_nifti(folder) or is_picture(folder):
+            if is_volume(folder) or is_picture(folder):
                 yield _Input(stem_of(folder), folder, "is a folder by the name of a file; expected a file, rename it")
         for file in files:
             yield _file_input(file, "lies beside folders of DICOM series; expected one or the other" * bool(series))
@@ -171,7 +173,7 @@ def _find(path: Path) -> Iterator[_Input]:
 
 
 def _file_input(path: Path, defect: str = "") -> _Input:
-    if not is_nifti(path) and not is_picture(path):
+    if not is_volume(path) and not is_picture(path):
         defect = f"is of a kind that is not read; expected {_KINDS}, so convert it or move it away (--input)"
     return _Input(stem_of(path), path, defect)
 

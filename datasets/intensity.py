@@ -66,7 +66,8 @@ class Reading:
     """How files of one's own become arrays.
 
     `label_values` is what a label file holds for class 0, 1, ..., `channels` is 1 or 3; of volumes, `orientation` is
-    where a file's x, y, z are turned to, "" as it is stored, and `axis_order` how (D, H, W) follows from them.
+    where a file's x, y, z are turned to, "" as it is stored, `axis_order` how (D, H, W) follows from them, and
+    `spacing` what tells the distances of NIfTI voxels, "affine" or "pixdim".
     """
 
     label_values: tuple[int, ...] = (0, 1)
@@ -74,6 +75,7 @@ class Reading:
     intensity: Intensity = field(default_factory=Intensity)
     axis_order: str = "zxy"
     orientation: str = ""
+    spacing: str = field(default="affine", repr=False)  # changes no number of an array, so no cache either
 
 
 def reading(
@@ -84,13 +86,14 @@ def reading(
     window: tuple[float, float] = (-125.0, 275.0),
     axis_order: str = "zxy",
     orientation: str = "",
+    spacing: str = "affine",
 ) -> Reading:
     """A `Reading` from plain values; `intensity` and `window` are those of `Intensity`.
 
     Raises:
         ValueError: as in `Intensity`.
     """
-    return Reading(tuple(label_values), channels, Intensity(intensity, window), axis_order, orientation)
+    return Reading(tuple(label_values), channels, Intensity(intensity, window), axis_order, orientation, spacing)
 
 
 def scale_intensity(image: np.ndarray, low: float = -125.0, high: float = 275.0, where: object = "image") -> np.ndarray:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import acdc, folder, histology, synapse
-from datasets.axes import check_axes, orientation, turned
 from datasets.base import Defect, Defects, Slices, Volume, Volumes, brief, read_list, require_listed, shorten
 from datasets.cache import CachedSlices
 from datasets.intensity import Intensity, Reading
 from datasets.pairs import IMAGES, LABELS, NAME, Pair, find_pairs
+from datasets.readers.orientation import check_axes, orientation, reorient_volume
 from datasets.synapse import StackedSlices, SynapseSlices, SynapseVolumes
 from datasets.volumes import CachedVolumes, VolumePairs
 
@@ -80,7 +80,9 @@ class _Turned(Sequence):
 
     def __getitem__(self, index: int) -> Volume:
         volume = self.volumes[index]
-        return turned(volume, self.towards) if self.towards and synapse.says_axes(self.files[index]) else volume
+        return (
+            reorient_volume(volume, self.towards) if self.towards and synapse.says_axes(self.files[index]) else volume
+        )
 
 
 class _InLists:

@@ -10,27 +10,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.axes import check_same_grid
 from datasets.base import Defect, Defects, defect_of
+from datasets.geometry import check_same_grid
 from datasets.images import mask_values, read_mask, read_picture
-from datasets.nifti import open_image, read_image
 from datasets.pairs import Pair
+from datasets.readers import read_grid, read_label
 
 ORIENTATION = "LPS"  # axial slices then lie as a radiologist reads them
 AXIS_ORDERS = {"z": "zyx", "y": "yzx", "x": "xzy"}  # slices along an axis first
 
-_VERSION = 1  # of what is remembered
+_VERSION = 2  # of what is remembered
 _LONGEST = 2**12  # bytes of a pair in it; a name has 255 at most, a label 256 values
 _ISOTROPIC = 1.1  # largest spacing by smallest
 
 
 class Look(NamedTuple):
-    """What was seen in a pair: channels, the values of the label, and of a volume its coarsest axis and its shape."""
+    """What was seen in a pair: channels, the values of the label, and of a volume its coarsest axis."""
 
     channels: int
     values: tuple[int, ...]
     axis: str = ""
-    shape: tuple[int, ...] = ()
 
 
 def look_at(pair: Pair, orientation: str = ORIENTATION) -> Look:
@@ -55,12 +54,12 @@ def _read(path: Path, pair: Pair, orientation: str) -> Any:
         if not pair.is_volume:
             return read_picture(path) if path == pair.image else read_mask(path)
         if path == pair.image:
-            return open_image(path, AXIS_ORDERS["z"], orientation)
-        label, geometry = read_image(path, AXIS_ORDERS["z"], orientation)
+            return read_grid(path, AXIS_ORDERS["z"], orientation, whole=True)
+        label, geometry = read_label(path, AXIS_ORDERS["z"], orientation)
         values = np.unique(label)
-        stray = values[(values < 0) | (values > 255) | (values != np.round(values))]
+        stray = values[(values < 0) | (values > 255)]
         if len(stray):
-            raise ValueError(f"{path}: holds {stray[0]:g}; expected whole numbers, the class of each voxel")
+            raise ValueError(f"{path}: holds {stray[0]:.9g}; expected 0 to 255, the class of each voxel")
         return label.shape, geometry, tuple(int(value) for value in values)
     except (ValueError, OSError) as error:
         return defect_of(path, error)
@@ -73,10 +72,11 @@ def _look(pair: Pair, image: Any, label: Any) -> Look:
             raise ValueError(f"{pair.label}: {what}, so take the mask of this very picture")
         return Look(1 if image.ndim == 2 else image.shape[2], mask_values(label))
     shape, geometry, values = label
-    check_same_grid(pair.label, shape, geometry, pair.image, image.shape, image.geometry)
-    spacing = dict(zip("zyx", image.geometry.array_spacing, strict=True))
-    coarsest = max(spacing, key=spacing.get) if max(spacing.values()) > _ISOTROPIC * min(spacing.values()) else "z"
-    return Look(1, values, coarsest, tuple(image.shape))
+    image_shape, image_geometry = image
+    check_same_grid(pair.label, shape, geometry, pair.image, image_shape, image_geometry)
+    spacing = dict(zip("zyx", image_geometry.array_spacing, strict=True))
+    is_isotropic = max(spacing.values()) <= _ISOTROPIC * min(spacing.values())
+    return Look(1, values, "z" if is_isotropic or image_shape[0] == 1 else max(spacing, key=spacing.get))
 
 
 def look_at_all(
@@ -128,11 +128,11 @@ def _stamp(pair: Pair, orientation: str) -> list[Any]:
     return [_VERSION, orientation, *(n for path in pair[1:] for n in (path.stat().st_size, path.stat().st_mtime_ns))]
 
 
-def _as_look(channels: Any, values: Any, axis: Any, shape: Any) -> Look:
+def _as_look(channels: Any, values: Any, axis: Any) -> Look:
     """What was read as a `Look`; a ValueError or a TypeError if none could have been written so."""
-    whole = all(type(number) is int for number in (channels, *values, *shape))
-    if not whole or channels not in (1, 3) or axis not in ("", *AXIS_ORDERS) or len(shape) != 3 * bool(axis):
-        raise ValueError(f"is no look: {channels, values, axis, shape}")
+    whole = all(type(number) is int for number in (channels, *values))
+    if not whole or channels not in (1, 3) or axis not in ("", *AXIS_ORDERS):
+        raise ValueError(f"is no look: {channels, values, axis}")
     if values != sorted({value for value in values if 0 <= value <= 255}):
         raise ValueError(f"is no look: values {values}")
-    return Look(channels, tuple(values), axis, tuple(shape))
+    return Look(channels, tuple(values), axis)

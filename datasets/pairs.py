@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from datasets.base import LONGEST_NAME, Defect, Defects
 from datasets.images import PICTURES
-from datasets.nifti import SUFFIXES, stem_of
+from datasets.readers import SUFFIXES, is_volume, itk, stem_of
 
 IMAGES, LABELS = "images", "labels"
 NAME = re.compile(r"[^\W_](?:[\w .()+\-]*[\w)+\-])?|_[\w.\-]+")  # a line of a list; no way out of the folder
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
 
     @property
     def is_volume(self) -> bool:
-        return self.image.name.lower().endswith(SUFFIXES)
+        return is_volume(self.image)
 
 
 def find_pairs(root: Path) -> list[Pair]:
@@ -66,11 +66,11 @@ def look_for_pairs(root: Path) -> tuple[list[Pair], list[Defect]]:
     pairs = [Pair(name, images[name], labels[name]) for name in sorted(set(images) & set(labels))]
     usual = Counter(pair.is_volume for pair in pairs).most_common(1)
     for pair in pairs:
-        if pair.is_volume != usual[0][0] or pair.is_volume != pair.label.name.lower().endswith(SUFFIXES):
-            what = "stands beside files of another kind; expected pictures alone or NIfTI alone, images and labels"
+        if pair.is_volume != usual[0][0] or pair.is_volume != is_volume(pair.label):
+            what = "stands beside files of another kind; expected pictures alone or volumes alone, images and labels"
             defects.append(Defect(pair.image, what))
     if not pairs and not defects:
-        expected = f"pictures ({', '.join(PICTURES)}) or NIfTI ({', '.join(SUFFIXES)})"
+        expected = f"pictures ({', '.join(PICTURES)}) or volumes ({', '.join(SUFFIXES)})"
         defects.append(Defect(root / IMAGES, f"is empty; expected {expected}, and their labels in {LABELS}/"))
     return pairs, defects
 
@@ -79,9 +79,11 @@ def _by_name(folder: Path, defects: list[Defect]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("[!.]*")):
         lower = path.name.lower()
+        if lower.endswith(itk.BESIDE):
+            continue
         if path.is_dir() or not lower.endswith((*PICTURES, *SUFFIXES)):
             expected = ", ".join((*PICTURES, *SUFFIXES))
-            defects.append(Defect(path, f"is neither a picture nor NIfTI; expected {expected}, or move it away"))
+            defects.append(Defect(path, f"is neither a picture nor a volume; expected {expected}, or move it away"))
             continue
         name = stem_of(path).removesuffix("_0000") if folder.name == IMAGES else stem_of(path)
         if not NAME.fullmatch(name):

@@ -1,4 +1,4 @@
-"""Pairs of NIfTI files, image and label, as whole volumes and as the slices of them."""
+"""Pairs of volumes, image and label, as whole volumes and as the slices of them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from datasets.base import Sample, Volume, check_label
 from datasets.cache import CachedSlices
 from datasets.images import to_classes
 from datasets.intensity import Reading
-from datasets.nifti import read_header, read_image
 from datasets.pairs import Pair
+from datasets.readers import read_grid, read_image
 from datasets.synapse import slice_name
 
 _VALUES = 256  # that a label file may hold
@@ -41,8 +41,8 @@ class VolumePairs(Sequence):
 
     def __getitem__(self, index: int) -> Volume:
         (name, image_path, label_path), how = self.pairs[index], self.reading
-        image, geometry = read_image(image_path, how.axis_order, how.orientation)
-        label, _ = read_image(label_path, how.axis_order, how.orientation)
+        image, geometry = read_image(image_path, how.axis_order, how.orientation, spacing=how.spacing)
+        label, _ = read_image(label_path, how.axis_order, how.orientation, spacing=how.spacing)
         if label.shape != image.shape:
             raise ValueError(f"{label_path}: has shape {label.shape} but {image_path.name} {image.shape}; look again")
         image = how.intensity.scale(image, how.intensity.limits(image, image_path), image_path)
@@ -90,7 +90,7 @@ class VolumeSlices(Dataset):
         self._places = [
             (number, index)
             for number, pair in enumerate(self.volumes.pairs)
-            for index in range(read_header(pair.image, reading.axis_order, reading.orientation)[0][0])
+            for index in range(read_grid(pair.image, reading.axis_order, reading.orientation)[0][0])
         ]
         self.names = [slice_name(self.volumes.pairs[number].name, index) for number, index in self._places]
         self._lock = Lock()

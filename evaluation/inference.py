@@ -122,6 +122,7 @@ def preprocessing(config: Config) -> Reading:
         window=cast(tuple[float, float], data.window),
         axis_order=data.axis_order,
         orientation=data.orientation.replace(AS_STORED, ""),
+        spacing=data.spacing,
     )
 
 

@@ -1,4 +1,4 @@
-"""Masks out: NIfTI on the grid of the input, or a PNG or TIFF with the values that the training labels have."""
+"""Masks out: volumes on the grid of the input, or a PNG or TIFF with the values that the training labels have."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from datasets.base import Geometry
-from datasets.nifti_out import write_bytes
+from datasets.readers import itk, nifti
 from utils import atomic_write
 
 _RESOLUTION = (282, 283, 296)  # TIFF tags: pixels per unit along x and y, and the unit
 
 
 def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None, label_values: Sequence[int] = ()) -> None:
-    """Write a mask (D, H, W) uint8 as NIfTI, .nii.gz or .nii, on the grid of the file it belongs to.
+    """Write a mask (D, H, W) uint8 as .nii.gz, .nii, .mha or .nrrd, on the grid of the file it belongs to.
 
     Without a geometry the array is taken as (z, y, x) at unit spacing, as the published code writes it. `label_values`,
     such as (0, 255), are written for class 0, 1, ...; the classes themselves where it is empty.
     """
-    write_bytes(Path(path), mask, geometry or Geometry(), _as_uint8(label_values))
+    reader = itk if Path(path).suffix.lower() in itk.SUFFIXES else nifti
+    reader.write_mask(Path(path), mask, geometry or Geometry(), _as_uint8(label_values))
+
+
+def mask_suffix(source: Path | None) -> str:
+    """The suffix of the mask of a volume: that of the file it came from, or .nii.gz."""
+    suffix = source.suffix.lower() if source else ""
+    return {".mhd": ".mha"}.get(suffix, suffix) if suffix in itk.SUFFIXES else ".nii.gz"
 
 
 def write_image_mask(path: Path, mask: np.ndarray, label_values: Sequence[int], source: Path | None) -> Path:

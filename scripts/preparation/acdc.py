@@ -100,7 +100,9 @@ def _read_info(info: Path) -> tuple[tuple[Path, ...], list[Defect]]:
 def read(case: Case, *, axis_order: str) -> list[Pair]:
     """The image and label of both phases; raises Defects with everything that is wrong with them."""
     hint = ", ".join(f"{index} {name}" for index, name in enumerate(acdc.CLASSES, 1))
-    return read_pairs(case.sources[1:], axis_order, range(len(acdc.CLASSES) + 1), f"{hint}, so download it again")
+    hint = f"{hint}, so download it again"
+    # Public copies carry an sform of unit scale beside a true pixdim.
+    return read_pairs(case.sources[1:], axis_order, range(len(acdc.CLASSES) + 1), hint, spacing="pixdim")
 
 
 def write(case: Case, pairs: Sequence[Pair], out: Path, *, intensity: Intensity) -> Facts:

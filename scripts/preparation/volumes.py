@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets import axes, nifti
 from datasets.base import Defect, Defects, Geometry, defect_of
+from datasets.geometry import check_same_grid
+from datasets.readers import read_image, read_label
+from datasets.readers.orientation import has_orientation, orientation
 from scripts.preparation.pipeline import NO_AXES
 
 
@@ -38,10 +40,13 @@ class Pair(NamedTuple):
         return {"slices": len(self.image), **dict(zip(("background", *names), voxels, strict=True))}
 
 
-def read_pairs(paths: Sequence[Path], axis_order: str, classes: Sequence[int], hint: str) -> list[Pair]:
-    """Read images and labels, in turn. The spacing is that of pixdim, whatever the scale of the sform.
+def read_pairs(
+    paths: Sequence[Path], axis_order: str, classes: Sequence[int], hint: str, spacing: str = "affine"
+) -> list[Pair]:
+    """Read images and labels, in turn.
 
     Args:
+        axis_order, spacing: as of `datasets.readers.nifti.open_image`.
         classes: the class of each raw label 0, 1, ...
         hint: what to do about another one.
 
@@ -51,10 +56,9 @@ def read_pairs(paths: Sequence[Path], axis_order: str, classes: Sequence[int], h
     pairs, defects = [], []
     for image, label in zip(paths[::2], paths[1::2], strict=True):
         arrays, grids = {}, []
-        for path in (image, label):
+        for path, read in ((image, read_image), (label, read_label)):
             try:
-                # Public copies of ACDC carry an sform of unit scale beside a true pixdim.
-                arrays[path], geometry = nifti.read_image(path, axis_order)
+                arrays[path], geometry = read(path, axis_order, spacing=spacing)
                 grids.append((path, arrays[path].shape, geometry))
             except (ValueError, OSError) as error:
                 defects.append(defect_of(path, error))
@@ -70,11 +74,11 @@ def read_pairs(paths: Sequence[Path], axis_order: str, classes: Sequence[int], h
                 defects.append(Defect(label, what))
         try:
             if len(grids) == 2:
-                axes.check_same_grid(*grids[1], *grids[0])
+                check_same_grid(*grids[1], *grids[0])
         except ValueError as error:
             defects.append(defect_of(label, error))
         if not defects:
-            letters = axes.orientation(geometry) if nifti.says_axes(image) else NO_AXES
+            letters = orientation(geometry) if has_orientation(geometry) else NO_AXES
             mapped = np.array(classes, np.uint8)[arrays[label].astype(np.uint8)]
             pairs.append(Pair(arrays[image], mapped, grids[0][2], letters, int(arrays[label].max())))
     if defects:

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from datasets.base import Defects
 from datasets.dicom import dicom_files, is_dicom, read_series
-from datasets.nifti import read_image
+from datasets.readers.nifti import read_image
 from tests.conftest import SHARED
 
 sitk = pytest.importorskip("SimpleITK")

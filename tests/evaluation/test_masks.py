@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,83 +10,27 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from datasets.axes import orientation
 from datasets.base import Geometry
 from datasets.images import read_mask
-from datasets.nifti import read_image
 from evaluation.masks import write_image_mask, write_mask
-from tests.datasets.test_nifti import CODES, EXAMPLES, directions, grid, needs_examples, patched, run_limited, save
+from tests.conftest import geometry as grid
+from tests.datasets.readers.test_nifti import run
 
 sitk = pytest.importorskip("SimpleITK")
-
-
-@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1), (2, 4)], ids="qform{0[0]} sform{0[1]}".format)
-def test_the_mask_has_exactly_the_grid_of_its_input(tmp_path, codes):
-    rng = np.random.default_rng(3)
-    for direction in directions():
-        spacing, origin = rng.uniform(0.3, 5.0, 3), rng.normal(0.0, 200.0, 3)
-        plain = save(tmp_path / "plain.nii", np.zeros((2, 3, 4), np.int16), spacing, origin, direction)
-        source = patched(tmp_path / "source.nii", plain, "2h", 252, *codes)
-        array, geometry = read_image(source)
-        write_mask(tmp_path / "mask.nii.gz", array.astype(np.uint8), geometry)
-        assert grid(tmp_path / "mask.nii.gz") == grid(source)
-
-
-@needs_examples
-@pytest.mark.parametrize("case", ["ct01", "ct02", "mr01"])
-def test_real_labels_come_back_voxel_by_voxel_on_their_own_grid(tmp_path, case):
-    image = EXAMPLES / f"{case}_image.nii.gz"
-    label, geometry = read_image(EXAMPLES / f"{case}_label.nii.gz")
-    write_mask(tmp_path / "mask.nii.gz", label.astype(np.uint8), read_image(image)[1])
-    assert grid(tmp_path / "mask.nii.gz") == grid(image)
-    written, original = (
-        sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        for path in (tmp_path / "mask.nii.gz", EXAMPLES / f"{case}_label.nii.gz")
-    )
-    np.testing.assert_array_equal(written, original)
-    assert orientation(geometry) == {"ct01": "RAS", "ct02": "LPS", "mr01": "LPS"}[case]
-
-
-@needs_examples
-def test_a_mask_goes_back_into_every_orientation(tmp_path):
-    """The network sees the same array of each of the 48 files; its mask lies where each of them lies."""
-    scan = sitk.ReadImage(str(EXAMPLES / "ct01_image.nii.gz"))[20:60, 30:60, 40:60]
-    for code in CODES:
-        turned = sitk.DICOMOrient(scan, code)
-        sitk.WriteImage(turned, str(tmp_path / "scan.nii"))
-        array, geometry = read_image(tmp_path / "scan.nii", "zxy", "RAS")
-        write_mask(tmp_path / "mask.nii.gz", (array > 100).astype(np.uint8), geometry)
-        assert grid(tmp_path / "mask.nii.gz") == grid(tmp_path / "scan.nii"), code
-        written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
-        np.testing.assert_array_equal(written, sitk.GetArrayFromImage(turned) > 100, err_msg=code)
-
-
-@pytest.mark.parametrize(("axis_order", "towards"), [("zxy", "RAS"), ("zxy", "PIR"), ("zyx", ""), ("xyz", "")])
-def test_a_mask_goes_back_onto_an_oblique_grid(tmp_path, axis_order, towards):
-    rng = np.random.default_rng(4)
-    for direction in directions():
-        zyx = rng.integers(0, 9, (3, 4, 5)).astype(np.uint8)
-        source = save(tmp_path / "source.nii", zyx, rng.uniform(0.3, 5.0, 3), rng.normal(0.0, 200.0, 3), direction)
-        array, geometry = read_image(source, axis_order, towards)
-        write_mask(tmp_path / "mask.nii", array, geometry)
-        assert grid(tmp_path / "mask.nii") == grid(source)
-        np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii"))), zyx)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bounds the memory by Linux's means")
 @pytest.mark.parametrize("axes", ["zxy", "xyz"])
 def test_a_mask_on_the_disk_is_written_without_a_copy(tmp_path, axes):
-    """320 MB in 64 MB more than the mapped mask, where a copy does not fit."""
+    """320 MB in 64 MiB, where a copy takes all of it."""
     code = (
-        "from datasets.base import Geometry\n"
         "mask = np.memmap(sys.argv[1], np.uint8, 'w+', shape=(500, 800, 800))\n"
         "mask[1, 2, 3] = 7\n"
-        "limit(64)\n"
+        "before = peak()\n"
         "write_mask(sys.argv[2], mask, Geometry(axis_order=sys.argv[3], flips='y'))\n"
-        "try: np.array(mask)\n"
-        "except MemoryError: print('no room')\n"
+        "print(peak() - before)\n"
     )
-    assert run_limited(code, tmp_path / "mask", tmp_path / "mask.nii.gz", axes) == "no room"
+    assert float(run(code, tmp_path / "mask", tmp_path / "mask.nii.gz", axes)) < 64
     written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
     # z, x, y or x, y, z is 1, 2, 3, and y counts from the other end.
     place = {"zxy": (1, 800 - 1 - 3, 2), "xyz": (3, 800 - 1 - 2, 1)}[axes]
@@ -95,8 +38,9 @@ def test_a_mask_on_the_disk_is_written_without_a_copy(tmp_path, axes):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bounds a file's size by Linux's means")
-def test_a_full_disk_keeps_the_mask_that_was_there(tmp_path):
-    path = tmp_path / "mask.nii.gz"
+@pytest.mark.parametrize("name", ["mask.nii.gz", "mask.mha", "mask.nrrd"])
+def test_a_full_disk_keeps_the_mask_that_was_there(tmp_path, name):
+    path = tmp_path / name
     write_mask(path, np.zeros((2, 3, 4), np.uint8), None)
     before = path.read_bytes()
     code = (
@@ -105,9 +49,9 @@ def test_a_full_disk_keeps_the_mask_that_was_there(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "mask = np.random.default_rng(0).integers(0, 255, (9, 200, 200)).astype(np.uint8)\n"
         "try: write_mask(sys.argv[1], mask, None)\n"
-        "except OSError as error: print(error.filename, error.strerror)\n"
+        "except OSError as error: print(error.filename)\n"
     )
-    assert run_limited(code, path) == f"{path} File too large"
+    assert run(code, path) == str(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
@@ -130,35 +74,19 @@ def test_classes_are_written_as_the_labels_had_them(tmp_path, values):
 
 
 def test_equal_masks_make_equal_files(tmp_path):
-    geometry = Geometry((0.7, 0.8, 3.0), (1.1, 2.2, 3.3), tuple(directions()[0].ravel()), "zxy")
+    geometry = Geometry((0.7, 0.8, 3.0), (1.1, 2.2, 3.3), (0.6, 0.8, 0, 0.8, -0.6, 0, 0, 0, 1), "zxy")
     mask = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     for name in ("a.nii.gz", "b.nii.gz"):
         write_mask(tmp_path / name, mask, geometry)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [
-        (os.fsdecode(b"\xff.nii"), ValueError),  # SimpleITK would end the process
-        ("nowhere/mask.nii.gz", OSError),
-    ],
-)
-def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, name, error):
-    with pytest.raises(error) as caught:
+@pytest.mark.parametrize("name", ["nowhere/mask.nii.gz", "nowhere/mask.mha"])
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, name):
+    with pytest.raises(OSError) as caught:
         write_mask(tmp_path / name, np.zeros((2, 2, 2), np.uint8), None)
     assert len(str(caught.value).splitlines()) == 1 and str(tmp_path) in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_write_keeps_the_mask_that_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "mask.nii.gz"
-    write_mask(path, np.zeros((2, 3, 4), np.uint8), None)
-    before = path.read_bytes()
-    monkeypatch.setattr(sitk, "WriteImage", lambda image, name, **_: Path(name).write_bytes(before[:-9]))
-    with pytest.raises(OSError, match="ends early"):
-        write_mask(path, np.ones((2, 3, 4), np.uint8), None)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 SIZE = (7, 5)
