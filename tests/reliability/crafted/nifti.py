@@ -23,27 +23,8 @@ def _header(*fields: tuple[int, str, tuple[float, ...]]) -> Write:
     return write
 
 
-def _nifti_bomb(path: Path, scene: Scene) -> None:
-    """The good image, and behind it 2 GB of zeros in 2 MB: gzip allows any number of members."""
-    path.write_bytes(scene.good + gzip.compress(bytes(2**25), 9) * 64)
-
-
-def _nifti_bomb_as_promised(path: Path, scene: Scene) -> None:
-    """A header that promises 8 GB, and gzip members that hold them."""
-    header = bytearray(gzip.decompress(scene.good)[:352])
-    struct.pack_into("<8h", header, 40, 3, 32767, 32767, 8, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, 4, 16)
-    path.write_bytes(gzip.compress(bytes(header)) + gzip.compress(bytes(2**25), 9) * 512)
-
-
 def _dims(*dims: int) -> tuple[int, str, tuple[int, ...]]:
     return 40, "8h", (*dims, *[1] * (8 - len(dims)))
-
-
-def _nifti_two(path: Path, scene: Scene) -> None:
-    header = bytearray(540)
-    struct.pack_into("<i8s", header, 0, 540, b"n+2\0\r\n\x1a\n")
-    path.write_bytes(gzip.compress(bytes(header)))
 
 
 def _extension(path: Path, scene: Scene) -> None:
@@ -76,31 +57,16 @@ def _big_endian(path: Path, scene: Scene) -> None:
 
 _NAN = float("nan")
 NIFTI: dict[str, Write] = {
-    "claims 32767^3 voxels": _header(_dims(3, 32767, 32767, 32767)),
-    "gzip bomb": _nifti_bomb,
-    "gzip bomb as promised": _nifti_bomb_as_promised,
     "claims 32767^3 voxels of 8 bytes": _header(_dims(3, 32767, 32767, 32767), (70, "2h", (64, 64))),
-    "claims 10^9 voxels": _header(_dims(3, 1000, 1000, 1000)),
     "seven dimensions": _header(_dims(7, 40, 40, 3, 2, 2, 2, 2)),
     "32767 dimensions": _header(_dims(32767, 40, 40, 3)),
-    "no dimensions": _header(_dims(0, 40, 40, 3)),
-    "-1 dimensions": _header(_dims(-1, 40, 40, 3)),
-    "a negative side": _header(_dims(3, -40, 40, 3)),
     "a side of 0": _header(_dims(3, 0, 40, 3)),
     "voxels begin at 10^30": _header((108, "f", (1e30,))),
-    "voxels begin nowhere": _header((108, "f", (_NAN,))),
     "voxels begin after the end": _header((108, "f", (60000.0,))),
     "RGB": _header((70, "2h", (128, 24))),
-    "complex": _header((70, "2h", (32, 64))),
-    "bits": _header((70, "2h", (1, 1))),
-    "no such type": _header((70, "2h", (-77, 32))),
     "type and bits differ": _header((70, "2h", (64, 8))),
-    "spacing NaN": _header((80, "f", (_NAN,))),
-    "spacing -1": _header((80, "3f", (-1.0, -1.0, -1.0))),
-    "spacing 0": _header((80, "3f", (0.0, 0.0, 0.0))),
     "position infinite": _header((280, "12f", (float("inf"),) * 12)),
     "direction of zeros": _header((252, "2h", (0, 1)), (280, "12f", (0.0,) * 12)),
-    "NIfTI-2": _nifti_two,
     "header and image apart": _header((344, "4s", (b"ni1\0",))),
     "cut before its checksum": lambda path, scene: path.write_bytes(scene.good[:-8]),
     "header alone": lambda path, scene: path.write_bytes(gzip.compress(gzip.decompress(scene.good)[:352])),
@@ -109,6 +75,8 @@ NIFTI: dict[str, Write] = {
 }
 
 NIFTI_SOUND: dict[str, Write] = {
+    "spacing NaN": _header((80, "f", (_NAN,))),
+    "spacing 0": _header((80, "3f", (0.0, 0.0, 0.0))),
     "header extension of 2 GB": _extension,
     "scale NaN": _header((112, "2f", (_NAN, 0.0)), (70, "2h", (4, 16))),
     "not packed": lambda path, scene: path.write_bytes(gzip.decompress(scene.good)),
