@@ -87,7 +87,7 @@ def test_volumes_with_and_without_geometry(tmp_path: Path) -> None:
     for folder, geometry in ((make_volumes(tmp_path / "own", 2, 3), GEOMETRY), (published, None)):
         for entries in (["case_002"], ["case_002_volume_ED.npz", "case_002_volume_ES"]):
             volumes = AcdcVolumes(folder, entries, 4)
-            assert [volume.name for volume in volumes] == volumes.names == ["case_002_ED", "case_002_ES"]
+            assert [volume.name for volume in volumes] == volumes.cases == ["case_002_ED", "case_002_ES"]
             assert [path.name for path in volumes.files] == ["case_002_volume_ED.npz", "case_002_volume_ES.npz"]
             for volume, phase in zip(volumes, ("ED", "ES"), strict=True):
                 np.testing.assert_array_equal(volume.image, case(2, phase)[0])

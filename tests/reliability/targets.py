@@ -138,6 +138,7 @@ TARGETS = {
         "looked/lists/looked.json",
         *("train", lambda box: box.own_words("looked")),
         short=(0, 1),
+        long=(0, 28),  # what cannot be believed is inspected again
         cut_is_bad=False,
         keeps=("looked/lists/looked.json",),
         also=("looked/images/", "looked/labels/"),
@@ -235,7 +236,7 @@ TARGETS = {
     "val.txt": Target(
         "lists_with_val/val.txt",
         *("train", lambda box: box.train_words("--list_dir", box["lists_with_val"])),
-        *(attacks.LISTS, (1, 1)),
+        *(attacks.LISTS, (1, 1), (99, 28)),
         cut_is_bad=False,
         also=_MISSING,
     ),
