@@ -108,8 +108,9 @@ def test_forward(published: tuple[str, nn.Module], dtype: str, device: str, long
             if dtype == "f64":
                 assert golden.relative(ours, theirs) < 1e-9, key
             else:
-                # Batch norm in train mode: float32 itself is off by up to 3.4e-5 there, on another CPU otherwise.
-                assert abs(ours - theirs).max() < max(2e-5, recorded[key]["max_abs_f32_minus_f64"]), key
+                # Batch norm in train mode: float32 is off by up to 3.4e-5 there, and by 3 times that on a CPU without
+                # AVX-512; float64 is held to 1e-9 above.
+                assert abs(ours - theirs).max() < max(2e-5, 5 * recorded[key]["max_abs_f32_minus_f64"]), key
             total, rel = recorded[key][dtype]["abssum"], {"f64": 1e-9, "f32": 1e-4}[dtype]
             assert value.double().abs().sum().item() == pytest.approx(total, rel=rel), key
             compared += 1

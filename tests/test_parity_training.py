@@ -96,7 +96,9 @@ def test_trajectory(name: str, dtype: str, tmp_path: Path) -> None:
                 # No loss term. Float32 sums in another order with other threads, and a near tie of the channel sort
                 # that flips gives two pairs of channels another gradient: 5e-3 on one processor with one thread.
                 return max(1e-3 if step == 0 else 1e-2, 10 * gap)
-            return 1e-6 if step == 0 else max(1e-4, 10 * gap)
+            if step == 0:  # near ties of the channel sort may flip
+                return max(1e-5, 10 * gap) if key == "loss_kd" else 1e-6
+            return max(2e-3 if key == "loss_kd" else 1e-4, 10 * gap)
 
         assert lr == pytest.approx(recorded["lr_used"], rel=1e-12)
         assert trainer.schedule.lr_after(step) == pytest.approx(recorded["lr_set_after"], rel=1e-12)
@@ -112,7 +114,8 @@ def test_trajectory(name: str, dtype: str, tmp_path: Path) -> None:
         assert state[key].double().sum().item() == pytest.approx(total, abs=rel * absolute), key
     for key in figures["final_samples"]:
         ours, theirs = golden.sampled(state[key], found, key, dtype)
-        assert golden.relative(ours, theirs) < (1e-7 if dtype == "f64" else 1e-3), key
+        # AdamW divides by the gradient's own size: 2e-3 in float32 on a CPU without AVX-512.
+        assert golden.relative(ours, theirs) < (1e-7 if dtype == "f64" else 1e-2), key
 
 
 def gradient_norm(network: torch.nn.Module) -> float:
