@@ -213,7 +213,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            other = path.read_text(errors="replace")[:200] or "another process"
+            other = path.read_text("utf-8", errors="replace")[:200] or "another process"
             raise ValueError(f"{folder}: is in use by {other}; wait until it ends, or give another folder") from None
         except NotImplementedError:
             _log.warning("%s: this file system has no locks; make sure that no other run writes there", folder)

@@ -27,13 +27,13 @@ from tests.conftest import NETWORK, ROOT, TINY_SWIN, geometry, make_synapse, tra
 
 
 def rows_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_run_s_folder(trained: tuple[Path, Path]) -> None:
     _, run = trained
     assert {"config.yaml", "log.txt", "metrics.jsonl", "log", "last.pth", "best.pth"} == {p.name for p in run.iterdir()}
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert (
         config["ENVIRONMENT"]["torch"] == torch.__version__.split("+")[0]
         or config["ENVIRONMENT"]["torch"] == torch.__version__
@@ -60,13 +60,13 @@ def test_the_next_command_can_be_pasted(synapse: Path, tmp_path: Path, capsys: p
 
 def test_evaluation_from_the_run_folder_alone(run: Path) -> None:
     assert test_command.main(["--output_dir", str(run)]) == 0
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     for convention in ("published", "strict"):
         assert {"dice", "hd95", "jaccard", "assd", "per_class"} <= set(summary[convention])
         assert len(summary[convention]["per_class"]) == 8
     assert [case["name"] for case in summary["cases"]] == ["case0100", "case0101"]
     assert 0 <= summary["published"]["dice"] <= 1
-    with open(run / "per_case.csv", newline="") as file:
+    with open(run / "per_case.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 16
     for case in ("case0100", "case0101"):
         mask = sitk.ReadImage(str(run / "predictions" / f"{case}.nii.gz"))
@@ -79,7 +79,7 @@ def test_metrics_by_medpy_are_the_same(run: Path) -> None:
     summaries = []
     for metrics in ("fast", "medpy"):
         assert test_command.main(["--output_dir", str(run), "--metrics", metrics, "--output", str(run / metrics)]) == 0
-        summaries.append(json.loads((run / metrics / "summary.json").read_text())["published"])
+        summaries.append(json.loads((run / metrics / "summary.json").read_text(encoding="utf-8"))["published"])
     fast, medpy = ({m: summary[m] for m in ("dice", "hd95", "jaccard", "assd")} for summary in summaries)
     assert fast == pytest.approx(medpy, rel=1e-9)
 
@@ -110,7 +110,7 @@ def test_a_file_of_weights_elsewhere(trained: tuple[Path, Path], tmp_path: Path)
         str(tmp_path / "out"),
     ]
     assert test_command.main([*words, *NETWORK]) == 0
-    assert json.loads((tmp_path / "out/summary.json").read_text())["cases"]
+    assert json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))["cases"]
     assert not (tmp_path / "summary.json").exists()
     assert test_command.main(["--checkpoint", str(run), "--output", str(tmp_path / "out2")]) == 0
     assert (tmp_path / "out/per_case.csv").read_bytes() == (tmp_path / "out2/per_case.csv").read_bytes()
@@ -171,7 +171,12 @@ def test_a_cache_changes_nothing(synapse: Path, tmp_path: Path) -> None:
     for number, extra in enumerate(([], ["--cache", tmp_path / "cache"], ["--cache", tmp_path / "cache"])):
         run = tmp_path / str(number)
         assert train(synapse, run, "--val_cases", 1, *extra) == 0
-        found.append((torch.load(run / "last.pth", weights_only=True)["model"], (run / "metrics.jsonl").read_text()))
+        found.append(
+            (
+                torch.load(run / "last.pth", weights_only=True)["model"],
+                (run / "metrics.jsonl").read_text(encoding="utf-8"),
+            )
+        )
     assert list((tmp_path / "cache").iterdir())
     for weights, metrics in found[1:]:
         assert metrics == found[0][1]
@@ -185,7 +190,7 @@ def test_an_evaluation_in_bfloat16(run: Path) -> None:
     summaries = []
     for precision in ("float32", "bfloat16"):
         assert test_command.main(["--output_dir", str(run), "--precision", precision, *SLOW]) == 0
-        summaries.append(json.loads((run / "summary.json").read_text()))
+        summaries.append(json.loads((run / "summary.json").read_text(encoding="utf-8")))
         assert precision in (run / "report.html").read_text(encoding="utf-8")
     dice = [summary["published"]["dice"] for summary in summaries]
     assert dice[1] == pytest.approx(dice[0], abs=0.05)
@@ -338,6 +343,6 @@ def test_the_published_command_lines_verbatim(clone: Path, long: bool) -> None:
     assert sum(v.numel() for v in state["model"].values()) == 27_168_900
     done = command("test.py", PUBLISHED_TEST)
     assert done.returncode == 0, done.stderr
-    summary = json.loads((clone / "11_1/summary.json").read_text())
+    summary = json.loads((clone / "11_1/summary.json").read_text(encoding="utf-8"))
     assert [case["name"] for case in summary["cases"]] == ["case0100"]
     assert geometry(clone / "11_1/predictions/case0100.nii.gz")[0] == (64, 64, 1)

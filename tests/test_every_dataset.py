@@ -41,7 +41,7 @@ def small(cfg: Path) -> list[str]:
 
 
 def summary_of(run: Path) -> dict:
-    return json.loads((run / "summary.json").read_text())
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_acdc_validates_by_class_unless_it_is_told_otherwise(prepared: dict[str,
         run = tmp_path / how
         words = ["--cfg", str(cfg), "--root_path", str(prepared["ACDC"]), "--output_dir", str(run)]
         assert train_command.main([*words, *small(cfg), "TRAIN.VAL_DICE", how]) == 0
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         keys[how] = {key for row in rows for key in row if key.startswith("val_")}
     assert keys["lumped"] == {"val_dice", "val_foreground"}
     assert {"val_right_ventricle", "val_left_ventricle"} <= keys["per_class"]
@@ -134,11 +134,13 @@ def test_cross_validation_in_one_command(
     words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
     words += [f"--output_dir={out}", "--folds", "2", "--max_epochs", "1", "--workers", "0", *UNET]
     assert train_command.main(words) == 0
-    result = json.loads((out / "cross_validation.json").read_text())
-    parts = json.loads((root / "lists/folds_2.json").read_text())["folds"]
+    result = json.loads((out / "cross_validation.json").read_text(encoding="utf-8"))
+    parts = json.loads((root / "lists/folds_2.json").read_text(encoding="utf-8"))["folds"]
     tested = [name for part in parts for name in part]
     assert [case["name"] for case in result["cases"]] == tested and len(tested) == len(set(tested))
-    assert not set(tested) & set((root / "lists/test.txt").read_text().splitlines()), "the test set is in no fold"
+    assert not set(tested) & set((root / "lists/test.txt").read_text(encoding="utf-8").splitlines()), (
+        "the test set is in no fold"
+    )
     dice = [case["strict"]["dice"] for case in result["cases"]]
     assert result["strict"]["over_cases"]["dice"]["mean"] == pytest.approx(np.mean(dice))
     assert result["strict"]["over_cases"]["dice"]["std"] == pytest.approx(np.std(dice, ddof=1))

@@ -28,12 +28,12 @@ def test_by_its_yaml_alone(name: str, synapse: Path, tmp_path: Path) -> None:
     cfg, run = small_config(name, tmp_path), tmp_path / "run"
     where = ["--dataset", "Synapse", "--root_path", str(synapse), "--cfg", str(cfg)]
     assert train_command.main([*where, "--output_dir", str(run), "--val_cases", "1", "--use-checkpoint"]) == 0
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(rows[0][term] > 0 for term in ("loss", "ce", "dice_loss", "scr", "ifd"))
     resumed = [*where, "--output_dir", str(run), "--val_cases", "1", "--resume", "--max_epochs", "2"]
     assert train_command.main(resumed) == 0
     assert test_command.main(["--output_dir", str(run), "--root_path", str(synapse)]) == 0
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert [case["name"] for case in summary["cases"]] == ["case0100"]
     for out in ("out.pth", "out.safetensors"):
         assert export_weights.main([str(run), str(tmp_path / out)]) == 0
@@ -64,7 +64,7 @@ def test_a_network_may_start_from_several_files(
         "resnet34.pth",
         "swin_tiny_patch4_window7_224.pth",
     ]
-    content = yaml.safe_load(cfg.read_text())
+    content = yaml.safe_load(cfg.read_text(encoding="utf-8"))
     content["MODEL"]["PRETRAIN_CKPT"] = [str(tmp_path / name) for name in ("absent.pth", "a.pth", "b.pth")]
     cfg.write_text(yaml.safe_dump(content))
     for name in ("a.pth", "b.pth"):
@@ -73,6 +73,6 @@ def test_a_network_may_start_from_several_files(
     words = ["--dataset", "Synapse", "--root_path", str(synapse), "--cfg", str(cfg)]
     assert train_command.main([*words, "--output_dir", str(tmp_path / "run"), "--max_iterations", "1"]) == 0
     said = [message for message in caplog.messages if "ImageNet weights" in message or "tensors loaded" in message]
-    log = (tmp_path / "run/log.txt").read_text()
+    log = (tmp_path / "run/log.txt").read_text(encoding="utf-8")
     assert all(message in log for message in said), "the log begins with what was said before its folder was made"
     assert ["absent.pth" in said[0], "a.pth" in said[1], "b.pth" in said[2]] == [True] * 3 and len(said) == 3

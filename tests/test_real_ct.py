@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_summary_is_finite(run: Path) -> None:
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert [case["name"] for case in summary["cases"]] == ["ct02"]
     assert all(math.isfinite(summary["published"][metric]) for metric in ("dice", "hd95", "jaccard", "assd"))
 

@@ -195,7 +195,7 @@ def test_a_test_writes_nothing_where_the_configuration_of_a_run_says(
     run: Path, trained: tuple[Path, Path], tmp_path: Path, refused: Refused
 ) -> None:
     """Not the phantoms, not what was seen of images, not a cache; phantoms are made in the folder that is given."""
-    text, data = (run / "config.yaml").read_text(), tmp_path / "data"
+    text, data = (run / "config.yaml").read_text(encoding="utf-8"), tmp_path / "data"
     words = ["--checkpoint", run, "--output", tmp_path / "o"]
 
     def configure(**keys: object) -> None:
@@ -291,4 +291,4 @@ def test_out_of_memory_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, r
 
     monkeypatch.setattr(predict, "sum_heads", full)
     assert "out of memory; give a smaller --batch_size" in refused(test_command.main, ["--output_dir", run])
-    assert "Many lines" in (run / "test_log.txt").read_text(), "the whole story is in the log"
+    assert "Many lines" in (run / "test_log.txt").read_text(encoding="utf-8"), "the whole story is in the log"

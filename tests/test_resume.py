@@ -51,7 +51,7 @@ def test_another_configuration_does_not_resume(
 
 def another_order(root: Path) -> None:
     path = root / "lists/train.txt"
-    path.write_text("\n".join(sorted(path.read_text().split(), key=lambda name: name[::-1])))
+    path.write_text("\n".join(sorted(path.read_text(encoding="utf-8").split(), key=lambda name: name[::-1])))
 
 
 def another_slice(root: Path) -> None:
@@ -63,7 +63,7 @@ def another_slice(root: Path) -> None:
 def another_case(root: Path) -> None:
     for path in [*root.glob("train_npz/case0000*"), root / "lists/train.txt"]:
         if path.suffix == ".txt":
-            path.write_text(path.read_text().replace("case0000", "case0007"))
+            path.write_text(path.read_text(encoding="utf-8").replace("case0000", "case0007"))
         else:
             path.rename(path.with_name(path.name.replace("case0000", "case0007")))
 
@@ -88,7 +88,7 @@ def test_other_data_do_not_resume(
 
 def test_another_validation_case_does_not_resume(synapse: Path, tmp_path: Path, refused: Callable) -> None:
     run, lists = tmp_path / "run", synapse / "lists"
-    names = (lists / "train.txt").read_text().split()
+    names = (lists / "train.txt").read_text(encoding="utf-8").split()
     (lists / "train.txt").write_text("\n".join(names[:2]))
     (lists / "val.txt").write_text("\n".join(names[3:5]))
     words = ["--root_path", synapse, "--list_dir", lists, "--output_dir", run, "--max_epochs"]
@@ -116,4 +116,4 @@ def test_weights_alone_do_not_resume(run: Path, trained: tuple, refused: Callabl
 def test_divergence_ends_with_code_3(synapse: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert train(synapse, tmp_path / "run", "--base_lr", "9e5", "--max_epochs", 9) == 3
     assert "times in a row" in capsys.readouterr().err
-    assert "case0" in (tmp_path / "run/log.txt").read_text(), "the slices are named"
+    assert "case0" in (tmp_path / "run/log.txt").read_text(encoding="utf-8"), "the slices are named"

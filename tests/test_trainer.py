@@ -93,7 +93,7 @@ def build(
 
 
 def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def weights(trainer: Trainer) -> list[Tensor]:
@@ -216,7 +216,7 @@ def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, stop_at: int, a
         first.fit()
     assert stop.value.code == 143
     # A line written after the save, as by a run that was killed later, is dropped and made again.
-    with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
+    with open(tmp_path / "cut" / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 99, "loss": 0.0}) + "\n")
     second = build(tmp_path / "cut", options=options, seed=99)
     path = tmp_path / "cut" / "last.pth"

@@ -75,12 +75,12 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     for name in ("a.json", ".partial-a.json", "log.txt"):
         (folder / name).symlink_to(other)
     utils.atomic_write(folder / "a.json", lambda path: path.write_text("new"))
-    assert (folder / "a.json").read_text() == "new" and not (folder / "a.json").is_symlink()
+    assert (folder / "a.json").read_text(encoding="utf-8") == "new" and not (folder / "a.json").is_symlink()
     os.mkfifo(folder / "pipe")
     for name in ("log.txt", "pipe"):
         with utils.logging_session("x"), pytest.raises(OSError, match=name):
             utils.log_to(folder / name)
-    assert other.read_text() == "kept"
+    assert other.read_text(encoding="utf-8") == "kept"
 
 
 def test_a_run_s_folder_may_be_a_link_and_holds_none(tmp_path: Path) -> None:

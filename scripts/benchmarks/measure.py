@@ -101,7 +101,7 @@ def _run(set_up: Callable[[Settings], Work], settings: Settings) -> Run:
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again
     before = _peak_gb()
     while sum(seconds[1:]) < 0.1 and (not seconds or seconds[0] < _LONG_SECONDS):
         start = timer()

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -191,14 +192,21 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
         yield map
         return
     # Spawned, not forked: a fork would take over the locks of libraries that already run threads.
-    context, quiet = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=quiet) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         try:
             yield pool.map
         except BrokenProcessPool:
             raise OSError(f"a process of --jobs {workers} was killed, is memory short? Give fewer") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the main process, and end with it: one that is killed says so to nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (main.join(), os._exit(1)), daemon=True).start()
 
 
 def _report(plan: Plan, done: Sequence[tuple[Case, Facts]], out: Path) -> None:

@@ -103,7 +103,7 @@ async def _run(step: str, command: Sequence[str], folder: Path, environment: Map
     """Run a command and add to the time of the step; returns the exit code, as a shell has it."""
     folder.mkdir(parents=True, exist_ok=True)
     times, log, begun = folder / _TIMES, folder / "output.txt", time.monotonic()
-    with open(log, "a", opener=no_link) as output:
+    with open(log, "a", encoding="utf-8", opener=no_link) as output:
         process = await asyncio.create_subprocess_exec(
             *command,
             env=environment,

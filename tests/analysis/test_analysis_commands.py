@@ -36,7 +36,7 @@ def analysed(trained: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def test_similarity_writes_a_figure_numbers_and_matrices(analysed: Path) -> None:
-    found = json.loads((analysed / "similarity.json").read_text())
+    found = json.loads((analysed / "similarity.json").read_text(encoding="utf-8"))
     assert (found["network"], found["dataset"], found["images"]) == ("swin_unet", "Synapse", 6)
     rows = {row["layer"]: row for row in found["layers"]}
     assert list(rows) == [
@@ -63,7 +63,7 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 def test_gradcam_writes_a_strip_numbers_and_maps(analysed: Path) -> None:
-    found = json.loads(only(analysed, "gradcam_case0100_*.json").read_text())
+    found = json.loads(only(analysed, "gradcam_case0100_*.json").read_text(encoding="utf-8"))
     assert found["class_name"] != "background" and found["logits_summed_over"] in ("prediction", "all")
     assert [row["layer"] for row in found["layers"]] == [
         *(f"encoder[{k}][1]" for k in range(4)),
@@ -86,7 +86,7 @@ def test_the_fractions_are_those_of_the_heat(trained: tuple[Path, Path], tmp_pat
 
     more = ("--case", "case0101", "--slice", 2, "--class", "Left Kidney", "--layers", "final", "swin_unet.norm_up")
     assert gradcam.main(words(trained[1], tmp_path, *more)) == 0
-    found = json.loads((tmp_path / "gradcam_case0101_slice2_left_kidney.json").read_text())
+    found = json.loads((tmp_path / "gradcam_case0101_slice2_left_kidney.json").read_text(encoding="utf-8"))
     assert (found["slice"], found["class"], found["class_name"]) == (2, 3, "left kidney")
     truth = read_volume(volume_path(trained[0] / "test_vol_h5", "case0101"), 9).label[1] == 3
     assert found["truth_share_of_pixels"] == pytest.approx(truth.mean()) and truth.any()
@@ -101,7 +101,7 @@ def test_the_fractions_are_those_of_the_heat(trained: tuple[Path, Path], tmp_pat
 def test_layers_and_images_that_are_asked_for(trained: tuple[Path, Path], tmp_path: Path) -> None:
     layers = ("--layers", "swin_unet.patch_embed.proj", "decoder[0][1]", "--images", 2)
     assert similarity.main(words(trained[1], tmp_path, *layers)) == 0
-    found = json.loads((tmp_path / "similarity.json").read_text())
+    found = json.loads((tmp_path / "similarity.json").read_text(encoding="utf-8"))
     assert found["images"] == 2
     assert [(row["layer"], row["module"], row["channels"]) for row in found["layers"]] == [
         ("swin_unet.patch_embed.proj", "swin_unet.patch_embed.proj", 8),
@@ -113,10 +113,10 @@ def test_a_ct_without_labels(trained: tuple[Path, Path], tmp_path: Path) -> None
     path = write_ct(tmp_path / "patient.nii.gz")
     for command in COMMANDS.values():
         assert command(words(trained[1], tmp_path / "out", "--input", path)) == 0
-    found = json.loads(only(tmp_path, "out/gradcam_patient_*.json").read_text())
+    found = json.loads(only(tmp_path, "out/gradcam_patient_*.json").read_text(encoding="utf-8"))
     assert 1 <= found["slice"] <= 5 and found["truth_share_of_pixels"] is None
     assert {row["share_in_truth"] for row in found["layers"]} == {None}
-    assert json.loads((tmp_path / "out/similarity.json").read_text())["images"] == 5
+    assert json.loads((tmp_path / "out/similarity.json").read_text(encoding="utf-8"))["images"] == 5
 
 
 def test_a_color_image_that_is_not_square(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_class_that_is_predicted_nowhere_is_said(
     torch.save(state, run / "best.pth")
     assert gradcam.main(words(run, tmp_path / "out", "--class", "liver", "--layers", "encoder[0][0]")) == 0
     assert "liver is predicted nowhere in slice" in capsys.readouterr().out
-    found = json.loads(only(tmp_path, "out/gradcam_case0100_*.json").read_text())
+    found = json.loads(only(tmp_path, "out/gradcam_case0100_*.json").read_text(encoding="utf-8"))
     assert (found["logits_summed_over"], found["prediction_share_of_pixels"]) == ("all", 0)
     assert found["layers"][0]["share_in_prediction"] is None
 

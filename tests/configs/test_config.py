@@ -133,7 +133,7 @@ def test_frozen_and_written_back(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(config_text(config, {"torch": "1", "processor": "any"}))
     assert get_config(file) == config
-    assert yaml.safe_load(file.read_text())["ENVIRONMENT"]["torch"] == "1"
+    assert yaml.safe_load(file.read_text(encoding="utf-8"))["ENVIRONMENT"]["torch"] == "1"
 
 
 def test_the_configuration_of_an_earlier_run_loads() -> None:
@@ -146,7 +146,7 @@ def test_the_configuration_of_an_earlier_run_loads() -> None:
 def test_every_shipped_yaml_builds_and_holds_only_what_differs(file: Path) -> None:
     config = get_config(file)
     network_of(config)
-    content = yaml.safe_load(file.read_text())
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     published = {
         "MODEL.SWIN.FINAL_UPSAMPLE",
         "MODEL.SWIN.EMBED_DIM",

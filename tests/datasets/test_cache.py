@@ -150,12 +150,12 @@ def test_a_changed_source_is_read_anew(
 
 
 def shorter(root: Path) -> None:
-    names = (root / "lists/train.txt").read_text().split()
+    names = (root / "lists/train.txt").read_text(encoding="utf-8").split()
     (root / "lists/train.txt").write_text("\n".join(names[:-1]))
 
 
 def reordered(root: Path) -> None:
-    names = (root / "lists/train.txt").read_text().split()
+    names = (root / "lists/train.txt").read_text(encoding="utf-8").split()
     (root / "lists/train.txt").write_text("\n".join(reversed(names)))
 
 
@@ -223,7 +223,7 @@ def test_a_damaged_index_is_made_anew(synapse: Path, tmp_path: Path, content: st
 
 def test_the_index_tells_what_is_cached(synapse: Path, tmp_path: Path) -> None:
     cached(synapse, tmp_path / "c")
-    index = json.loads(files(tmp_path / "c")[".json"].read_text())
+    index = json.loads(files(tmp_path / "c")[".json"].read_text(encoding="utf-8"))
     source = slice_path(synapse / "train_npz", "case0000_slice000").stat()
     assert (index["version"], index["num_classes"], index["source"]) == (1, 9, str((synapse / "train_npz").resolve()))
     assert index["slices"][0] == {

@@ -73,7 +73,7 @@ def test_pictures_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
 def test_the_split_is_made_once(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "own", 20)
     looked_at(root)
-    lists = {p.name: p.read_text().split("\n")[:-1] for p in sorted((root / "lists").glob("*.txt"))}
+    lists = {p.name: p.read_text(encoding="utf-8").split("\n")[:-1] for p in sorted((root / "lists").glob("*.txt"))}
     assert [len(lists[f"{part}.txt"]) for part in ("train", "val", "test")] == [14, 2, 4]
     assert sorted(sum(lists.values(), [])) == sorted(f"case {i}" for i in range(20))
     (root / "lists/train.txt").write_text("\n".join([*lists["train.txt"], *lists["val.txt"]]))
@@ -104,7 +104,7 @@ def test_a_rare_class_is_trained_on(tmp_path: Path) -> None:
             mask = picture(index)[1] + (index == rare)  # 1, 2 where it is rare; no background there
             Image.fromarray(mask).save(root / f"labels/case {index}.png")
         assert looked_at(root)["MODEL.NUM_CLASSES"] == 3
-        assert f"case {rare}" in (root / "lists/train.txt").read_text()
+        assert f"case {rare}" in (root / "lists/train.txt").read_text(encoding="utf-8")
 
 
 def test_volumes_are_sliced_along_their_coarsest_axis_in_one_orientation(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_volumes_are_sliced_along_their_coarsest_axis_in_one_orientation(tmp_pat
     check_quick(train)
     assert (root / "cache").is_dir() and len(train) == 6 * 3
     slices = {sample.name: sample for sample in train}
-    for name in (root / "lists/train.txt").read_text().split():
+    for name in (root / "lists/train.txt").read_text(encoding="utf-8").split():
         image, label = volume(int(name[-1]))
         low, high = np.percentile(image, [0.5, 99.5])
         for index in range(6):
@@ -366,7 +366,7 @@ def test_folders_that_are_not_there(tmp_path: Path) -> None:
 def test_a_case_that_went_away_after_the_split(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "own", 6)
     dataset(root, "train")
-    name = (root / "lists/test.txt").read_text().splitlines()[0]
+    name = (root / "lists/test.txt").read_text(encoding="utf-8").splitlines()[0]
     for part in ("images", "labels"):
         (root / part / f"{name}.png").unlink()
     with pytest.raises(FileNotFoundError, match=f"{name}: is named in the list but is not there"):

@@ -47,7 +47,7 @@ def test_a_file_of_other_cases_is_refused(tmp_path: Path, content: str) -> None:
 def test_a_file_that_is_deep_or_long_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "folds_2.json"
     write_folds(path, [CASES[:5], CASES[5:]])
-    for content in ("[" * 10**5, " " * 2**17 + path.read_text()):
+    for content in ("[" * 10**5, " " * 2**17 + path.read_text(encoding="utf-8")):
         path.write_text(content)
         with pytest.raises(ValueError, match=f"{path.name}: .*remove it"):
             read_folds(path, CASES, 2)

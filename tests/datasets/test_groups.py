@@ -35,7 +35,7 @@ def write_groups(root: Path, rows: list[tuple[str, str]], head: str = "case,pers
 
 
 def parts_of(root: Path) -> dict[str, list[str]]:
-    return {path.stem: path.read_text().split("\n")[:-1] for path in (root / "lists").glob("*.txt")}
+    return {path.stem: path.read_text(encoding="utf-8").split("\n")[:-1] for path in (root / "lists").glob("*.txt")}
 
 
 @pytest.mark.parametrize("of", [1, 2, 3])

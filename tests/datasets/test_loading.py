@@ -36,7 +36,7 @@ def mixed(folder: Path) -> Path:
     names = [f"case0009_slice{i:03d}" for i in range(3)]
     for i, name in enumerate(names):
         (other / f"train_npz/case0000_slice{i:03d}.npz").rename(root / f"train_npz/{name}.npz")
-    with open(root / "lists/train.txt", "a") as file:
+    with open(root / "lists/train.txt", "a", encoding="utf-8") as file:
         file.write("\n".join(names) + "\n")
     return root
 

@@ -19,7 +19,7 @@ Seen = dict[str, Any]
 
 def rewritten(root: Path, change: Callable[[Seen], object]) -> None:
     path = root / "lists/looked.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content["case 1"])
     path.write_text(json.dumps(content))
 
@@ -69,7 +69,7 @@ def test_a_picture_is_no_volume(tmp_path: Path, read: list[str]) -> None:
     root = write_volumes(tmp_path / "own")
     found = look_through(root, root / "lists")
     path = root / "lists/looked.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["case1"]["look"] = [1, [0, 1, 2], ""]
     path.write_text(json.dumps(content))
     read.clear()
@@ -88,12 +88,12 @@ def test_a_list_that_leads_nowhere_is_no_reason_to_split_anew(own: tuple[Path, F
 
 
 def deep(path: Path) -> None:
-    path.write_text("[" * 10**5)
+    path.write_text("[" * 10**5, encoding="utf-8")
 
 
 def giant(path: Path) -> None:
     """As long as no look at four pairs can be, and blank."""
-    path.write_text(" " * 2**15 + path.read_text())
+    path.write_text(" " * 2**15 + path.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def pipe(path: Path) -> None:

@@ -131,7 +131,10 @@ def test_the_files_read_back_as_synapse_files(root: Path) -> None:
         volume = read_volume(volume_path(root / "test_vol_h5", name), CLASSES)
         assert volume.image.shape == volume.label.shape == (3, 32, 32)
         assert np.multiply(volume.geometry.array_spacing, volume.image.shape) == pytest.approx(phantom.EXTENT)
-    assert json.loads((root / "phantom.json").read_text()) == {"format": phantom.FORMAT_VERSION, **SMALL}
+    assert json.loads((root / "phantom.json").read_text(encoding="utf-8")) == {
+        "format": phantom.FORMAT_VERSION,
+        **SMALL,
+    }
 
 
 def test_test_phantoms_are_no_training_phantoms(root: Path) -> None:

@@ -51,7 +51,7 @@ def changed(array: np.ndarray, value: float) -> np.ndarray:
 
 
 def text(path: Path) -> None:
-    path.write_text("hello")
+    path.write_text("hello", encoding="utf-8")
 
 
 def cut_short(path: Path) -> None:

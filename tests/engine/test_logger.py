@@ -13,7 +13,7 @@ from engine.logger import MetricLogger, read_curves
 
 def test_reads_every_number_of_a_run(run: Path) -> None:
     curves = read_curves(run)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for key in ("loss", "ce", "scr", "val_dice"):
         found = [(row["step"], row[key]) for row in rows if key in row]
         assert list(zip(*curves[key], strict=True)) == found and found

@@ -184,7 +184,7 @@ def test_csv_read_back(tmp_path: Path) -> None:
 def test_what_was_written_comes_back(made: Callable[[], list[CaseResult]], tmp_path: Path) -> None:
     summary = summarize(made(), ORGANS)
     write_json(tmp_path / "summary.json", summary.to_json())
-    text = (tmp_path / "summary.json").read_text()
+    text = (tmp_path / "summary.json").read_text(encoding="utf-8")
     assert text.startswith('{\n  "published": {\n    "dice": ')
     assert json.loads(text) == summary.to_json() == read_summary(tmp_path).to_json()
 

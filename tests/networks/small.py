@@ -88,7 +88,7 @@ CONFIGS = {get_config(file).model.type: file for file in _OF_SYNAPSE}
 
 def small_config(name: str, folder: Path) -> Path:
     """The shipped yaml of a network, made small enough for a test."""
-    content = yaml.safe_load(CONFIGS[name].read_text())
+    content = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))
     options = {**SMALL[name]}
     content.setdefault("DATA", {}).update(IMG_SIZE=options.pop("img_size"), BATCH_SIZE=4, NUM_WORKERS=0)
     section = {key.upper(): list(value) if isinstance(value, tuple) else value for key, value in options.items()}

@@ -28,7 +28,7 @@ def available(*names: str) -> list[str]:
 @cache
 def figures(name: str) -> dict[str, Any]:
     """The JSON of a set of figures."""
-    return json.loads((FOLDER / f"{name}.json").read_text())
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @cache

@@ -168,7 +168,7 @@ def _run(request: dict[str, Any]) -> None:
 
 
 def _address_space() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
 
 
 def _note_writes(note: Path, allowed: tuple[str, ...]) -> None:

@@ -67,13 +67,13 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen | None = None, p
 def steps_of(run: Path) -> int:
     """Steps that metrics.jsonl tells of so far."""
     path = run / "metrics.jsonl"
-    return sum('"loss"' in line for line in path.read_text().splitlines()) if path.is_file() else 0
+    return sum('"loss"' in line for line in path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
 def starts_of(run: Path) -> int:
     """How often training has begun in a folder."""
     path = run / "log.txt"
-    return path.read_text().count("first rate") if path.is_file() else 0
+    return path.read_text(encoding="utf-8").count("first rate") if path.is_file() else 0
 
 
 def last(run: Path) -> dict[str, Any]:

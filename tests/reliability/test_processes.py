@@ -42,7 +42,7 @@ def test_the_step_is_that_of_one_process_that_averages_the_half_batches(tmp_path
     assert found["step"] == len(losses) == 6
     for key, value in expected.items():
         assert (found["model"][key] - value).abs().max() < 1e-6, key
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(losses, abs=1e-6)
 
 
@@ -95,7 +95,7 @@ def test_only_the_first_writes(synapse: Path, tmp_path: Path) -> None:
     out, error = runs.finish([*runs.TORCHRUN, *runs.words(synapse, run, *STEPS)])
     assert out.count("first rate") == 1 and "in 2 processes" in out and "Traceback" not in error
     assert runs.starts_of(run) == 1 and len(list((run / "log").iterdir())) == 1
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert steps == [1, 2, 2], "one row a step, one of the validation"
     assert {p.name for p in run.iterdir()} == {
         *("config.yaml", "log.txt", "metrics.jsonl", "log", "last.pth", "best.pth")
@@ -133,7 +133,7 @@ def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
 def ranks_of(torchrun: int) -> dict[int, int]:
     """Rank to process number, of the living processes that a torchrun has started."""
     found = {}
-    for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
+    for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text(encoding="utf-8").split():
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         found.update({int(pair.split(b"=")[1]): int(child) for pair in environment if pair.startswith(b"RANK=")})
     return found
@@ -200,7 +200,7 @@ def test_what_diverges_ends_in_all(synapse: Path, tmp_path: Path) -> None:
     process = runs.start([*runs.TORCHRUN, *words])
     out, error = process.communicate(timeout=runs.PATIENCE)
     assert exit_codes(error) <= {3, -15} and 3 in exit_codes(error) and "3 times in a row" in error, error
-    log = (tmp_path / "run/log.txt").read_text()
+    log = (tmp_path / "run/log.txt").read_text(encoding="utf-8")
     skipped = [line for line in log.splitlines() if "skipped" in line]
     assert skipped and all(line.count("_slice") >= 2 for line in skipped), "the slices of both are named"
 

@@ -219,7 +219,7 @@ def test_a_worker_that_is_killed_costs_no_step(synapse: Path, tmp_path: Path) ->
     run, whole, words = tmp_path / "run", tmp_path / "whole", ["--workers", 1, "--max_epochs", 30]
     process = runs.start([*runs.PYTHON, *runs.words(synapse, run, *words)])
     runs.wait_for(lambda: runs.steps_of(run) > 5, process)
-    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     os.kill(int(worker), 9)
     _, error = runs.end(process, 2)
     assert error.startswith("train.py: error: a worker, which loads data, was killed") and error.count("\n") == 1

@@ -48,7 +48,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(number: int, code: int, s
     run = tmp_path / "new/run"
     process = runs.start([*runs.PYTHON, *runs.words(synapse, run)])
     lock = run / ".lock"
-    runs.wait_for(lambda: lock.exists() and lock.read_text(), process, pause=0.001)
+    runs.wait_for(lambda: lock.exists() and lock.read_text(encoding="utf-8"), process, pause=0.001)
     process.send_signal(number)
     _, error = runs.end(process, code)
     assert error == "" and not (tmp_path / "new").exists()

@@ -41,7 +41,7 @@ def test_rows_into_table_and_file(
     output = tmp_path / "found.json"
     rows = ["metrics", "transforms", "regularizer", "gpu_inference"]
     assert benchmark.main(["--only", *rows, "--rounds", "2", "--output", str(output)]) == 0
-    printed, report = capsys.readouterr().out, json.loads(output.read_text())
+    printed, report = capsys.readouterr().out, json.loads(output.read_text(encoding="utf-8"))
     metrics, transforms, regularizer, *on_gpu = report["records"]
     assert [found["row"] for found in report["records"]] == [*rows, rows[-1]]
     assert len(metrics["A, s"]) == len(metrics["B, s"]) == len(regularizer["B, s"]) == 2

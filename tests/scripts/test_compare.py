@@ -30,8 +30,8 @@ def tested(trained: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 def test_what_it_writes(tested: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "new/comparison"
     assert compare.main([*map(str, tested), "--output", str(out)]) == 0
-    found = json.loads((out / "comparison.json").read_text())
-    summaries = [json.loads((run / "summary.json").read_text()) for run in tested]
+    found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in tested]
     dice = found["published"]["overall"]["dice"]
     assert dice["mean"] == pytest.approx(summaries[1]["published"]["dice"] - summaries[0]["published"]["dice"])
     assert {case["name"] for case in found["cases"]} == {case["name"] for case in summaries[0]["cases"]}
@@ -44,21 +44,24 @@ def test_the_page_says_what_differs_and_names_no_gain_a_loss(
 ) -> None:
     """Of B every case is better: its lowest difference is a gain."""
     first, second = (Path(shutil.copytree(run, tmp_path / run.name)) for run in tested)
-    summary = json.loads((first / "summary.json").read_text())
+    summary = json.loads((first / "summary.json").read_text(encoding="utf-8"))
     for case in summary["cases"]:
         for kind, name in product(("published", "strict"), summary["published"]["per_class"]):
             case[kind]["per_class"][name]["dice"] = 1.0
     (second / "summary.json").write_text(json.dumps(summary))
     out = tmp_path / "out"
     assert compare.main([str(first), str(second), "--output", str(out)]) == 0
-    assert "config.yaml is not in both" in json.loads((out / "comparison.json").read_text())["settings"][0][0]
+    assert (
+        "config.yaml is not in both"
+        in json.loads((out / "comparison.json").read_text(encoding="utf-8"))["settings"][0][0]
+    )
     for run, text in (
         (first, "LOSS: {LAMBDA_1: 0.0}\nSEED: 1\n1: 2\n"),
         (second, "LOSS: {LAMBDA_1: 0.015}\nSEED: 1\n"),
     ):
         (run / "config.yaml").write_text(f"{text}OUTPUT_DIR: {run.name}\n")
     assert compare.main([str(first), str(second), "--output", str(out)]) == 0
-    found = json.loads((out / "comparison.json").read_text())
+    found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert found["settings"] == [["LOSS.LAMBDA_1", "0.0", "0.015"], ["1", "2", "-"]]
     page = (out / "comparison.html").read_text(encoding="utf-8")
     assert min(case["strict"]["dice"] for case in found["cases"]) > 0
@@ -72,7 +75,7 @@ def test_a_class_of_control_characters(
     name: str, code: int, tested: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for run in tested:
-        text = (run / "summary.json").read_text()
+        text = (run / "summary.json").read_text(encoding="utf-8")
         (tmp_path / run.name).mkdir()
         (tmp_path / run.name / "summary.json").write_text(text.replace('"liver"', json.dumps(name)))
     words = [str(tmp_path / run.name) for run in tested]
@@ -89,7 +92,7 @@ def test_refusals(tested: tuple[Path, Path], tmp_path: Path, refused: Callable) 
     error = refused(compare.main, [first, empty, "--output", tmp_path / "out"])
     assert f"{empty}: has no summary.json" in error and f"python test.py --output_dir {empty}" in error
     other = Path(shutil.copytree(second, tmp_path / "other"))
-    summary = json.loads((other / "summary.json").read_text())
+    summary = json.loads((other / "summary.json").read_text(encoding="utf-8"))
     summary["cases"][0]["name"] = "case0999"
     (other / "summary.json").write_text(json.dumps(summary))
     error = refused(compare.main, [first, other, "--output", tmp_path / "out"])

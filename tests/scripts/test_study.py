@@ -25,7 +25,7 @@ def plan(**changes: Any) -> dict[str, Any]:
 
 
 def write(path: Path, content: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
 
@@ -48,7 +48,7 @@ def test_from_the_yaml_to_the_table(
     words = [str(path), "--output_dir", str(out), "--root_path", str(root), "--devices", "cpu", "cpu"]
     assert study.main(words) == 0
     table = tables(capsys)
-    runs = json.loads((out / "results.json").read_text())["runs"]
+    runs = json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
     assert sorted((run["lambda_1"], run["lambda_2"], run["seed"], run["fold"]) for run in runs) == [
         (0.1, 0.1, 1, 0),
         (0.1, 0.1, 1, 1),
@@ -57,7 +57,7 @@ def test_from_the_yaml_to_the_table(
         assert len(run["cases"]) == 2 and set(run["seconds"]) == {"train", "test", "similarity"}
         assert run["validation"] is None and [layer["layer"] for layer in run["layers"]][-1] == "final"
     assert {name for run in runs for name in run["cases"]} == {f"case{number:04d}" for number in range(4)}
-    assert str(tmp_path) not in (out / "results.json").read_text().replace(str(ROOT), "")
+    assert str(tmp_path) not in (out / "results.json").read_text(encoding="utf-8").replace(str(ROOT), "")
     assert any(row.startswith("| unet | 0.1 | 0.1 | 1 | - |") for row in table)
 
     before = times(out)
@@ -93,9 +93,9 @@ def test_a_few_runs_at_a_time_and_development(tmp_path: Path, capsys: pytest.Cap
     words = [str(path), "--output_dir", str(out), "--root_path", str(root), "--devices", "cpu", "--most", "1"]
     assert study.main(words) == 0
     assert "| 0 | not reported |" in capsys.readouterr().out
-    assert len(json.loads((out / "results.json").read_text())["runs"]) == 1
+    assert len(json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]) == 1
     assert study.main(words) == 0
-    (first, second) = json.loads((out / "results.json").read_text())["runs"]
+    (first, second) = json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
     assert (first["lambda_1"], second["lambda_1"]) == (0, 0.1)
     assert set(first["seconds"]) == {"train"} and not first["cases"] and first["validation"]["epoch"] == 1
     assert not (out / "unet/lambda_0_0/seed_1/summary.json").exists(), "no test case is read"
@@ -108,14 +108,14 @@ def test_an_interrupted_training_is_not_a_result(tmp_path: Path) -> None:
     path = write(tmp_path / "study.yaml", plan(lambda_x=[0], development=True, opts=opts))
     words = [str(path), "--output_dir", str(out), "--root_path", str(root), "--devices", "cpu"]
     assert study.main(words) == 0
-    whole = json.loads((out / "results.json").read_text())["runs"]
+    whole = json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
     run = out / "unet/lambda_0_0/seed_1"
     for name in ("results.json", *(str((run / name).relative_to(out)) for name in ("last.pth", "metrics.jsonl"))):
         (out / name).unlink()  # as after an interruption before the first save
     assert study.main([*words, "--most", "0"]) == 0
-    assert json.loads((out / "results.json").read_text())["runs"] == []
+    assert json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"] == []
     assert study.main(words) == 0
-    (again,) = json.loads((out / "results.json").read_text())["runs"]
+    (again,) = json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
     assert again["validation"] == whole[0]["validation"]
 
 

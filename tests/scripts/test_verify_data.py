@@ -34,7 +34,7 @@ def train_file(root: Path, case: int = 0, index: int = 1) -> Path:
 
 
 def append(path: Path, *names: str) -> None:
-    path.write_text(path.read_text() + "".join(f"{name}\n" for name in names))
+    path.write_text(path.read_text(encoding="utf-8") + "".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def lines_of(capsys: pytest.CaptureFixture) -> tuple[list[str], list[str]]:
@@ -182,7 +182,7 @@ def test_validation_is_its_own_part(synapse: Path, capsys: pytest.CaptureFixture
 
 def test_a_slice_that_val_txt_alone_names(synapse: Path, capsys: pytest.CaptureFixture) -> None:
     lists = synapse / "lists"
-    names = (lists / "train.txt").read_text().split()
+    names = (lists / "train.txt").read_text(encoding="utf-8").split()
     (lists / "train.txt").write_text("\n".join(names[:3]))
     (lists / "val.txt").write_text("\n".join(names[3:]))
     assert verify(synapse) == 0, capsys.readouterr().out

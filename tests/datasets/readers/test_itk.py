@@ -81,7 +81,7 @@ def test_what_is_no_volume_of_numbers_is_refused(tmp_path: Path, monkeypatch: py
         with pytest.raises(ValueError, match=r"a\.mha: .*expected"):
             read_image(path)
     sitk.WriteImage(scan(), str(tmp_path / "b.mhd"))
-    (tmp_path / "b.mhd").write_text((tmp_path / "b.mhd").read_text().replace("b.raw", "../b.raw"))
+    (tmp_path / "b.mhd").write_text((tmp_path / "b.mhd").read_text(encoding="utf-8").replace("b.raw", "../b.raw"))
     (tmp_path / "b.raw").rename(tmp_path.parent / "b.raw")
     with pytest.raises(ValueError, match=r"b\.mhd: .*\.\./b\.raw.*beside it"):
         read_image(tmp_path / "b.mhd")

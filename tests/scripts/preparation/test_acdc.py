@@ -71,7 +71,7 @@ def prepare(*args: object) -> int:
 
 
 def listed(out: Path, name: str) -> list[str]:
-    return (out / "lists" / f"{name}.txt").read_text().split()
+    return (out / "lists" / f"{name}.txt").read_text(encoding="utf-8").split()
 
 
 def test_the_shipped_split_is_that_of_the_papers() -> None:
@@ -123,7 +123,7 @@ def test_voxels_and_geometry_arrive_as_specified(tmp_path: Path, order: str) -> 
             np.testing.assert_allclose(file["affine"], expected, atol=1e-5)
             assert file["axis_order"].item().decode() == order
     how = {"intensity": "window", "window": [100.0, 500.0]} if window else {"intensity": "percentile", "window": None}
-    assert (out / "lists/prepared.json").read_text() == json.dumps({**how, "axis_order": order}) + "\n"
+    assert (out / "lists/prepared.json").read_text(encoding="utf-8") == json.dumps({**how, "axis_order": order}) + "\n"
     stacked = AcdcStacks(AcdcSlices(out / "valid", listed(out, "valid"), 4))
     assert [volume.name for volume in stacked] == ["case_019_ED", "case_019_ES"]
     for volume, frame in zip(stacked, (1, 12), strict=True):
@@ -160,7 +160,7 @@ def spoil_voxel(path: Path, zyx: np.ndarray, value: float) -> None:
 
 
 def rewrite(path: Path, old: str, new: str) -> None:
-    path.write_text(path.read_text().replace(old, new))
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
 INFO, ED, ED_GT = "Info.cfg", "patient001_frame01.nii.gz", "patient001_frame01_gt.nii.gz"

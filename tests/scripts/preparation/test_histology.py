@@ -46,7 +46,7 @@ def write_xml(path: Path, outlines: list[np.ndarray]) -> Path:
         vertices = "".join(f'<Vertex X="{x!r}" Y="{y!r}" Z="0"/>' for x, y in outline.tolist())
         regions += f'<Region Id="{number}" Type="0"><Attributes/><Vertices>{vertices}</Vertices></Region>'
     head = '<?xml version="1.0"?>\n<Annotations MicronsPerPixel="0.252000">\n<Annotation Id="1" Name=""><Regions>'
-    path.write_text(f"{head}{regions}</Regions><Plots/></Annotation>\n</Annotations>\n")
+    path.write_text(f"{head}{regions}</Regions><Plots/></Annotation>\n</Annotations>\n", encoding="utf-8")
     return path
 
 
@@ -87,7 +87,7 @@ def prepare(*args: object) -> int:
 
 
 def listed(out: Path, part: str) -> list[str]:
-    return (out / "lists" / f"{part}.txt").read_text().split()
+    return (out / "lists" / f"{part}.txt").read_text(encoding="utf-8").split()
 
 
 def read(path: Path) -> np.ndarray:

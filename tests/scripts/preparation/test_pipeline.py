@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,41 @@ def test_a_killed_run_goes_on(tmp_path: Path, killed_at: str, then: tuple[str, .
     assert (stamps(out / "train") == finished) == bool(then) and not list(out.glob(f"{pipeline._STAGING}*"))
 
 
+def test_workers_end_with_a_killed_run(tmp_path: Path) -> None:
+    official(tmp_path / "raw")
+    code = (
+        "import multiprocessing, os, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from scripts import prepare_acdc\n"
+        "def hook(event, args):\n"
+        "    if event == 'os.rename':\n"
+        "        os.write(1, ' '.join(str(p.pid) for p in multiprocessing.active_children()).encode())\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "if __name__ == '__main__':\n"
+        "    sys.addaudithook(hook)\n"
+        "    prepare_acdc.main(['raw', 'out', '--jobs', '2'])\n"
+    )
+    (tmp_path / "killed.py").write_text(code, encoding="utf-8")
+    with (tmp_path / "printed").open("wb") as printed:
+        process = subprocess.run([sys.executable, "killed.py"], cwd=tmp_path, stdout=printed, timeout=100)
+    assert process.returncode == -9
+    workers = (tmp_path / "printed").read_text(encoding="utf-8").split("\n")[-1].split()
+    assert len(workers) == 2
+    for worker in workers:
+        until = time.monotonic() + 30
+        while is_running(worker):
+            assert time.monotonic() < until, f"worker {worker} goes on"
+            time.sleep(0.05)
+
+
+def is_running(pid: str) -> bool:
+    """Whether there is such a process, and not only its exit status, which nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
 def of_version_2(out: Path) -> None:
     """A record as the version before wrote it, of a case with a slice more."""
     shutil.copy(out / "train/case_001_sliceED_0.npz", out / "train/case_001_sliceED_3.npz")
@@ -157,7 +193,11 @@ def test_the_last_lines_are_those_of_the_readme(tmp_path: Path, capfd, monkeypat
     train, test = parsed
     assert train.output_dir == test.output_dir and Path(train.cfg).is_file()
     assert dataset in (train.dataset, get_config(train.cfg).data.dataset)
-    readme = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    python train.py")]
+    readme = [
+        line
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("    python train.py")
+    ]
     of_readme = [vars(arguments.train_parser().parse_args(shlex.split(line, comments=True)[2:])) for line in readme]
     train.cfg, train.root_path, train.list_dir = os.path.relpath(train.cfg, ROOT), None, None
     assert dataset == "GlaS" or vars(train) in of_readme
@@ -186,7 +226,7 @@ def test_all_defects_are_reported_together(tmp_path: Path, capfd, monkeypatch, j
 def test_a_file_in_the_way_and_a_full_disk_are_one_line(tmp_path: Path, refused, monkeypatch) -> None:
     raw, out, write = official(tmp_path / "raw"), tmp_path / "out", acdc.acdc.write
     out.write_text("mine")
-    assert f"{out} is a file" in refused(prepare_acdc.main, [raw, out]) and out.read_text() == "mine"
+    assert f"{out} is a file" in refused(prepare_acdc.main, [raw, out]) and out.read_text(encoding="utf-8") == "mine"
     out.unlink()
 
     def full(path: Path, *args: object, **how: object) -> None:

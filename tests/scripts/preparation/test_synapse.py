@@ -42,7 +42,7 @@ def prepare(*args: object) -> int:
 
 
 def lists(out: Path) -> tuple[list[str], ...]:
-    return tuple((out / "lists" / name).read_text().split() for name in ("train.txt", "test_vol.txt"))
+    return tuple((out / "lists" / name).read_text(encoding="utf-8").split() for name in ("train.txt", "test_vol.txt"))
 
 
 def test_the_official_layout_gives_the_official_split(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

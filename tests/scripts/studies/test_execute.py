@@ -85,7 +85,7 @@ def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
     left = {run: steps(script, tmp_path, "train", "test") for run in RUNS}
     done: list[Run] = []
     assert execute(left, ["cpu", "1", "cpu"], tmp_path, done) == 0 and set(done) == set(RUNS)
-    seen = (tmp_path / "seen.txt").read_text().splitlines()
+    seen = (tmp_path / "seen.txt").read_text(encoding="utf-8").splitlines()
     assert sorted({line.replace("--gpu_id 1", "").replace("--n_gpu 0", "").split()[0] for line in seen}) == [
         "test",
         "train",
@@ -94,8 +94,8 @@ def test_every_step_of_every_run(script: str, tmp_path: Path) -> None:
     assert {line[:10] for line in seen} == {"--n_gpu 0 ", "--gpu_id 1"}
     for run in RUNS:
         folder = tmp_path / run.folder
-        assert set(json.loads((folder / "seconds.json").read_text())) == {"train", "test"}
-        assert (folder / "output.txt").read_text() == "noted\n" * 2
+        assert set(json.loads((folder / "seconds.json").read_text(encoding="utf-8"))) == {"train", "test"}
+        assert (folder / "output.txt").read_text(encoding="utf-8") == "noted\n" * 2
 
 
 def test_a_run_that_diverges_is_left_and_the_others_go_on(
@@ -105,19 +105,19 @@ def test_a_run_that_diverges_is_left_and_the_others_go_on(
     done: list[Run] = []
     assert execute({RUNS[0]: steps(script, tmp_path, "diverge", "test")} | left, ["cpu"], tmp_path, done) == 3
     assert done == list(RUNS[1:])
-    assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1 + 6
+    assert len((tmp_path / "seen.txt").read_text(encoding="utf-8").splitlines()) == 1 + 6
     assert "seed_0: diverge ended with code 3: noted" in caplog.text
 
 
 def test_after_bad_input_nothing_more_is_begun(script: str, tmp_path: Path) -> None:
     left = {run: steps(script, tmp_path, "refuse", "test") for run in RUNS}
     assert execute(left, ["cpu"], tmp_path) == 2
-    assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1
+    assert len((tmp_path / "seen.txt").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_a_command_that_is_killed(script: str, tmp_path: Path) -> None:
     assert execute({RUNS[0]: steps(script, tmp_path, "die", "test")}, ["cpu"], tmp_path) == 128 + 9
-    assert len((tmp_path / "seen.txt").read_text().splitlines()) == 1
+    assert len((tmp_path / "seen.txt").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_an_interruption_is_passed_on(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,13 +133,13 @@ def test_an_interruption_is_passed_on(script: str, tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         execute({RUNS[0]: steps(script, tmp_path, "train")}, ["cpu"], tmp_path)
     assert time.monotonic() - begun < 50
-    assert not _lives(int((tmp_path / "pid.txt").read_text()))
+    assert not _lives(int((tmp_path / "pid.txt").read_text(encoding="utf-8")))
     # The time that it took counts when the step is done in the end.
     path = tmp_path / RUNS[0].folder / "seconds.json"
-    taken = json.loads(path.read_text())["train"]
+    taken = json.loads(path.read_text(encoding="utf-8"))["train"]
     monkeypatch.setenv("STEP_SECONDS", "0.5")
     assert execute({RUNS[0]: steps(script, tmp_path, "train")}, ["cpu"], tmp_path) == 0
-    assert json.loads(path.read_text())["train"] >= taken + 0.5
+    assert json.loads(path.read_text(encoding="utf-8"))["train"] >= taken + 0.5
 
 
 def _lives(process: int) -> bool:
