@@ -6,12 +6,12 @@ import logging
 import math
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ _LONGEST_LIST = 2**26  # bytes; a million slices take a third
 # Bounds on what a file may claim of itself, for what it claims costs it nothing.
 MOST_PIXELS = 2**26  # a slice of 8192 x 8192
 MOST_VOXELS = 2**30  # a scan of 512 x 512 x 4096
+IGNORE = 255  # in a label of classes: neither trained nor scored
+MAX_PIXELS, MAX_VOXELS = MOST_PIXELS, MOST_VOXELS
 MOST_PACKED = 1032  # bytes that deflate can make of one; other packings make fewer
 
 _MAX_FRACTION = 1e-3  # in a label of real numbers, as resampling and float32 leave it
@@ -112,6 +114,7 @@ class Geometry:
     `spacing` and `origin` are (x, y, z); `direction` is the row-major 3x3 matrix. `axis_order` says how our
     arrays (D, H, W) follow from the file's (x, y, z): "zxy" is the published Synapse order, "zyx" is the one
     SimpleITK hands out. `flips` names the axes of the file that our arrays run through backwards, such as "xy".
+    Where it is not known where the axes point it is not `oriented`: the distances hold, the directions need not.
     `header` is that of the NIfTI file it was read from, which its mask is written with; it is not compared.
     """
 
@@ -120,6 +123,7 @@ class Geometry:
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     axis_order: str = "zyx"
     flips: str = ""
+    oriented: bool = True
     header: Nifti1Header | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -159,6 +163,10 @@ class Volumes(Protocol):
 
     @property
     def cases(self) -> list[str]: ...
+
+    def group_of(self, name: str) -> str: ...
+
+    def check(self, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> None: ...
 
     def __len__(self) -> int: ...
 
@@ -234,11 +242,16 @@ def check_image(image: np.ndarray, where: object) -> np.ndarray:
     return image
 
 
-def check_label(label: np.ndarray, num_classes: int, where: object) -> np.ndarray:
-    """Return the label as uint8; a ValueError names `where` unless it holds whole numbers 0..num_classes-1."""
+def check_label(label: np.ndarray, num_classes: int, where: object, ignore: int | None = None) -> np.ndarray:
+    """Return the label as uint8; a ValueError names `where` unless it holds whole numbers 0..num_classes-1.
+
+    Where it holds the value to `ignore`, it becomes IGNORE.
+    """
     if label.dtype.kind not in "fiub":
         raise ValueError(f"{where}: 'label' has dtype {label.dtype}; expected whole numbers")
     label = round_label(label, where)
+    if ignore is not None and (ignored := label == ignore).any():
+        return np.where(ignored, np.uint8(IGNORE), check_label(np.where(ignored, 0, label), num_classes, where))
     low, high = label.min(), label.max()
     if low < 0 or high >= num_classes:
         stray = int(low if low < 0 else high)
@@ -262,14 +275,14 @@ def round_label(label: np.ndarray, where: object) -> np.ndarray:
 
 
 def check_pair(
-    image: np.ndarray, label: np.ndarray, num_classes: int, ndim: int, where: object
+    image: np.ndarray, label: np.ndarray, num_classes: int, ndim: int, where: object, ignore: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Check an image and its label together; returns them as float32 and uint8."""
     if image.ndim != ndim:
         raise ValueError(f"{where}: 'image' has shape {image.shape}; expected {ndim} dimensions")
     if image.shape != label.shape:
         raise ValueError(f"{where}: 'image' has shape {image.shape} but 'label' {label.shape}; expected the same shape")
-    return check_image(image, where), check_label(label, num_classes, where)
+    return check_image(image, where), check_label(label, num_classes, where, ignore)
 
 
 def require_listed(paths: Iterable[Path]) -> None:

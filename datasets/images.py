@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import SimpleITK
 
 from datasets.base import MOST_PACKED, MOST_PIXELS, BadFile, Defect, Defects, brief, shorten
 from datasets.decoders import open_content
-from datasets.readers.itk import quiet_sitk
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -319,7 +319,7 @@ def _decode(opened: _Opened, path: Path) -> np.ndarray:
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:
-    sitk = quiet_sitk()
+    sitk = SimpleITK
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 

@@ -18,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from datasets.base import MOST_VOXELS as MAX_VOXELS
 from datasets.base import Geometry, warn_once
-from datasets.readers.orientation import as_stored, check_axes, has_orientation, reorient, slice_first
+from datasets.readers.orientation import as_stored, check_axes, reorient, slice_first
 from utils import atomic_write, release_pages
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -169,7 +169,7 @@ def open_image(
     check_axes(axis_order, orientation)
     header = _read_header(path)
     geometry = _geometry(header, path, spacing)
-    if orientation and not has_orientation(geometry):
+    if orientation and not geometry.oriented:
         raise ValueError(
             f"{path}: does not say where its axes point (qform_code and sform_code are 0); expected a file that does, "
             "so fix its header, or take its axes as they are stored (--opts DATA.ORIENTATION stored)"
@@ -362,7 +362,7 @@ def _geometry(header: nib.Nifti1Header, path: Path, spacing: str) -> Geometry:
             "--opts DATA.SPACING pixdim takes the former"
         )
     numbers = (tuple(values.ravel().tolist()) for values in (lengths, lps[:, 3], direction))
-    return Geometry(*numbers, header=header)
+    return Geometry(*numbers, oriented=bool(header["qform_code"] or header["sform_code"]), header=header)
 
 
 def _unreadable(path: Path, why: str) -> ValueError:

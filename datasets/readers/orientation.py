@@ -29,12 +29,6 @@ def orientation(geometry: Geometry) -> str:
     return "".join(nib.aff2axcodes(geometry.affine))
 
 
-def has_orientation(geometry: Geometry) -> bool:
-    """Whether it is known where the axes point: not where qform_code and sform_code of a NIfTI file are 0."""
-    header = geometry.header
-    return header is None or bool(header["qform_code"] or header["sform_code"])
-
-
 def reorient(geometry: Geometry, axis_order: str, towards: str) -> Geometry:
     """The geometry of an array in `axis_order`, after the file's x, y and z were turned to point `towards`."""
     if not towards:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from datasets.base import Geometry
-from datasets.synapse import ORGANS, slice_name, slice_path, volume_path, write_slice, write_volume
+from datasets.sets.synapse import ORGANS, slice_name, slice_path, volume_path, write
 
 FORMAT_VERSION = 1
 EXTENT = (200.0, 300.0, 300.0)  # mm along (D, H, W): towards the head, the patient's left, the back
@@ -274,11 +274,11 @@ def _save_case(root: Path, split: str, number: int, shape: tuple[int, int, int],
     geometry = Geometry(spacing=(width, height, depth), axis_order="zxy")
     case = f"phantom{first + number:04d}"
     if split == "test":
-        write_volume(volume_path(root / "test_vol_h5", case), image, label, geometry)
+        write(volume_path(root / "test_vol_h5", case), image, label, geometry)
         return [case]
     names = [slice_name(case, index) for index in range(len(image))]
     for index, name in enumerate(names):
-        write_slice(slice_path(root / "train_npz", name), image[index], label[index], geometry)
+        write(slice_path(root / "train_npz", name), image[index], label[index], geometry)
     return names
 
 
