@@ -82,7 +82,7 @@ def test_gradcam_writes_a_strip_numbers_and_maps(analysed: Path) -> None:
 
 
 def test_the_fractions_are_those_of_the_heat(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    from datasets.synapse import read_volume, volume_path
+    from datasets.sets.synapse import read_volume, volume_path
 
     more = ("--case", "case0101", "--slice", 2, "--class", "Left Kidney", "--layers", "final", "swin_unet.norm_up")
     assert gradcam.main(words(trained[1], tmp_path, *more)) == 0

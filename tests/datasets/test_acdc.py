@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.acdc import (
+from datasets.base import Defects, Geometry
+from datasets.cache import CachedSlices
+from datasets.sets.acdc import (
     CLASSES,
     AcdcSlices,
     AcdcStacks,
@@ -19,9 +21,7 @@ from datasets.acdc import (
     volume_of,
     write,
 )
-from datasets.base import Defects, Geometry
-from datasets.cache import CachedSlices
-from datasets.synapse import says_axes
+from datasets.sets.synapse import says_axes
 from tests.conftest import make_case
 
 DEPTH = 12  # from 10 on, the order of names is not that of numbers

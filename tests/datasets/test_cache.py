@@ -10,16 +10,16 @@ import pickle
 import time
 from pathlib import Path
 
+import datasets.synapse
 import numpy as np
 import pytest
 
 import datasets.cache
-import datasets.synapse
 from datasets import build_dataset, check_all
 from datasets.base import Sample
 from datasets.cache import CachedSlices
-from datasets.loading import build_loader
-from datasets.synapse import SynapseSlices, slice_path, write_slice
+from datasets.loader import build_loader
+from datasets.sets.synapse import SynapseSlices, slice_path, write
 from tests.conftest import make_case, make_synapse
 
 
@@ -47,7 +47,7 @@ def assert_same(found: CachedSlices, expected: SynapseSlices) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The source files that are read, as they are read."""
     seen: list[Path] = []
-    read_slice = datasets.synapse.read_slice
+    read_slice = datasets.sets.synapse.read_slice
 
     def spy(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
         seen.append(path)
@@ -67,7 +67,7 @@ def files(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("shape", [(3, 40, 40), (4, 13, 21)])
 def test_same_samples_with_and_without(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     root = make_synapse(tmp_path / "d", shape=shape)
-    write_slice(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(5, (1, 11, 30))))
+    write(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(5, (1, 11, 30))))
     for _ in range(2):
         assert_same(cached(root, tmp_path / "c"), slices_of(root))
     sample = cached(root, tmp_path / "c")[-1]
@@ -117,7 +117,7 @@ def test_progress_is_told(synapse: Path, tmp_path: Path) -> None:
 
 
 def replace_slice(root: Path) -> None:
-    write_slice(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(7, (1, 40, 40))))
+    write(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(7, (1, 40, 40))))
 
 
 def touch_slice(root: Path) -> None:
@@ -128,7 +128,7 @@ def touch_slice(root: Path) -> None:
 def same_time_other_size(root: Path) -> None:
     path = slice_path(root / "train_npz", "case0000_slice002")
     time_stamp = path.stat().st_mtime_ns
-    write_slice(path, *(a[0] for a in make_case(7, (1, 20, 20))))
+    write(path, *(a[0] for a in make_case(7, (1, 20, 20))))
     os.utime(path, ns=(time_stamp, time_stamp))
 
 

@@ -22,7 +22,7 @@ needs_examples = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the CT exampl
 TURNED = Rotation.from_rotvec([0.3, -0.2, 0.5]).as_matrix()
 
 
-def write_slice(path: Path, voxels: np.ndarray, number: int, *, series="1.2.3.4", spacing=(0.5, 0.75), position=None,
+def write(path: Path, voxels: np.ndarray, number: int, *, series="1.2.3.4", spacing=(0.5, 0.75), position=None,
                 direction=None, **tags: str) -> Path:  # fmt: skip
     """One DICOM file of voxels [y, x]; by default slice `number` of a stack along z, 2 mm apart."""
     direction = np.eye(3) if direction is None else direction
@@ -68,7 +68,7 @@ def write_bare(path: Path, voxels: np.ndarray, isVector: bool = False) -> None:
 def write_series(folder: Path, zyx: np.ndarray, **how) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number, plane in enumerate(zyx):
-        write_slice(folder / f"{number:03d}.dcm", plane, number, **how)
+        write(folder / f"{number:03d}.dcm", plane, number, **how)
     return folder
 
 
@@ -92,7 +92,7 @@ def test_a_series_is_equal_to_the_nifti_it_was_written_from(tmp_path, case, orie
     names = rng.permutation(scan.GetSize()[2]).tolist()  # say nothing of the order, and have no suffix
     (tmp_path / "series").mkdir()
     for number, name in enumerate(names):
-        write_slice(
+        write(
             tmp_path / "series" / f"IM{name:06d}",
             sitk.GetArrayFromImage(scan[:, :, number]),
             number,
@@ -123,7 +123,7 @@ def test_slices_that_run_against_their_normal_are_put_in_its_order(tmp_path, vox
     folder = tmp_path / "feet first"
     folder.mkdir()
     for number, plane in enumerate(voxels):
-        write_slice(folder / f"{number}.dcm", plane, number, position=(0, 0, 2.0 * number), direction=direction)
+        write(folder / f"{number}.dcm", plane, number, position=(0, 0, 2.0 * number), direction=direction)
     array, geometry = read_series(folder, "zyx")
     np.testing.assert_array_equal(array, voxels[::-1])
     assert geometry.origin == (0, 0, 10.0) and geometry.direction == tuple(direction.ravel())
@@ -139,7 +139,7 @@ def test_every_slice_has_a_scale_of_its_own(tmp_path):
     folder = tmp_path / "pet"
     folder.mkdir()
     for number, (plane, slope) in enumerate(zip(stored, slopes, strict=True)):
-        path = write_slice(folder / f"{number}.dcm", plane, number, _00281052="0")
+        path = write(folder / f"{number}.dcm", plane, number, _00281052="0")
         # Put in here: the writer would divide by it.
         replace(path, b"\x28\x00\x53\x10\x02\x00\x00\x001 ", b"\x28\x00\x53\x10\x02\x00\x00\x00" + slope)
     array, _ = read_series(folder, "zyx")
@@ -163,7 +163,7 @@ def test_dicom_is_known_by_its_mark_or_its_name(tmp_path, series):
 
 def tilted(folder: Path, voxels: np.ndarray) -> None:
     for number, plane in enumerate(voxels):
-        write_slice(folder / f"{number:03d}.dcm", plane, number, position=(0, 0.4 * number, 2.0 * number))
+        write(folder / f"{number:03d}.dcm", plane, number, position=(0, 0.4 * number, 2.0 * number))
 
 
 def drifting(folder: Path, voxels: np.ndarray) -> None:
@@ -171,7 +171,7 @@ def drifting(folder: Path, voxels: np.ndarray) -> None:
     stack = np.concatenate([voxels] * 5)
     heights = np.cumsum([1.91] * 15 + [2.09] * 15)
     for number, plane in enumerate(stack):
-        write_slice(folder / f"{number:03d}.dcm", plane, number, position=(0, 0, heights[number]))
+        write(folder / f"{number:03d}.dcm", plane, number, position=(0, 0, heights[number]))
 
 
 def only(folder: Path, count: int) -> None:
@@ -191,19 +191,19 @@ BAD_SERIES = {
         r"copy\.dcm: lies where 002\.dcm lies",
     ),
     "two series": (
-        lambda folder, v: [write_slice(folder / f"b{n}.dcm", v[n], n, series="1.9.9") for n in range(2)],
+        lambda folder, v: [write(folder / f"b{n}.dcm", v[n], n, series="1.9.9") for n in range(2)],
         r"holds 2 series: 1\.2\.3\.4 \(files: 6\), 1\.9\.9 \(files: 2\).*folder of its own",
     ),
     "another size": (
-        lambda folder, v: write_slice(folder / "003.dcm", v[3, 1:], 3),
+        lambda folder, v: write(folder / "003.dcm", v[3, 1:], 3),
         r"003\.dcm: has the size \(8, 6\) but most slices have \(8, 7\)",
     ),
     "another spacing": (
-        lambda folder, v: write_slice(folder / "003.dcm", v[3], 3, spacing=(0.5, 0.8)),
+        lambda folder, v: write(folder / "003.dcm", v[3], 3, spacing=(0.5, 0.8)),
         r"003\.dcm: has the spacing \(0\.5, 0\.8\) but most slices have \(0\.5, 0\.75\)",
     ),
     "another direction": (
-        lambda folder, v: write_slice(folder / "003.dcm", v[3], 3, position=(1, 2, 9), direction=TURNED),
+        lambda folder, v: write(folder / "003.dcm", v[3], 3, position=(1, 2, 9), direction=TURNED),
         r"003\.dcm: has the direction",
     ),
     "one slice": (lambda folder, v: only(folder, 1), r"holds one DICOM slice; expected the two or more"),
@@ -301,7 +301,7 @@ def test_packed_pixels_are_read_or_told(tmp_path, packing, capfd):
 
 def test_all_bad_files_are_told_together(series, voxels):
     (series / "001.dcm").write_bytes(b"")
-    write_slice(series / "003.dcm", voxels[3, 1:], 3)
+    write(series / "003.dcm", voxels[3, 1:], 3)
     (series / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(Defects) as caught:
         read_series(series)
@@ -312,7 +312,7 @@ def test_positions_rounded_to_a_tenth_of_a_millimetre_are_even_enough(tmp_path, 
     (tmp_path / "s").mkdir()
     heights = np.round(np.arange(6) * 1.25, 1)  # 0, 1.2, 2.5, 3.8, 5, 6.2
     for number, plane in enumerate(voxels):
-        write_slice(tmp_path / "s" / f"{number}", plane, number, position=(0, 0, heights[number]))
+        write(tmp_path / "s" / f"{number}", plane, number, position=(0, 0, heights[number]))
     array, geometry = read_series(tmp_path / "s", "zyx")
     np.testing.assert_array_equal(array, voxels)
     assert geometry.spacing[2] == pytest.approx(6.2 / 5)

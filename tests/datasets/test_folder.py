@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from datasets.pairs import find_pairs
 from PIL import Image
 
 from datasets import build_dataset, check_quick, inspect, locate, reading
 from datasets.base import Defects
-from datasets.folder import look_through as look
-from datasets.pairs import find_pairs
+from datasets.sets.folder import look_through as look
 from tests.own_data import picture, volume, write_nifti, write_pictures, write_volumes
 
 

@@ -14,7 +14,7 @@ from datasets.base import Geometry
 from datasets.geometry import check_same_grid
 from datasets.readers.nifti import read_image
 from datasets.readers.orientation import arrange, as_stored, reorient
-from datasets.synapse import read_npz_geometry, read_volume, says_axes, write_slice, write_volume
+from datasets.sets.synapse import read_npz_geometry, read_volume, says_axes, write
 from tests.datasets.readers.test_nifti import save_forms
 
 IMAGE, LABEL = np.zeros((2, 4, 5), np.float32), np.zeros((2, 4, 5), np.uint8)
@@ -95,9 +95,9 @@ def test_what_is_turned_otherwise_is_no_pair(tmp_path: Path) -> None:
 
 def write(path: Path, geometry: Geometry | None, **how: bool) -> Path:
     if path.suffix == ".h5":
-        write_volume(path, IMAGE, LABEL, geometry, **how)
+        write(path, IMAGE, LABEL, geometry, **how)
     else:
-        write_slice(path, IMAGE[0], LABEL[0], geometry, **how)
+        write(path, IMAGE[0], LABEL[0], geometry, **how)
     return path
 
 

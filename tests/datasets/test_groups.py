@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets.pairs import find_pairs
 
 import test
 import train
@@ -14,7 +15,6 @@ from datasets import inspect
 from datasets.base import Defects
 from datasets.folds import draw_folds, read_folds, write_folds
 from datasets.groups import read_groups
-from datasets.pairs import find_pairs
 from evaluation.summary import read_summary
 from tests.conftest import ROOT
 from tests.own_data import write_pictures

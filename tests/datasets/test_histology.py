@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets.check import check_all
 from PIL import Image
 
 from datasets.base import Defects
 from datasets.cache import CachedSlices
-from datasets.check import check_all
-from datasets.histology import CLASSES, PictureSlices, PictureVolumes, find_pairs, foreground
+from datasets.sets.histology import CLASSES, PictureSlices, PictureVolumes, find_pairs, foreground
 from tests.conftest import SHARED
 
 MONUSEG = SHARED / "data" / "monuseg"

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from datasets.base import Defects
-from datasets.inputs import InputVolumes
-from datasets.intensity import Intensity, Reading, reading
+from datasets.intensity import Intensity, Preprocessing, reading
 from datasets.readers.nifti import NiftiImage, read_image
+from datasets.sets.prediction import InputVolumes
 from tests.datasets.readers.test_nifti import patched, save
 from tests.datasets.test_dicom import write_series
 
@@ -240,4 +240,4 @@ def test_what_is_not_there_and_unknown_axes_are_refused_at_once(tmp_path, voxels
     with pytest.raises(FileNotFoundError, match="absent.*--input"):
         InputVolumes(tmp_path / "absent", CT)
     with pytest.raises(ValueError, match="DATA.ORIENTATION is 'RAX'"):
-        InputVolumes(save(tmp_path / "a.nii", voxels), Reading(intensity=Intensity(), orientation="RAX"))
+        InputVolumes(save(tmp_path / "a.nii", voxels), Preprocessing(intensity=Intensity(), orientation="RAX"))

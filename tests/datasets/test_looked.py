@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets.looks
 import pytest
 
-import datasets.looks
-from datasets.folder import Folder, look_through
+from datasets.sets.folder import Folder, look_through
 from tests.own_data import write_pictures, write_volumes
 
 Seen = dict[str, Any]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from datasets import phantom
 from datasets.base import read_list
-from datasets.phantom import make_phantom, prepare_phantom
-from datasets.synapse import ORGANS, read_slice, read_volume, slice_path, volume_path
+from datasets.sets import phantom
+from datasets.sets.phantom import make_phantom, prepare_phantom
+from datasets.sets.synapse import ORGANS, read_slice, read_volume, slice_path, volume_path
 
 CLASSES = len(ORGANS) + 1
 SHAPE = (24, 96, 96)
@@ -188,7 +188,7 @@ def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         assert not (tmp_path / "data").exists()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(phantom, "write_volume", full)
+    monkeypatch.setattr(phantom, "write", full)
     with pytest.raises(OSError, match="No space left"):
         prepare_phantom(tmp_path / "data", **SMALL)
     assert not list(tmp_path.iterdir())

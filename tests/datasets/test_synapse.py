@@ -15,15 +15,14 @@ import pytest
 
 from datasets import build_dataset, check_all, class_names, list_datasets, split_cases
 from datasets.base import Geometry, read_list
-from datasets.synapse import (
+from datasets.sets.synapse import (
     StackedSlices,
     case_of,
     read_slice,
     read_volume,
     slice_path,
     volume_path,
-    write_slice,
-    write_volume,
+    write,
 )
 from tests.conftest import ROOT, make_case, make_synapse
 
@@ -41,8 +40,8 @@ def test_splits_as_published() -> None:
 def test_round_trip(tmp_path: Path) -> None:
     image, label = make_case(0, (4, 20, 24))
     geometry = Geometry((0.7, 0.8, 3.0), (-10.5, 20.25, 7.0), (1, 0, 0, 0, -1, 0, 0, 0, -1), "zxy")
-    write_slice(slice_path(tmp_path, "a_slice000"), image[0], label[0], geometry)
-    write_volume(volume_path(tmp_path, "a"), image, label, geometry)
+    write(slice_path(tmp_path, "a_slice000"), image[0], label[0], geometry)
+    write(volume_path(tmp_path, "a"), image, label, geometry)
     got_image, got_label = read_slice(slice_path(tmp_path, "a_slice000"), 9)
     np.testing.assert_array_equal(got_image, image[0])
     np.testing.assert_array_equal(got_label, label[0])
@@ -193,7 +192,7 @@ def test_bad_slices(tmp_path: Path, kind: str) -> None:
 
 def test_truncated_and_flipped_slices(tmp_path: Path) -> None:
     path = tmp_path / "s.npz"
-    write_slice(path, IMAGE, LABEL)
+    write(path, IMAGE, LABEL)
     whole = path.read_bytes()
     for length in range(1, len(whole), 97):
         path.write_bytes(whole[:length])
@@ -248,7 +247,7 @@ def test_bad_volumes(tmp_path: Path, kind: str) -> None:
 
 def test_truncated_volume(tmp_path: Path) -> None:
     path = tmp_path / "v.npy.h5"
-    write_volume(path, *make_case(0, (2, 16, 16)))
+    write(path, *make_case(0, (2, 16, 16)))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="not a readable h5"):
         read_volume(path, 9)
@@ -257,7 +256,7 @@ def test_truncated_volume(tmp_path: Path) -> None:
 def test_no_flipped_bit_of_a_written_label_goes_unseen(tmp_path: Path) -> None:
     """HDF5 unpacks a damaged lzf block to whatever lies in memory; a checksum stands before that."""
     path = tmp_path / "v.npy.h5"
-    write_volume(path, *make_case(0, (2, 16, 16)))
+    write(path, *make_case(0, (2, 16, 16)))
     with h5py.File(path) as file:
         chunk = file["label"].id.get_chunk_info(0)
     whole = path.read_bytes()
@@ -340,7 +339,7 @@ BAD_GEOMETRY = [
 @pytest.mark.parametrize("change", BAD_GEOMETRY)
 def test_impossible_geometry(tmp_path: Path, change: dict) -> None:
     path = tmp_path / "v.npy.h5"
-    write_volume(path, IMAGE[None], LABEL[None], Geometry(**change))
+    write(path, IMAGE[None], LABEL[None], Geometry(**change))
     with pytest.raises(ValueError, match="geometry is not understood"):
         read_volume(path, 9)
 
@@ -413,13 +412,13 @@ def test_arrays_of_every_order_are_read_and_may_be_written_to(tmp_path: Path, sa
     save(tmp_path / "s.npz", image=image, label=np.zeros((5, 7), np.int64))
     got, label = read_slice(tmp_path / "s.npz", 9)
     np.testing.assert_array_equal(got, image.astype(np.float32))
-    write_slice(tmp_path / "t.npz", got, label)
+    write(tmp_path / "t.npz", got, label)
     for array in read_slice(tmp_path / "t.npz", 9):
         array[:] = 1  # torch warns of arrays that are read-only
 
 
 def volume_with(path: Path, key: str, make: Callable[[h5py.File], object]) -> None:
-    write_volume(path, IMAGE[None], LABEL[None], Geometry())
+    write(path, IMAGE[None], LABEL[None], Geometry())
     with h5py.File(path, "r+") as file:
         file.pop(key)
         make(file)
@@ -436,7 +435,7 @@ def virtual(file: h5py.File, source: Path) -> None:
 def test_a_volume_does_not_reach_for_other_files(tmp_path: Path, key: str, target: str) -> None:
     """A pipe that nobody writes to would hold the run for ever."""
     path, other = tmp_path / "v.npy.h5", tmp_path / target
-    os.mkfifo(other) if target == "pipe" else write_volume(other, IMAGE[None], LABEL[None], Geometry())
+    os.mkfifo(other) if target == "pipe" else write(other, IMAGE[None], LABEL[None], Geometry())
 
     def refused(make: Callable[[h5py.File], object], expected: str) -> None:
         volume_with(path, key, make)

@@ -6,14 +6,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets.check
 import h5py
 import numpy as np
 import pytest
 
-import datasets.check
 from datasets import build_dataset, check_all, check_quick
 from datasets.base import Geometry
-from datasets.synapse import (
+from datasets.sets.synapse import (
     StackedSlices,
     SynapseSlices,
     read_slice,
@@ -21,8 +21,7 @@ from datasets.synapse import (
     slice_name,
     slice_path,
     volume_path,
-    write_slice,
-    write_volume,
+    write,
 )
 from datasets.verify import (
     Defect,
@@ -55,7 +54,7 @@ def text(path: Path) -> None:
 
 
 def cut_short(path: Path) -> None:
-    write_slice(path, IMAGE, LABEL)
+    write(path, IMAGE, LABEL)
     path.write_bytes(path.read_bytes()[:-30])
 
 
@@ -80,7 +79,7 @@ def declare_more(path: Path) -> None:
 
 def packed_oddly(path: Path) -> None:
     """What numpy reads and `read_slice` does not."""
-    write_slice(path, IMAGE, LABEL)
+    write(path, IMAGE, LABEL)
     with zipfile.ZipFile(path) as file:
         members = {name: file.read(name) for name in file.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
@@ -202,7 +201,7 @@ def test_a_clean_slice_and_what_it_holds(tmp_path: Path) -> None:
     label = np.zeros((16, 20), np.uint8)
     label[:2, :3], label[5, 5] = 4, 8
     image = np.linspace(0, 1, label.size).reshape(label.shape)
-    write_slice(tmp_path / "s.npz", image, label, GEOMETRY)
+    write(tmp_path / "s.npz", image, label, GEOMETRY)
     found = inspect(tmp_path / "s.npz", 9)
     voxels = (320 - 7, 0, 0, 0, 6, 0, 0, 0, 1)
     dtypes = ("float64", "uint8")
@@ -211,7 +210,7 @@ def test_a_clean_slice_and_what_it_holds(tmp_path: Path) -> None:
 
 def test_a_clean_volume_and_what_it_holds(tmp_path: Path) -> None:
     image, label = make_case(0, (3, 16, 24))
-    write_volume(tmp_path / "v.npy.h5", image, label.astype(np.float32))
+    write(tmp_path / "v.npy.h5", image, label.astype(np.float32))
     found = inspect(tmp_path / "v.npy.h5", 9)
     assert found.defects == () and found.shape == (3, 16, 24) and found.dtypes == ("float32", "float32")
     assert found.voxels == tuple(int((label == k).sum()) for k in range(9)) and found.spacing is None
@@ -219,10 +218,10 @@ def test_a_clean_volume_and_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_an_empty_slice_at_the_end_of_a_scan_is_no_defect(tmp_path: Path) -> None:
-    write_slice(tmp_path / "s.npz", IMAGE * 0, LABEL * 0)
+    write(tmp_path / "s.npz", IMAGE * 0, LABEL * 0)
     found = inspect(tmp_path / "s.npz", 9)
     assert found.blank and not found.defects
-    write_slice(tmp_path / "s.npz", IMAGE[:1, :1], LABEL[:1, :1] * 0 + 1)
+    write(tmp_path / "s.npz", IMAGE[:1, :1], LABEL[:1, :1] * 0 + 1)
     assert not inspect(tmp_path / "s.npz", 9).defects, "one pixel is always of one value"
 
 
@@ -316,7 +315,7 @@ def test_the_header_of_a_slice(tmp_path: Path, save: Callable) -> None:
 
 
 def test_the_header_of_a_volume(tmp_path: Path) -> None:
-    write_volume(tmp_path / "v.npy.h5", np.zeros((40, 64, 64), np.float64), np.zeros((40, 64, 64), np.uint8))
+    write(tmp_path / "v.npy.h5", np.zeros((40, 64, 64), np.float64), np.zeros((40, 64, 64), np.uint8))
     assert read_header(tmp_path / "v.npy.h5") == Header((40, 64, 64), "float64", "uint8")
     with h5py.File(tmp_path / "v.npy.h5", "w") as file:
         for key in ("image", "label"):

@@ -9,8 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
-from datasets import acdc
-from datasets.folder import look_through
+from datasets.sets import acdc
+from datasets.sets.folder import look_through
 from tests.conftest import make_case
 
 NUCLEI = "TCGA-18-5592-01Z-00-DX1"  # a case of MoNuSeg that the papers train on

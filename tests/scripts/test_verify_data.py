@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from datasets.base import Geometry
-from datasets.phantom import prepare_phantom
-from datasets.synapse import slice_path, volume_path, write_slice, write_volume
+from datasets.sets.phantom import prepare_phantom
+from datasets.sets.synapse import slice_path, volume_path, write
 from scripts import verify_data
 from tests.conftest import ROOT, make_case, make_synapse
 from tests.datasets.test_verify import damage
@@ -68,29 +68,29 @@ def test_a_clean_data_set(synapse: Path, capsys: pytest.CaptureFixture) -> None:
 def with_nan(root: Path) -> None:
     image, label = make_case(0, SHAPE)
     image[1, 5, 5] = np.nan
-    write_slice(train_file(root), image[1], label[1])
+    write(train_file(root), image[1], label[1])
 
 
 def with_label(root: Path) -> None:
     image, label = make_case(100, SHAPE)
     label[2, 0, 0] = 11
-    write_volume(volume_path(root / "test_vol_h5", "case0100"), image, label)
+    write(volume_path(root / "test_vol_h5", "case0100"), image, label)
 
 
 def of_another_size(root: Path) -> None:
     image, label = make_case(0, (3, 40, 38))
-    write_slice(train_file(root), image[1], label[1])
+    write(train_file(root), image[1], label[1])
 
 
 def of_another_spacing(root: Path) -> None:
     for index, (image, label) in enumerate(zip(*make_case(0, SHAPE), strict=True)):
-        write_slice(train_file(root, 0, index), image, label, Geometry((1.0, 1.0, 2.0 if index == 2 else 3.0)))
+        write(train_file(root, 0, index), image, label, Geometry((1.0, 1.0, 2.0 if index == 2 else 3.0)))
 
 
 def without_class_5(root: Path) -> None:
     for path in (root / "train_npz").iterdir():
         with np.load(path) as file:
-            write_slice(path, file["image"], np.where(file["label"] == 5, 0, file["label"]).astype(np.uint8))
+            write(path, file["image"], np.where(file["label"] == 5, 0, file["label"]).astype(np.uint8))
 
 
 def copied(root: Path, to: Path) -> None:
@@ -125,7 +125,7 @@ PLANTED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "trained and tested": (
         lambda root: (
-            write_volume(volume_path(root / "test_vol_h5", "case0001"), *make_case(1, SHAPE))
+            write(volume_path(root / "test_vol_h5", "case0001"), *make_case(1, SHAPE))
             or append(root / "lists/test_vol.txt", "case0001")
         ),
         "lists/test_vol.txt",
@@ -175,7 +175,7 @@ def test_validation_is_its_own_part(synapse: Path, capsys: pytest.CaptureFixture
     PLANTED["class"][0](synapse)
     copy = [(np.where(label == 0, 5, label), image) for image, label in zip(*make_case(1, SHAPE), strict=True)]
     for index, (label, image) in enumerate(copy):
-        write_slice(train_file(synapse, 1, index), image, label.astype(np.uint8))
+        write(train_file(synapse, 1, index), image, label.astype(np.uint8))
     assert verify(synapse) == 1, "a class in validation alone is not learnt"
     assert "class 5 (liver)" in lines_of(capsys)[0][0]
 
@@ -190,7 +190,7 @@ def test_a_slice_that_val_txt_alone_names(synapse: Path, capsys: pytest.CaptureF
 
 def test_the_end_of_a_scan_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = make_synapse(tmp_path / "Synapse", train=3)
-    write_slice(train_file(root), np.zeros(SHAPE[1:], np.float32), np.zeros(SHAPE[1:], np.uint8))
+    write(train_file(root), np.zeros(SHAPE[1:], np.float32), np.zeros(SHAPE[1:], np.uint8))
     assert verify(root) == 0
     assert "  images of one value: 1, the first case0000_slice001.npz" in lines_of(capsys)[1]
 
@@ -304,10 +304,10 @@ def test_ctrl_c_ends_it_without_a_word(tmp_path: Path, jobs: str) -> None:
     root = make_synapse(tmp_path / "Synapse", train=1, test=1, shape=(400, 16, 16))
     image, label = make_case(0, (1, 16, 16))
     image[0, 0, 0] = np.nan
-    write_slice(train_file(root, 0, 0), image[0], label[0])  # its line tells that the walk has begun
+    write(train_file(root, 0, 0), image[0], label[0])  # its line tells that the walk has begun
     slow = [volume_path(root / "test_vol_h5", f"case{1000 + index}") for index in range(40)]
     for path in slow:
-        write_volume(path, *make_case(0, (100, 128, 128)))
+        write(path, *make_case(0, (100, 128, 128)))
     append(root / "lists/test_vol.txt", *(path.name for path in slow))
     process = subprocess.Popen(
         command(root, "--jobs", jobs),

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.acdc import AcdcSlices, AcdcStacks
 from datasets.base import read_list
-from datasets.synapse import read_npz_geometry, says_axes
+from datasets.sets.acdc import AcdcSlices, AcdcStacks
+from datasets.sets.synapse import read_npz_geometry, says_axes
 from scripts import prepare_acdc
 from tests.conftest import ROOT
 

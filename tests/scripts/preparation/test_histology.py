@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.base import read_list
-from datasets.histology import PictureSlices, find_pairs
+from datasets.sets.histology import PictureSlices, find_pairs
 from scripts import prepare_histology
 from scripts.preparation.histology import MISNAMED, fill
 from tests.conftest import ROOT

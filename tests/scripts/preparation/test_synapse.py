@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.synapse import case_of, read_slice, read_volume, says_axes, slice_name
+from datasets.sets.synapse import case_of, read_slice, read_volume, says_axes, slice_name
 from evaluation.masks import write_mask
 from scripts import prepare_synapse
 from tests.scripts.preparation.test_acdc import save, spoil_voxel
