@@ -64,7 +64,7 @@ def class_names(name: str, num_classes: int, given: Sequence[str] = ()) -> list[
 def open_dataset(
     name: str, *, root_path: str = "", list_dir: str = "", num_classes: int = 0, how: Preprocessing, suffix: str = ""
 ) -> DataSet:
-    """A data set in its folder; 0 classes are its own. `suffix` is that of the labels of a Folder; errors of `locate`."""
+    """A data set in its folder; 0 classes are its own, `suffix` is that of a Folder's labels; errors as of `locate`."""
     root, lists = locate(name, root_path, list_dir)
     kind = DATASETS[name]
     if kind is Folder:
@@ -83,7 +83,7 @@ def inspect(
     progress: Progress = iter,
     **of_folder: Any,
 ) -> dict[str, Any]:
-    """Read what trains and validates, and return what it holds, by configuration key: the folders and all that is empty.
+    """Read what trains and validates; returns what it holds, by configuration key: the folders and all that is empty.
 
     Of the slices of Synapse and ACDC, the headers and a sample; of all others, everything.
 
@@ -262,11 +262,8 @@ def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Pa
     within = root.name in kind.folders and (kind is not Folder or looks_like_folder(root.parent))
     if kind is Folder and within:
         root, within = root.parent, False
-    elif kind is not Folder and looks_like_folder(root):
-        if not any((root / folder).is_dir() for folder in (*kind.folders, "train", "Train_Folder")):
-            raise ValueError(
-                f"{root}: holds images and labels, and nothing of {name}; expected --dataset Folder for such"
-            )
+    elif looks_like_folder(root) and not any((root / one).is_dir() for one in (*kind.folders, "train", "Train_Folder")):
+        raise ValueError(f"{root}: holds images and labels, and nothing of {name}; expected --dataset Folder for such")
     if list_dir and not Path(list_dir).is_dir():
         raise FileNotFoundError(
             f"{list_dir}: no such folder of lists; expected train.txt and the like in it (--list_dir)"

@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 class Facts(NamedTuple):
     """What a case holds: the shape of its image, (D, H, W) or (D, C, H, W), its type, lowest and highest number, how
-    many voxels have each value of the label, the spacing in mm along (D, H, W) where it is known, and where the axes point."""
+    many voxels have each value of the label, and where known the spacing in mm along (D, H, W) and where axes point."""
 
     shape: tuple[int, ...]
     dtype: str = ""

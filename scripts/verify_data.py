@@ -53,7 +53,8 @@ def summary(split: str, facts: Sequence[Facts], groups: int, class_names: Sequen
     totals = total_labels(facts)
     yield f"{split}: {groups} cases, {len(facts)} files of images"
     yield f"  shapes: {_counted('x'.join(map(str, found.shape)) for found in facts)}"
-    yield f"  spacings (D, H, W) in mm: {_counted(', '.join(f'{v:g}' for v in f.spacing) or 'not stored' for f in facts)}"
+    spacings = (", ".join(f"{value:g}" for value in found.spacing) or "not stored" for found in facts)
+    yield f"  spacings (D, H, W) in mm: {_counted(spacings)}"
     yield f"  intensity: {min(found.low for found in facts):g} to {max(found.high for found in facts):g}"
     yield f"  voxels: {', '.join(f'{name} {totals[index]}' for index, name in enumerate(class_names))}"
 

@@ -46,9 +46,6 @@ def slice_first(geometry: Geometry, shape: tuple[int, ...]) -> Geometry:
     return replace(geometry, axis_order=thin + geometry.axis_order.replace(thin, ""))
 
 
-turn = reorient  # the name in datasets/dicom.py
-
-
 def reorient_volume(volume: Volume, towards: str) -> Volume:
     """A volume whose file's x, y and z are turned to point `towards`; unchanged where it has no geometry."""
     if volume.geometry is None or not towards:

@@ -38,7 +38,7 @@ def write(path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry |
 
 
 class Acdc(ArraySet):
-    """The layout of this line of papers; a list names files, or cases such as `case_001`, which stand for all theirs."""
+    """The layout of this line of papers; a list names files, or cases such as `case_001`, which stand for theirs."""
 
     classes = CLASSES
     made_by = "prepare_acdc.py"

@@ -1,4 +1,4 @@
-"""Image files, each with a label file or none, as volumes: of the data sets that are folders of them, and of --input."""
+"""Image files, with a label file or without, as volumes: for data sets that are folders of them, and for --input."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """GlaS and MoNuSeg: RGB images with masks, in a folder for each split or, as the official GlaS, all in one.
 
-A mask has the name of its image, with or without `_anno`. One folder holds both, or two beside each other do: `img/` and
-`labelcol/`, or `images/` and `masks/`.
+A mask has the name of its image, with or without `_anno`. One folder holds both, or two beside each other do: `img/`
+and `labelcol/`, or `images/` and `masks/`.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.datasets.test_dicom import write_series
 
 from datasets.base import Defects
 from datasets.intensity import Intensity, Preprocessing, reading
 from datasets.readers.nifti import NiftiImage, read_image
 from datasets.sets.prediction import InputVolumes
 from tests.datasets.readers.test_nifti import patched, save
-from tests.datasets.test_dicom import write_series
 
 CT = reading(channels=1, intensity="window", window=(-100.0, 300.0), axis_order="zxy")
 GREY = reading(channels=1, intensity="range")

@@ -6,12 +6,16 @@ import os
 import shutil
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import pydicom
 import pytest
+from pydicom import uid
+from pydicom.encaps import encapsulate
 from scipy.spatial.transform import Rotation
 
 from datasets.base import Defects
-from datasets.dicom import dicom_files, is_dicom, read_series
+from datasets.readers.dicom import dicom_files, is_dicom, read_series
 from datasets.readers.nifti import read_image
 from tests.conftest import SHARED
 
@@ -143,7 +147,7 @@ def test_every_slice_has_a_scale_of_its_own(tmp_path):
         # Put in here: the writer would divide by it.
         replace(path, b"\x28\x00\x53\x10\x02\x00\x00\x001 ", b"\x28\x00\x53\x10\x02\x00\x00\x00" + slope)
     array, _ = read_series(folder, "zyx")
-    np.testing.assert_array_equal(array, stored * np.array([1.0, 0.5, 3.0, 0.3])[:, None, None])
+    np.testing.assert_allclose(array, stored * np.array([1.0, 0.5, 3.0, 0.3])[:, None, None], rtol=1e-7)
 
 
 def test_files_that_are_no_slices_are_passed_over(series, voxels):
@@ -210,11 +214,11 @@ BAD_SERIES = {
     "nothing": (lambda folder, v: only(folder, 0), r"holds no DICOM series"),
     "colour": (
         lambda folder, v: write_bare(folder / "006.dcm", np.zeros((7, 8, 3), np.uint8), isVector=True),
-        r"006\.dcm: is in colour",
+        r"006\.dcm: is in color",
     ),
     "many frames": (
         lambda folder, v: write_bare(folder / "006.dcm", v.astype(np.uint8)),
-        r"006\.dcm: holds 6 frames",
+        r"006\.dcm: has the spacing",
     ),
     "cut short": (
         lambda folder, v: (folder / "003.dcm").write_bytes((folder / "003.dcm").read_bytes()[:-1]),
@@ -227,15 +231,15 @@ BAD_SERIES = {
     "no place": (
         # The position under another number.
         lambda folder, v: replace(folder / "003.dcm", b"\x20\x00\x32\x00", b"\x20\x00\x33\x00"),
-        r"003\.dcm: does not say where it lies \(ImagePositionPatient",
+        r"003\.dcm: does not say where it lies \(no ImagePositionPatient",
     ),
     "a direction of zeros": (
         lambda folder, v: replace(folder / "003.dcm", b"1\\0\\0\\0\\1\\0", b"0\\0\\0\\0\\0\\0"),
-        r"003\.dcm: its ImageOrientationPatient is '0.*expected sound numbers",
+        r"003\.dcm: its ImageOrientationPatient is \[0.*expected two unit axes",
     ),
     "a spacing of 0": (
         lambda folder, v: replace(folder / "003.dcm", b".75\\.5", b"0.0\\.5"),
-        r"003\.dcm: its PixelSpacing is '0\.0.*expected sound numbers",
+        r"003\.dcm: its PixelSpacing is \[0\.0.*expected positive numbers",
     ),
     "a slope that is none": (
         lambda folder, v: replace(folder / "003.dcm", b"\x53\x10\x02\0\0\x001 ", b"\x53\x10\x02\0\0\0x "),
@@ -243,7 +247,7 @@ BAD_SERIES = {
     ),
     "a slope beyond all numbers": (
         lambda folder, v: replace(folder / "003.dcm", b"\x53\x10\x02\0\0\x001 ", b"\x53\x10\x06\0\0\x001e300 "),
-        r"003\.dcm: holds \d+ NaN or infinite values; expected finite",
+        r"003\.dcm: holds NaN or infinite values; expected finite",
     ),
     "tilted gantry": (tilted, r"005\.dcm: lies 2 mm from where even distances.*gantry"),
     "drifting": (drifting, r"014\.dcm: lies .* mm from where even distances"),
@@ -270,17 +274,52 @@ def test_what_is_no_file_is_told(series, make):
     assert not is_dicom(series / "pipe")
 
 
-def test_a_length_that_leads_out_of_the_file_is_told(series):
-    content = (series / "003.dcm").read_bytes()
-    place = content.rindex(b"\xe0\x7f\x10\x00") + 4  # of the pixels, and their length
-    (series / "003.dcm").write_bytes(content[:place] + b"\xfe\xff\xff\xff" + content[place + 4 :])
-    with pytest.raises(Defects, match=r"003\.dcm: is not a readable DICOM image \(its element \(7fe0,0010\) claims"):
-        read_series(series)
+def encoded(dataset: pydicom.Dataset, syntax: uid.UID) -> pydicom.Dataset:
+    """The data set with its pixels compressed."""
+    pixels, bits = dataset.pixel_array, dataset.BitsStored
+    raw = pixels.view(np.uint16) & np.uint16(2**bits - 1) if pixels.dtype == np.int16 else pixels
+    encoders = {
+        uid.JPEGLosslessSV1: lambda plane: imagecodecs.ljpeg_encode(plane, bitspersample=bits),
+        uid.JPEGLSLossless: imagecodecs.jpegls_encode,
+        uid.JPEG2000Lossless: lambda plane: imagecodecs.jpeg2k_encode(plane, codecformat="j2k", level=0),
+        uid.JPEGBaseline8Bit: lambda plane: imagecodecs.jpeg_encode(plane, level=100),
+    }
+    if syntax == uid.RLELossless:
+        dataset.compress(uid.RLELossless)
+    else:
+        dataset.PixelData = encapsulate([encoders[syntax](raw)])
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("syntax", "dtype"),
+    [(syntax, dtype) for syntax in (uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.RLELossless)
+     for dtype in (np.int16, np.uint16)] + [(uid.JPEGBaseline8Bit, np.uint8)],
+)  # fmt: skip
+def test_compressed_pixels_are_read_and_damaged_ones_refused(tmp_path, syntax, dtype, capfd):
+    lows = {np.int16: -1000, np.uint16: 0, np.uint8: 0}
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(lows[dtype], 200 if dtype == np.uint8 else 2000, (3, 64, 64)).astype(dtype)
+    if dtype == np.uint8:
+        voxels[:] = np.arange(64, dtype=np.uint8)[:, None]  # smooth, as a lossy codec keeps it
+    write_series(tmp_path / "s", voxels, t00281052="0")
+    for path in sorted((tmp_path / "s").iterdir()):
+        dataset = pydicom.dcmread(path)
+        if dtype == np.uint16:
+            dataset.BitsStored, dataset.HighBit = 12, 11
+        encoded(dataset, syntax).save_as(path)
+    array = read_series(tmp_path / "s", "zyx")[0]
+    np.testing.assert_allclose(array, voxels, atol=2 if dtype == np.uint8 else 0)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(Defects, match=rf"{path.name}: .*not a readable DICOM image"):
+        read_series(tmp_path / "s")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("packing", ["JPEG", "JPEG2000"])
-def test_packed_pixels_are_read_or_told(tmp_path, packing, capfd):
-    """GDCM itself would say nothing, and hand out what was in memory."""
+def test_pixels_that_gdcm_compressed_are_read(tmp_path, packing):
     voxels = np.random.default_rng(0).integers(-1000, 2000, (3, 64, 64)).astype(np.int16)
     write_series(tmp_path / "s", voxels, t00281052="0")
     for path in (tmp_path / "s").iterdir():
@@ -291,12 +330,57 @@ def test_packed_pixels_are_read_or_told(tmp_path, packing, capfd):
         writer.SetFileName(str(path))
         writer.Execute(image)
     np.testing.assert_array_equal(read_series(tmp_path / "s", "zyx")[0], voxels)
-    content = path.read_bytes()
-    begins = content.rindex(b"\xff\xd8\xff" if packing == "JPEG" else b"\xff\x4f\xff\x51") + 4
-    path.write_bytes(content[:begins] + bytes(len(content) - 8 - begins) + content[-8:])
-    with pytest.raises(Defects, match=rf"{path.name}: .*(cannot be unpacked|not a readable DICOM image)"):
-        read_series(tmp_path / "s")
-    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (12, False), (12, True), (16, False), (16, True)])
+def test_numbers_are_those_of_the_file_rescaled_whatever_the_display(tmp_path, bits, signed, photometric):
+    low = -(2 ** (bits - 1)) if signed else 0
+    stored = np.random.default_rng(1).integers(low, low + 2**bits, (3, 5, 6))
+    write_series(tmp_path / "s", np.zeros((3, 5, 6), np.int16))
+    for path, plane in zip(sorted((tmp_path / "s").iterdir()), stored, strict=True):
+        dataset = pydicom.dcmread(path)
+        dataset.BitsAllocated = 8 if bits == 8 else 16
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1, int(signed)
+        dataset.PixelData = plane.astype(f"{'i' if signed else 'u'}{dataset.BitsAllocated // 8}").tobytes()
+        dataset.PhotometricInterpretation, dataset.RescaleSlope, dataset.RescaleIntercept = photometric, 2, -1024
+        dataset.save_as(path)
+    np.testing.assert_array_equal(read_series(tmp_path / "s", "zyx")[0], stored * 2 - 1024)
+
+
+@pytest.mark.parametrize("shared", ["", "PixelMeasuresSequence", "PlanePositionSequence"])
+def test_a_multi_frame_file_is_a_series(tmp_path, voxels, shared):
+    """Enhanced CT: what frames have in common may be said once; here one group or none is. Frames are not in order."""
+    write(tmp_path / "plain.dcm", voxels[0], 0)
+    dataset = pydicom.dcmread(tmp_path / "plain.dcm")
+    place = {
+        "PlanePositionSequence": ("ImagePositionPatient",),
+        "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    }
+    place |= {"PixelMeasuresSequence": ("PixelSpacing",), "PixelValueTransformationSequence": ("RescaleSlope",)}
+    values = {"ImageOrientationPatient": list(dataset.ImageOrientationPatient), "RescaleSlope": 1}
+    values |= {"PixelSpacing": list(dataset.PixelSpacing)}
+    order, frames, common = [3, 0, 5, 1, 4, 2], [], pydicom.Dataset()
+    for number in order:
+        frames.append(pydicom.Dataset())
+        for sequence, keys in place.items():
+            group = pydicom.Dataset()
+            for key in keys:
+                setattr(group, key, values.get(key, [1.0, 2.0, 3.0 + 2.0 * number]))
+            setattr(common if sequence == shared else frames[-1], sequence, [group])
+    for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(dataset, key)
+    dataset.NumberOfFrames, dataset.PixelData = len(voxels), (voxels[order] + 1024).tobytes()
+    dataset.PerFrameFunctionalGroupsSequence, dataset.SharedFunctionalGroupsSequence = frames, [common]
+    (tmp_path / "s").mkdir()
+    dataset.save_as(tmp_path / "s/enhanced.dcm")
+    if shared == "PlanePositionSequence":  # all frames in one place
+        with pytest.raises(Defects, match=r"enhanced\.dcm: lies where"):
+            read_series(tmp_path / "s")
+        return
+    array, geometry = read_series(tmp_path / "s", "zyx")
+    np.testing.assert_array_equal(array, voxels)
+    np.testing.assert_allclose((*geometry.origin, *geometry.spacing), (1, 2, 3, 0.5, 0.75, 2), atol=1e-9)
 
 
 def test_all_bad_files_are_told_together(series, voxels):
