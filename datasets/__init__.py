@@ -34,6 +34,7 @@ __all__ = [
     "open_dataset",
     "read_groups",
     "split_cases",
+    "train_and_val",
     "verify",
 ]
 
@@ -78,7 +79,7 @@ def inspect(
     root_path: str = "",
     list_dir: str = "",
     num_classes: int = 0,
-    how: Preprocessing,
+    how: Preprocessing = Preprocessing(),  # noqa: B008 (it cannot be changed)
     phantom_options: Mapping[str, Any] | None = None,
     progress: Progress = iter,
     **of_folder: Any,
@@ -110,7 +111,7 @@ def inspect(
         folders["DATA.LIST_DIR"] = str(lists)
     dataset = open_dataset(name, root_path=root_path, list_dir=list_dir, num_classes=num_classes, how=how)
     if isinstance(dataset, ArraySet):
-        names = _all_names(dataset, dataset.names("train"), dataset.names("val"), 0)
+        names = _all_names(dataset, 0)
         if defects := leakage(dataset):
             raise Defects(root, defects)
         facts = verify(dataset, dataset.cases(names, "train"), SAMPLE, progress=progress, threads=8)
@@ -175,17 +176,22 @@ def build_dataset(
     dataset = open_dataset(name, **where, num_classes=num_classes, how=how, suffix=suffix)
     if split == "test" and not folds:
         return CaseVolumes(dataset, dataset.cases(dataset.names("test"), "test"))
-    names, listed = dataset.names("train"), dataset.names("val")
-    names = _all_names(dataset, names, listed, folds)
-    if folds:
-        listed, parts = [], _read_folds(dataset, names, folds)
-        names, tested = held_out(names, parts[fold], dataset.group_of if not isinstance(dataset, Folder) else str)
-        if split == "test":
-            return _volumes(dataset, tested, "")
-    train, held = split_cases(names, listed, val_cases, dataset.group_of, dataset.lists / dataset.lists_of["val"])
+    if split == "test":
+        names = _all_names(dataset, folds)
+        return _volumes(dataset, held_out(names, _read_folds(dataset, names, folds)[fold], _of_fold(dataset))[1], "")
+    train, held = train_and_val(dataset, val_cases, folds, fold)
     if split == "val":
         return _volumes(dataset, held, cache)
     return _slices(dataset, dataset.cases(train, "train"), cache)
+
+
+def train_and_val(dataset: DataSet, val_cases: int = 0, folds: int = 0, fold: int = 0) -> tuple[list[str], list[str]]:
+    """The names that train and those that validate; arguments and errors as of `build_dataset`."""
+    names, listed = _all_names(dataset, folds), dataset.names("val")
+    if folds:
+        listed, parts = [], _read_folds(dataset, names, folds)
+        names, _ = held_out(names, parts[fold], _of_fold(dataset))
+    return split_cases(names, listed, val_cases, dataset.group_of, dataset.lists / dataset.lists_of["val"])
 
 
 def _slices(dataset: DataSet, cases: Sequence[Case], cache: str) -> Slices:
@@ -221,16 +227,17 @@ def keep_folds(
     dataset = open_dataset(name, **where, how=preprocessing, suffix=suffix)
     path = _folds_file(dataset, folds)
     if not path.is_file():
-        names = _all_names(dataset, dataset.names("train"), dataset.names("val"), folds)
-        write_folds(path, _read_folds(dataset, names, folds))
+        write_folds(path, _read_folds(dataset, _all_names(dataset, folds), folds))
 
 
 def _read_folds(dataset: DataSet, names: Sequence[str], folds: int) -> list[list[str]]:
-    is_folder = isinstance(dataset, Folder)
-    groups = read_groups(dataset.root) if is_folder else {}
-    return read_folds(
-        _folds_file(dataset, folds), map(str if is_folder else dataset.group_of, names), folds, groups=groups
-    )
+    groups = read_groups(dataset.root) if isinstance(dataset, Folder) else {}
+    return read_folds(_folds_file(dataset, folds), map(_of_fold(dataset), names), folds, groups=groups)
+
+
+def _of_fold(dataset: DataSet) -> Callable[[str], str]:
+    """What folds are of: cases, whose groups a file has, or groups themselves."""
+    return str if isinstance(dataset, Folder) else dataset.group_of
 
 
 def _folds_file(dataset: DataSet, folds: int) -> Path:
@@ -238,8 +245,9 @@ def _folds_file(dataset: DataSet, folds: int) -> Path:
     return folds_file(dataset.lists if has_lists else dataset.root, folds)
 
 
-def _all_names(dataset: DataSet, names: Sequence[str], listed: Sequence[str], folds: int) -> list[str]:
+def _all_names(dataset: DataSet, folds: int) -> list[str]:
     """The training names and, where they are not among these already, those that validate."""
+    names, listed = dataset.names("train"), dataset.names("val")
     if not (folds or dataset.splits_apart):
         return list(names)
     more = listed if dataset.splits_apart else [name for name in listed if name != dataset.group_of(name)]

@@ -286,16 +286,10 @@ def check_pair(
 
 
 def require_listed(paths: Iterable[Path]) -> None:
-    """Make sure that every file that a list names is there.
-
-    Raises:
-        FileNotFoundError: the first that is not.
-    """
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: is named in the list but is not there; make it, or mend the list (--list_dir)"
-            )
+    """Make sure that every file that a list names is there; raises Defects with those that are not."""
+    what = "is named in the list but is not there; make it, or fix the list (--list_dir)"
+    if missing := [Defect(path, what) for path in paths if not path.is_file()]:
+        raise Defects(missing[0].path.parent, missing)
 
 
 def read_through(dataset: Sequence[Item], threads: int = 8) -> Iterator[Item]:

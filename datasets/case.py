@@ -66,6 +66,7 @@ class DataSet(ABC):
     folders: ClassVar[tuple[str, ...]] = ()
     lists_of: ClassVar[dict[str, str]] = {split: f"{split}.txt" for split in SPLITS}
     splits_apart: ClassVar[bool] = True  # what validates is not in the list of the training
+    names_are_unique: ClassVar[bool] = True  # in all lists together
     has_volumes: bool = False  # the training cases are volumes, not slices
 
     def __init__(self, root: Path, lists: Path, num_classes: int, how: Preprocessing) -> None:

@@ -45,7 +45,10 @@ class Intensity:
         if self.how == "window":
             return self.window
         if self.how == "percentile":
-            return _percentiles(image)
+            low, high = _percentiles(image)
+            if not np.isfinite([low, high]).all():
+                raise ValueError(f"{where}: holds NaN or infinite values; expected finite numbers, fix the file")
+            return low, high
         dtype = np.dtype(image.dtype)
         if dtype.kind != "u":
             raise ValueError(

@@ -75,11 +75,16 @@ def look(
 
 def leakage(dataset: DataSet) -> list[Defect]:
     """Cases of the test list that train or validate, too."""
-    lists = {split: dataset.lists / dataset.lists_of[split] for split in ("train", "val", "test")}
+    if not dataset.names_are_unique:
+        return []
     trained = {dataset.group_of(name) for split in ("train", "val") for name in _names(dataset, split)}
     tested = {dataset.group_of(name) for name in _names(dataset, "test")}
     what = "names {}, which train or validate; expected a case in one list, or the test measures what was memorized"
-    return [Defect(lists["test"], what.format(", ".join(sorted(tested & trained)[:8])))] if tested & trained else []
+    return (
+        [Defect(dataset.lists / dataset.lists_of["test"], what.format(", ".join(sorted(tested & trained)[:8])))]
+        if tested & trained
+        else []
+    )
 
 
 def _names(dataset: DataSet, split: str) -> list[str]:

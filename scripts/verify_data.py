@@ -66,7 +66,7 @@ def _counted(values: Iterable[str]) -> str:
 def run(args: argparse.Namespace) -> int:
     """Inspect as train.py does, read every file of every split, print each defect, and sum up."""
     from configs.config import Config, complete, get_config
-    from datasets import open_dataset
+    from datasets import open_dataset, train_and_val
     from datasets.base import Defects
     from datasets.verify import absent_classes, leakage, look
     from engine.logger import progress_bar
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}; expected 1 or more")
-    keys = {"DATA.DATASET": args.dataset, "DATA.ROOT_PATH": str(args.root), "DATA.LIST_DIR": args.list_dir}
+    name = "Synapse" if args.dataset == "Phantom" else args.dataset  # the same files; none are to be made
+    keys = {"DATA.DATASET": name, "DATA.ROOT_PATH": str(args.root), "DATA.LIST_DIR": args.list_dir}
     keys |= {"MODEL.NUM_CLASSES": args.num_classes} if args.num_classes is not None else {}
     config: Config = get_config(overrides=keys)
     defects: list[Defect] = []
@@ -86,15 +87,18 @@ def run(args: argparse.Namespace) -> int:
         if not config.model.num_classes:
             return _report(defects)
     where = {"root_path": config.data.root_path, "list_dir": config.data.list_dir}
-    dataset = open_dataset(args.dataset, **where, num_classes=config.model.num_classes, how=preprocessing(config))
+    dataset = open_dataset(name, **where, num_classes=config.model.num_classes, how=preprocessing(config))
     paths: list[list[Path]] = []
-    for split in ("train", "val", "test"):
+    all_there = True
+    train, val = train_and_val(dataset)
+    for split, names in (("train", lambda: train), ("val", lambda: val), ("test", lambda: dataset.names("test"))):
         try:
-            names = dataset.names(split)
-            cases = dataset.cases(names, split)
-        except (FileNotFoundError, ValueError) as error:
-            if split == "train" or not isinstance(error, FileNotFoundError):
-                defects += error.defects if isinstance(error, Defects) else [Defect(dataset.lists, str(error))]
+            cases = dataset.cases(names(), split)
+        except Defects as error:
+            defects += error.defects
+            all_there = False
+            continue
+        except FileNotFoundError:  # there may be nothing to test on
             continue
         facts, more = look(cases, dataset.inspect, progress=progress_bar(f"reading {split}"), threads=args.jobs)
         defects += more
@@ -104,12 +108,13 @@ def run(args: argparse.Namespace) -> int:
             print(*summary(split, list(facts.values()), groups, ["background", *names_of(config)]), sep="\n")
         if facts and split == "train":
             defects += absent_classes(facts.values(), names_of(config), dataset.lists / dataset.lists_of["train"])
-    return _report([*defects, *leakage(dataset), *unlisted(dataset, paths)])
+    return _report([*defects, *leakage(dataset), *(unlisted(dataset, paths) if all_there else ())])
 
 
 def _report(defects: Iterable[Defect]) -> int:
     found = list(dict.fromkeys(defects))
-    print(*found, sep="\n" if found else "")
+    for defect in found:
+        print(defect)
     print(f"{len(found)} defects in {len({defect.path for defect in found})} files" if found else "no defects")
     return 1 if found else 0
 

@@ -34,6 +34,7 @@ class MoNuSeg(DataSet):
 
     classes = ("nucleus",)
     made_by = "prepare_histology.py"
+    names_are_unique = False
 
     def names(self, split: str) -> list[str]:
         found = [case.name for case in self._found(split)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ def read_pairs(
     pairs, defects = [], []
     for image, label in zip(paths[::2], paths[1::2], strict=True):
         arrays, grids = {}, []
-        for path, read in ((image, open_volume), (label, read_label)):
+        for path, read in ((image, partial(open_volume, whole=True)), (label, read_label)):
             try:
                 opened, geometry = read(path, axis_order, spacing=spacing)
                 arrays[path] = np.asarray(opened[:])

@@ -11,9 +11,10 @@ import pytest
 from scipy import ndimage
 
 from datasets.base import read_list
+from datasets.readers.arrays import read_arrays, read_shapes
 from datasets.sets import phantom
 from datasets.sets.phantom import make_phantom, prepare_phantom
-from datasets.sets.synapse import ORGANS, read_slice, read_volume, slice_path, volume_path
+from datasets.sets.synapse import ORGANS, slice_path, volume_path
 
 CLASSES = len(ORGANS) + 1
 SHAPE = (24, 96, 96)
@@ -43,9 +44,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def arrays_of(folder: Path, split: str) -> dict[str, np.ndarray]:
     if split == "test":
         names = read_list(folder / "lists" / "test_vol.txt")
-        return {name: read_volume(volume_path(folder / "test_vol_h5", name), CLASSES).image for name in names}
+        return {name: read_arrays(volume_path(folder / "test_vol_h5", name), ("image",))["image"] for name in names}
     names = read_list(folder / "lists" / "train.txt")
-    return {name: read_slice(slice_path(folder / "train_npz", name), CLASSES)[0] for name in names}
+    return {name: read_arrays(slice_path(folder / "train_npz", name), ("image",))["image"] for name in names}
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (3, 33, 47), (1, 16, 16)])
@@ -125,12 +126,12 @@ def test_the_files_read_back_as_synapse_files(root: Path) -> None:
     slices = read_list(root / "lists" / "train.txt")
     assert slices == [f"phantom000{case}_slice00{i}" for case in (1, 2) for i in range(3)]
     for name in slices:
-        image, label = read_slice(slice_path(root / "train_npz", name), CLASSES)
+        image, label = read_arrays(slice_path(root / "train_npz", name), ("image", "label")).values()
         assert image.shape == label.shape == (32, 32)
     for name in read_list(root / "lists" / "test_vol.txt"):
-        volume = read_volume(volume_path(root / "test_vol_h5", name), CLASSES)
-        assert volume.image.shape == volume.label.shape == (3, 32, 32)
-        assert np.multiply(volume.geometry.array_spacing, volume.image.shape) == pytest.approx(phantom.EXTENT)
+        shapes, geometry = read_shapes(volume_path(root / "test_vol_h5", name), ("image", "label"))
+        assert shapes == {"image": (3, 32, 32), "label": (3, 32, 32)}
+        assert np.multiply(geometry.array_spacing, (3, 32, 32)) == pytest.approx(phantom.EXTENT)
     assert json.loads((root / "phantom.json").read_text(encoding="utf-8")) == {
         "format": phantom.FORMAT_VERSION,
         **SMALL,
