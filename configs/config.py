@@ -186,8 +186,6 @@ def _check(config: Config) -> None:
     data, classes = config.data, config.model.num_classes
     if classes == 1:
         raise ValueError("MODEL.NUM_CLASSES is 1; expected at least 2, the background and a class (--num_classes)")
-    if config.model.in_channels == 2:
-        raise ValueError("MODEL.IN_CHANNELS is 2; expected 1, 3, or 0 for the data set's own")
     if config.test.overlap == 1:
         raise ValueError("TEST.OVERLAP is 1.0; expected a number from 0 to below 1 (--overlap)")
     if data.window and not (len(data.window) == 2 and -math.inf < data.window[0] < data.window[1] < math.inf):

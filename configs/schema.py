@@ -89,7 +89,7 @@ class ModelConfig:
     type: str = "swin_unet"
     name: str = ""  # a label that published yamls carry
     num_classes: int = _number(0, 0, 255)  # with the background; 0: of the data set
-    in_channels: int = _number(0, 0, 3)  # 1 or 3; 0: of the data set
+    in_channels: int = _number(0, 0, 64)  # 0: of the data set
     pretrain_ckpt: tuple[str, ...] = ()  # weights to start from; yaml: a file, or a list of files
     drop_rate: float = _number(0.0, 0, 1)  # of Swin-UNet, under its published key
     drop_path_rate: float = _number(0.2, 0, 1)  # the same

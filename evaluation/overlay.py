@@ -75,10 +75,11 @@ def richest_slice(labels: np.ndarray) -> int:
 
 
 def display(plane: np.ndarray) -> np.ndarray:
-    """A slice (H, W), (H, W, 3) or (3, H, W) as (H, W, 3) in [0, 1], from its 1st to its 99th percentile."""
+    """A slice (H, W), (H, W, 3) or (C, H, W), of which C other than 3 shows the first channel, as (H, W, 3) in [0, 1],
+    from its 1st to its 99th percentile."""
     plane = np.asarray(plane, dtype=np.float32)
     if plane.ndim == 3 and plane.shape[-1] != 3:
-        plane = np.moveaxis(plane, 0, -1)
+        plane = np.moveaxis(plane, 0, -1) if len(plane) == 3 else plane[0]
     low, high = np.percentile(plane, [1, 99])
     if low == high:
         low, high = plane.min(), plane.max()
