@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,8 @@ class InputVolumes(Sequence):
         path, how = case.images[0], self.how
         if defect:
             raise Defects(self.path, [Defect(path, defect)])
-        parts, geometry = open_parts(case, how, whole=index not in self._limits)
+        taken = replace(how, channels=3 if how.channels == 3 else 0)  # grey becomes RGB, but RGB never grey
+        parts, geometry = open_parts(case, taken, whole=index not in self._limits)
         channels = sum(part.shape[1] if part.ndim == 4 else 1 for part in parts)
         if channels != how.channels:
             found = (

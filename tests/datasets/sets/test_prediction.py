@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests.datasets.test_dicom import write_series
 
 from datasets.base import Defects
-from datasets.intensity import Intensity, Preprocessing, reading
+from datasets.intensity import Intensity, Preprocessing
 from datasets.readers.nifti import NiftiImage, read_image
 from datasets.sets.prediction import InputVolumes
+from tests.datasets.readers.test_dicom import write_series
 from tests.datasets.readers.test_nifti import patched, save
 
-CT = reading(channels=1, intensity="window", window=(-100.0, 300.0), axis_order="zxy")
-GREY = reading(channels=1, intensity="range")
-COLOUR = reading(channels=3, intensity="range")
+CT = Preprocessing(intensity=Intensity("window", (-100.0, 300.0)))
+GREY = Preprocessing(intensity=Intensity("range"))
+COLOR = Preprocessing(channels=3, intensity=Intensity("range"))
 
 
 @pytest.fixture
@@ -41,13 +42,13 @@ def windowed(array: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("orientation", ["", "RAS"])
 def test_a_nifti_file_is_one_volume_read_by_slices(tmp_path, voxels, name, orientation):
     path = save(tmp_path / name, voxels, (0.7, 0.8, 5.0))
-    volumes = InputVolumes(path, reading(window=(-100.0, 300.0), orientation=orientation))
+    volumes = InputVolumes(path, replace(CT, orientation=orientation))
     volumes.check()
     [volume] = volumes
     array, geometry = read_image(path, "zxy", orientation)
     assert (volume.name, volume.source) == (name.removesuffix(".gz").removesuffix(".nii"), path)
     assert volume.label is None and not volume.is_picture and volume.geometry == geometry
-    assert isinstance(volume.image.raw, NiftiImage), "not all of it in memory"
+    assert isinstance(volume.image.parts[0], NiftiImage), "not all of it in memory"
     assert volume.image.shape == array.shape and volume.image.ndim == 3 and len(volume.image) == 4
     for part in (slice(None), slice(1, 3), slice(3, None)):
         found = volume.image[part]
@@ -91,9 +92,9 @@ def test_all_bits_of_a_picture_count(tmp_path):
     np.testing.assert_allclose(volume.image[:], pixels[None] / 65535.0, atol=1e-7)
 
 
-def test_a_coloured_picture_has_its_channels_first(tmp_path):
+def test_an_rgb_image_has_its_channels_first(tmp_path):
     pixels = picture(tmp_path / "a.png", 5, 7, 3)
-    [volume] = InputVolumes(tmp_path / "a.png", COLOUR)
+    [volume] = InputVolumes(tmp_path / "a.png", COLOR)
     assert volume.image.shape == (1, 3, 5, 7)
     for channel in range(3):
         np.testing.assert_allclose(volume.image[0:1][0, channel], pixels[..., channel] / 255.0, atol=1e-6)
@@ -115,7 +116,7 @@ def test_a_folder_of_files_is_taken_in_the_order_of_their_names(tmp_path, voxels
 def test_percentiles_are_those_of_each_volume(tmp_path, voxels):
     save(tmp_path / "a.nii.gz", voxels)
     save(tmp_path / "b.nii.gz", voxels // 2)
-    volumes = InputVolumes(tmp_path, reading(intensity="percentile", axis_order="zyx"))
+    volumes = InputVolumes(tmp_path, Preprocessing(intensity=Intensity("percentile"), axis_order="zyx"))
     for volume, stored in zip(volumes, (voxels, voxels // 2), strict=True):
         low, high = np.percentile(stored, (0.5, 99.5))
         np.testing.assert_allclose(volume.image[:], np.clip((stored - low) / (high - low), 0, 1), atol=1e-6)
@@ -168,7 +169,7 @@ def transparent(folder: Path, voxels: np.ndarray) -> None:
 
 
 BAD = {
-    "nothing": (lambda folder, v: None, r": holds nothing to predict; expected volumes"),
+    "nothing": (lambda folder, v: None, r": holds nothing to predict; expected images or volumes"),
     "a folder by the name of a file": (
         lambda folder, v: [(folder / "a.nii.gz").mkdir(), picture(folder / "b.png", 4, 4)],
         "a.nii.gz: is a folder by the name of a file; expected a file",
@@ -176,7 +177,7 @@ BAD = {
     "only what is passed over": (lambda folder, v: (folder / "a.txt").write_text("a"), "holds nothing to predict"),
     "a name too long for its mask's": (
         lambda folder, v: picture(folder / f"{'y' * 245}.png", 5, 7),
-        "has a name of more than 200 bytes",
+        "has a name of 245 bytes",
     ),
     "another kind": (lambda folder, v: (folder / "a.mgz").write_bytes(b"MGH"), r"a\.mgz: is of a kind that is not"),
     "one name twice": (duplicate, r"good\.nii\.gz: has the name of good\.nii"),
@@ -189,8 +190,8 @@ BAD = {
         r"a\.nii: holds 120 NaN or infinite",
     ),
     "damaged": (lambda folder, v: (folder / "a.nii").write_bytes(b"no"), r"a\.nii: is not a readable NIfTI"),
-    "colour": (lambda folder, v: picture(folder / "a.png", 5, 7, 3), r"a\.png: has 3 channels; expected 1 channel,"),
-    "transparent": (transparent, r"a\.png: has an alpha channel"),
+    "colour": (lambda folder, v: picture(folder / "a.png", 5, 7, 3), r"a\.png: has 3 channels; expected 1,"),
+    "transparent": (transparent, r"a\.png: is transparent"),
     "one DICOM slice": (lambda folder, v: write_series(folder, v[:1]), "holds one DICOM slice"),
 }
 
@@ -209,9 +210,9 @@ def test_what_cannot_be_predicted_is_refused_by_name(tmp_path, voxels, kind):
 
 
 @pytest.mark.parametrize("make", [lambda p, v: save(p / "a.nii", v), lambda p, v: write_series(p / "s", v)])
-def test_a_volume_is_refused_by_a_network_for_colour(tmp_path, voxels, make):
-    with pytest.raises(Defects, match="has 1 channel; expected 3 channels"):
-        InputVolumes(make(tmp_path, voxels), COLOUR).check()
+def test_a_volume_is_refused_by_a_network_for_color(tmp_path, voxels, make):
+    with pytest.raises(Defects, match="has 1 channel; expected 3,"):
+        InputVolumes(make(tmp_path, voxels), COLOR).check()
 
 
 def test_all_that_is_wrong_is_told_together(tmp_path, voxels):
@@ -241,3 +242,34 @@ def test_what_is_not_there_and_unknown_axes_are_refused_at_once(tmp_path, voxels
         InputVolumes(tmp_path / "absent", CT)
     with pytest.raises(ValueError, match="DATA.ORIENTATION is 'RAX'"):
         InputVolumes(save(tmp_path / "a.nii", voxels), Preprocessing(intensity=Intensity(), orientation="RAX"))
+
+
+def test_grey_becomes_rgb_where_the_network_takes_that(tmp_path):
+    pixels = picture(tmp_path / "a.png", 5, 7)
+    [volume] = InputVolumes(tmp_path, COLOR)
+    np.testing.assert_allclose(volume.image[:], np.stack([pixels] * 3)[None] / 255.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["volumes", "images"])
+def test_several_files_are_the_channels_of_a_case(tmp_path, voxels, kind):
+    stored = {}
+    for case in "ab":
+        for channel in range(2):
+            name = f"{case}_{channel:04d}"
+            if kind == "volumes":
+                stored[name] = voxels + ord(case) + 7 * channel
+                save(tmp_path / f"{name}.nii.gz", stored[name])
+            else:
+                stored[name] = picture(tmp_path / f"{name}.png", 5, 7 if case == "a" else 8)[None]
+    how = Preprocessing(channels=2, intensity=Intensity("percentile"), axis_order="zyx")
+    volumes = InputVolumes(tmp_path, how)
+    volumes.check()
+    assert volumes.cases == ["a", "b"]
+    for volume in volumes:
+        for channel in range(2):
+            raw = stored[f"{volume.name}_{channel:04d}"]
+            low, high = np.percentile(raw, (0.5, 99.5))
+            np.testing.assert_allclose(volume.image[:][:, channel], ((raw - low) / (high - low)).clip(0, 1), atol=1e-6)
+    next(tmp_path.glob("b_0001*")).unlink()
+    with pytest.raises(Defects, match="b_0000.*has 1 channel; expected 2, as the network was trained on"):
+        InputVolumes(tmp_path, how).check()
