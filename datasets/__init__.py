@@ -15,12 +15,12 @@ from datasets.groups import read_groups
 from datasets.intensity import Preprocessing
 from datasets.sets import phantom
 from datasets.sets.acdc import Acdc
-from datasets.sets.files import inspect_case
+from datasets.sets.files import in_classes_of, inspect_case
 from datasets.sets.folder import Folder, inspect_folder, looks_like_folder
 from datasets.sets.histology import GlaS, MoNuSeg, find_cases, twice
 from datasets.sets.synapse import ArraySet, Synapse
 from datasets.slices import CaseSlices, CaseVolumes, StackedVolumes
-from datasets.verify import SAMPLE, leakage, look, verify
+from datasets.verify import SAMPLE, check_classes, leakage, look, verify
 
 __all__ = [
     "DATASETS",
@@ -133,6 +133,9 @@ def inspect(
     problems += [*more, *wrong, *twice(splits)]
     if problems:
         raise Defects(root, problems)
+    table, threshold = keys["DATA.LABEL_VALUES"], keys.get("DATA.MASK_THRESHOLD", how.threshold)
+    trained = [in_classes_of(facts, table, threshold) for case, facts in found.items() if splits[case] == "train"]
+    check_classes(trained, dataset.classes, root)
     return folders | keys
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import Defect, Defects, defect_of
+from datasets.base import Defect, Defects, defect_of, warn_once
 from datasets.case import Case, DataSet, Facts
 
 SAMPLE = (
@@ -100,6 +100,15 @@ def absent_classes(facts: Iterable[Facts], names: Sequence[str], where: Path) ->
     absent = [f"{index} ({name})" for index, name in enumerate(names, 1) if not totals[index]]
     what = f"no training case holds class {', '.join(absent)}; it cannot be learned, so add cases or fix --num_classes"
     return [Defect(where, what)] if totals and absent else []
+
+
+def check_classes(facts: Iterable[Facts], names: Sequence[str], where: Path) -> None:
+    """Warn of classes that no training case holds; raises Defects where none holds any."""
+    defects = absent_classes(facts := list(facts), names, where)
+    if defects and not set(total_labels(facts)) & set(range(1, len(names) + 1)):
+        raise Defects(where, defects)
+    for defect in defects:
+        warn_once(str(defect))
 
 
 def total_labels(facts: Iterable[Facts]) -> Counter[int]:

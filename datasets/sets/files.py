@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,15 @@ def header_of(case: Case, how: Preprocessing) -> Facts:
     if geometry is None:
         return Facts(shape)
     return Facts(shape, spacing=geometry.array_spacing, axes=orientation(geometry) if geometry.oriented else "")
+
+
+def in_classes_of(facts: Facts, table: Sequence[int], threshold: int) -> Facts:
+    """The same with the classes of its label, in place of the values."""
+    labels: Counter[int] = Counter()
+    for value, count in facts.labels.items():
+        if threshold or value in table:  # another one is ignored
+            labels[int(value >= threshold) if threshold else table.index(value)] += count
+    return facts._replace(labels=dict(labels))
 
 
 def _read_label(case: Case, image: Raw, geometry: Geometry | None, how: Preprocessing) -> np.ndarray:

@@ -23,8 +23,8 @@ from datasets.intensity import Preprocessing
 from datasets.label_values import label_table
 from datasets.pairing import files_in, pair
 from datasets.readers import is_image
-from datasets.sets.files import header_of, inspect_case, read_case, warn_of_range
-from datasets.verify import absent_classes, look
+from datasets.sets.files import header_of, in_classes_of, inspect_case, read_case, warn_of_range
+from datasets.verify import check_classes, look
 from utils import atomic_write
 
 AXIS_ORDERS = {"z": "zyx", "y": "yzx", "x": "xzy"}  # slices along an axis first
@@ -199,7 +199,7 @@ def inspect_folder(
     if defects:
         raise Defects(root, defects)
     warn_of_range({} if are_volumes else facts, root, intensity)
-    in_classes = {case.name: _in_classes(one, table, how.threshold) for case, one in facts.items()}
+    in_classes = {case.name: in_classes_of(one, table, how.threshold) for case, one in facts.items()}
     parts = _split(lists, in_classes, len(table), groups)
     in_folds = _folds(lists, [*parts["train"], *parts["val"]], folds, in_classes, len(table), groups) if folds else []
     _write(lists, parts, {case.name: [_stamp(case, str(raw)), one] for case, one in facts.items()})
@@ -207,8 +207,7 @@ def inspect_folder(
         write_folds(folds_file(lists, folds), in_folds)
     names = tuple(class_names) or (info.class_names if table == info.label_values else ())
     shown = names or [f"class {index}" for index in range(1, len(table))]
-    for defect in absent_classes([in_classes[name] for name in parts["train"]], shown, lists / "train.txt"):
-        warn_once(str(defect))
+    check_classes([in_classes[name] for name in parts["train"]], shown, lists / "train.txt")
     axis = axis or _coarsest(facts.values()) if are_volumes else ""
     keys = {"DATA.ORIENTATION": orientation, "DATA.AXIS": axis} if are_volumes else {}
     return keys | {
@@ -220,15 +219,6 @@ def inspect_folder(
         "DATA.INTENSITY": "percentile" if are_volumes else "range",
         "DATA.AXIS_ORDER": AXIS_ORDERS.get(axis, "zyx"),
     }
-
-
-def _in_classes(facts: Facts, table: Sequence[int], threshold: int) -> Facts:
-    """The same with the classes of its label, in place of the values."""
-    labels: Counter[int] = Counter()
-    for value, count in facts.labels.items():
-        if threshold or value in table:  # another one is ignored
-            labels[int(value >= threshold) if threshold else table.index(value)] += count
-    return facts._replace(labels=dict(labels))
 
 
 def _channels(facts: Mapping[Case, Facts], asked: int, are_volumes: bool) -> tuple[int, list[Defect]]:

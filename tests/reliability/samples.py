@@ -9,8 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
+from datasets import inspect
 from datasets.sets import acdc
-from datasets.sets.folder import look_through
 from tests.conftest import make_case
 
 NUCLEI = "TCGA-18-5592-01Z-00-DX1"  # a case of MoNuSeg that the papers train on
@@ -48,7 +48,7 @@ def write_own_folders(box: Path) -> None:
             Image.fromarray(array[0]).save(path)
     shutil.copytree(box / "own", box / "looked")
     for root in ("own", "looked", "volumes"):
-        look_through(box / root, box / root / "lists")
+        inspect("Folder", root_path=str(box / root))
 
 
 def write_acdc(root: Path) -> None:
