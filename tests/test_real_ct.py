@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
-from tests.datasets.test_dicom import write
+
 
 import test as test_command
 import train as train_command
 from scripts import prepare_synapse
 from tests.conftest import SHARED, TINY_SWIN, geometry
+from tests.datasets.readers.test_dicom import write
 
 CT = SHARED / "data" / "ct_examples"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets.images import read_mask
+from datasets.readers.image import read_mask
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 

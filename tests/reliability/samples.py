@@ -9,14 +9,15 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
+from datasets import inspect
+from datasets.intensity import Preprocessing
 from datasets.sets import acdc
-from datasets.sets.folder import look_through
 from tests.conftest import make_case
 
 NUCLEI = "TCGA-18-5592-01Z-00-DX1"  # a case of MoNuSeg that the papers train on
 
 _SIZE = (3, 40, 40)
-_PICTURES = (
+_IMAGES = (
     *("png/scan.png", "pngs/one.png", "pngs/two.png", "mixed/more.png", "jpg/scan.jpg", "bmp/scan.bmp"),
     *("tiff/scan.tif", "deflated/scan.tif"),
 )
@@ -24,21 +25,21 @@ _OUTLINES = (((2, 3), (12, 4), (6, 15)), ((20.5, 20.25), (39, 22), (30, 39), (21
 
 
 def write_scans(box: Path) -> None:
-    """What is predicted without labels: NIfTI, pictures in grey, a DICOM series."""
+    """What is predicted without labels: NIfTI, images in grey, a DICOM series."""
     voxels = np.random.default_rng(0).normal(0, 200, _SIZE).astype(np.float32)
     for name in ("scan/scan.nii.gz", "scans/one.nii.gz", "scans/two.nii.gz", "mixed/scan.nii.gz"):
         _write_nifti(box / name, voxels)
-    picture = Image.fromarray(voxels[0].clip(0, 255).astype(np.uint8))
-    for name in _PICTURES:
+    image = Image.fromarray(voxels[0].clip(0, 255).astype(np.uint8))
+    for name in _IMAGES:
         (box / name).parent.mkdir(exist_ok=True)
-        picture.save(box / name, **({"compression": "tiff_adobe_deflate"} if "deflated" in name else {}))
+        image.save(box / name, **({"compression": "tiff_adobe_deflate"} if "deflated" in name else {}))
     (box / "series").mkdir()
     for index in range(4):
         _write_dicom(box / f"series/{index:03d}.dcm", voxels[index % 3].astype(np.int16), index)
 
 
 def write_own_folders(box: Path) -> None:
-    """Folders of one's own, of pictures and of volumes, each looked through, and a copy of the first."""
+    """Folders of one's own, of images and of volumes, each inspected, and a copy of the first."""
     for seed, name in enumerate("abcd"):
         image, label = make_case(seed, _SIZE, 2)
         for part, array in (("images", (image * 255).astype(np.uint8)), ("labels", label * np.uint8(255))):
@@ -46,9 +47,9 @@ def write_own_folders(box: Path) -> None:
             path = box / f"own/{part}/{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array[0]).save(path)
-    shutil.copytree(box / "own", box / "looked")
-    for root in ("own", "looked", "volumes"):
-        look_through(box / root, box / root / "lists")
+    shutil.copytree(box / "own", box / "inspected")
+    for root in ("own", "inspected", "volumes"):
+        inspect("Folder", root_path=str(box / root), how=Preprocessing((), 0))
 
 
 def write_acdc(root: Path) -> None:

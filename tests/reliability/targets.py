@@ -114,7 +114,7 @@ TARGETS = {
         *({}, (0, 2)),
         cut_is_bad=False,
         other_numbers=True,
-        keeps=("own/lists/looked.json",),
+        keeps=("own/lists/inspected.json",),
         also=_UNPAIRED,
     ),
     "own label": Target(
@@ -123,7 +123,7 @@ TARGETS = {
         *({}, (0, 2)),
         cut_is_bad=False,
         other_numbers=True,
-        keeps=("own/lists/looked.json",),
+        keeps=("own/lists/inspected.json",),
         also=_UNPAIRED,
     ),
     "own list": Target(
@@ -131,24 +131,24 @@ TARGETS = {
         *("train", lambda box: box.own_words("own")),
         *(attacks.LISTS, (2, 1)),
         cut_is_bad=False,
-        keeps=("own/lists/looked.json",),
+        keeps=("own/lists/inspected.json",),
         also=("in none of the lists",),
     ),
-    "looked": Target(
-        "looked/lists/looked.json",
-        *("train", lambda box: box.own_words("looked")),
+    "inspected": Target(
+        "inspected/lists/inspected.json",
+        *("train", lambda box: box.own_words("inspected")),
         short=(0, 1),
         long=(0, 28),  # what cannot be believed is inspected again
         cut_is_bad=False,
-        keeps=("looked/lists/looked.json",),
-        also=("looked/images/", "looked/labels/"),
+        keeps=("inspected/lists/inspected.json",),
+        also=("inspected/images/", "inspected/labels/"),
     ),
     "own volume": Target(
         "volumes/labels/a.nii.gz",
         *("train", lambda box: box.own_words("volumes")),
         *(attacks.LABEL, (1, 1)),
         other_numbers=True,
-        keeps=("volumes/lists/looked.json",),
+        keeps=("volumes/lists/inspected.json",),
         also=_UNPAIRED,
     ),
     "folds": Target(
