@@ -11,7 +11,6 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-
 import test as test_command
 import train as train_command
 from scripts import prepare_synapse
