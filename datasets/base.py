@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,11 +26,9 @@ LONGEST_NAME = 200  # a file system takes 255 bytes, and the suffix is still to 
 _LONGEST_LIST = 2**26  # bytes; a million slices take a third
 
 # Bounds on what a file may claim of itself, for what it claims costs it nothing.
-MOST_PIXELS = 2**26  # a slice of 8192 x 8192
-MOST_VOXELS = 2**30  # a scan of 512 x 512 x 4096
+MAX_PIXELS = 2**26  # a slice of 8192 x 8192
+MAX_VOXELS = 2**30  # a scan of 512 x 512 x 4096
 IGNORE = 255  # in a label of classes: neither trained nor scored
-MAX_PIXELS, MAX_VOXELS = MOST_PIXELS, MOST_VOXELS
-MOST_PACKED = 1032  # bytes that deflate can make of one; other packings make fewer
 
 _MAX_FRACTION = 1e-3  # in a label of real numbers, as resampling and float32 leave it
 _DEFECTS_SHOWN = 8  # in one line; a command prints each on a line of its own before
@@ -203,29 +200,6 @@ def read_list(path: Path, plain: re.Pattern = _PLAIN_NAME) -> list[str]:
     return names
 
 
-def check_claim(shape: Sequence[int], dtype: np.dtype, stored: int, most: int, what: str, where: object) -> None:
-    """Refuse an array by what its file says of it, before any memory is taken for it.
-
-    Args:
-        shape, dtype: what the file claims.
-        stored: how many bytes it holds for the array, packed or not.
-        most: how many values there may be.
-        what: names the array in the message, and `where` the file.
-
-    Raises:
-        BadFile: no numbers, more than any scan has, or more than so few bytes can hold.
-    """
-    if dtype.kind not in "fiub":
-        raise BadFile(f"{where}: {what} has dtype {shorten(str(dtype))}; expected numbers")
-    if math.prod(shape) > most:
-        raise BadFile(f"{where}: {what} claims the shape {tuple(shape)}; expected {most} values at most")
-    if math.prod(shape) * dtype.itemsize > MOST_PACKED * stored:
-        raise BadFile(
-            f"{where}: {what} claims the shape {tuple(shape)} and holds {stored} bytes, too few; "
-            "expected what fills it, so make or copy the file again"
-        )
-
-
 def check_image(image: np.ndarray, where: object) -> np.ndarray:
     """Return the image as float32, or raise a ValueError naming `where` if it is not made of finite numbers."""
     if image.dtype.kind not in "fiub":
@@ -237,7 +211,7 @@ def check_image(image: np.ndarray, where: object) -> np.ndarray:
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise ValueError(
-            f"{where}: 'image' holds {count} NaN or infinite values; expected finite numbers, mend the file"
+            f"{where}: 'image' holds {count} NaN or infinite values; expected finite numbers, fix the file"
         )
     return image
 
@@ -256,7 +230,7 @@ def check_label(label: np.ndarray, num_classes: int, where: object, ignore: int 
     if low < 0 or high >= num_classes:
         stray = int(low if low < 0 else high)
         raise ValueError(
-            f"{where}: 'label' holds {stray}; expected 0..{num_classes - 1}, so mend the file or give --num_classes"
+            f"{where}: 'label' holds {stray}; expected 0..{num_classes - 1}, so fix the file or give --num_classes"
         )
     return label.astype(np.uint8)
 

@@ -19,8 +19,8 @@ class Network(Checkpointed):
     """A segmentation network: images (B, C, H, W) to logits (B, K, H, W), or to a tuple of the logits of several heads.
 
     Images are padded to multiples of `stride`. `channels` are the numbers of channels that it takes: a stem of RGB
-    takes three, or one, repeated; `widen_stem` gives it others. By default the coarsest map must have 2 x 2 positions or
-    more, since batch norm needs more than one value a channel; a `min_size` of another `reason` may replace that.
+    takes three, or one, repeated; `widen_stem` gives it others. By default the coarsest map must have 2 x 2 positions
+    or more, since batch norm needs more than one value a channel; a `min_size` of another `reason` may replace that.
     """
 
     name: str  # for `build_network`

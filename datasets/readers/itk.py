@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.base import MOST_VOXELS as MAX_VOXELS
-from datasets.base import Geometry
+from datasets.base import MAX_VOXELS, Geometry
 from datasets.readers.orientation import arrange, as_stored, check_axes, reorient, slice_first
 from utils import atomic_write
 
