@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Whatever the commands import on their way, so that no fork has to.
 _MODULES = (
-    "train test trainer losses networks datasets.loader datasets.phantom evaluation.masks evaluation.predict "
+    "train test trainer losses networks datasets.loader datasets.sets.phantom evaluation.masks evaluation.predict "
     "evaluation.report evaluation.metrics datasets.sets.prediction scripts.prepare_histology scripts.prepare_acdc "
     "scripts.preparation.acdc scripts.preparation.histology PIL.PngImagePlugin PIL.JpegImagePlugin "
     "PIL.BmpImagePlugin PIL.TiffImagePlugin scipy.ndimage tensorboardX tqdm SimpleITK safetensors.torch torch.optim "
