@@ -24,19 +24,16 @@ from tqdm import tqdm
 import utils
 from configs.saved import config_text
 from configs.schema import Config
-from datasets import class_names, read_groups
 from datasets.base import Volume, Volumes
-from datasets.inputs import InputVolumes
-from datasets.layouts import LAYOUTS
 from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
 from engine.logger import read_curves
-from evaluation.inference import Trained, find_trained, find_volumes, identity, label_values, load_network
+from evaluation.inference import Trained, find_trained, find_volumes, identity, label_values, load_network, names_of
 from evaluation.masks import mask_suffix, write_image_mask, write_mask
 from evaluation.metrics import ClassScores, compare_at_spacings
 from evaluation.overlay import write_overlay
-from evaluation.predict import predict_volume, prediction_memmap
+from evaluation.predict import predict_volume, prediction_memmap, without_ignored
 from evaluation.report import Provenance, write_html
 from evaluation.summary import CaseResult, format_table, summarize, write_csv, write_json
 
@@ -108,7 +105,6 @@ def predict(
 ) -> Iterator[tuple[int, CaseResult]]:
     """Predict and score this process's cases; mask and overlay are written while the next case is predicted."""
     places, begun = ranks.shard(len(volumes)), time.monotonic()
-    groups = {} if isinstance(volumes, InputVolumes) else read_groups(Path(config.data.root_path))
     written: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer:
         for done, place in enumerate(places):
@@ -130,8 +126,7 @@ def predict(
                 written.result()  # one case at a time, and an error of it
             written = writer.submit(write_case, output_dir, volume, mask, config)
             scores, in_mm = [*score(volume, mask, config, ranks.device), ()][:2]
-            group = groups.get(volume.name) or LAYOUTS[config.data.dataset].case_of(volume.name)
-            yield place, CaseResult(volume.name, scores, in_mm, group)
+            yield place, CaseResult(volume.name, scores, in_mm, volumes.group_of(volume.name))
         if written:
             written.result()
 
@@ -143,7 +138,7 @@ def write_case(output_dir: Path, volume: Volume, mask: np.ndarray, config: Confi
         write_image_mask(folder / volume.name, mask[0], values, volume.source)
     else:
         write_mask(folder / f"{volume.name}{mask_suffix(volume.source)}", mask, volume.geometry, values)
-    names = class_names(config.data.dataset, config.model.num_classes)
+    names = names_of(config)
     write_overlay(output_dir / "overlays" / f"{volume.name}.png", volume, mask, names)
 
 
@@ -152,7 +147,8 @@ def score(volume: Volume, mask: np.ndarray, config: Config, device: torch.device
     if volume.label is None:
         return [()]
     # A GPU computes them where it predicts; the truth follows the prediction there.
-    predicted, truth = torch.from_numpy(mask).to(device), volume.label
+    mask, truth = without_ignored(mask, volume.label) if config.data.ignore_label >= 0 else (mask, volume.label)
+    predicted = torch.from_numpy(mask).to(device)
     spacings = [None, volume.geometry.array_spacing] if volume.geometry else [None]
     if config.test.score_at == "network":
         size, spacings = config.data.img_size, [None]
@@ -193,7 +189,7 @@ def write_report(
     results: Sequence[CaseResult], unit: str, output_dir: Path, trained: Trained, provenance: Provenance
 ) -> None:
     """Write per_case.csv, report.html and summary.json, and print the table."""
-    names = class_names(trained.config.data.dataset, trained.config.model.num_classes)
+    names = names_of(trained.config)
     summary = summarize(results, names, unit=unit)
     write_csv(output_dir / "per_case.csv", summary)
     write_html(output_dir / "report.html", summary, output_dir / "overlays", provenance)

@@ -23,15 +23,17 @@ import utils
 from configs.config import get_config, to_dict
 from configs.saved import check_continues, config_text, is_of
 from configs.schema import Config, LossConfig, TrainConfig
-from datasets import check_quick, class_names, describe, keep_folds
+from datasets import describe, keep_folds
 from datasets.augment import Augmentation
-from datasets.loading import TrainingLoader, build_loader
+from datasets.base import IGNORE
+from datasets.cache import CachedSlices
+from datasets.loader import TrainingLoader, build_loader
 from engine import distributed
 from engine.checkpoint import LAST, PREVIOUS, Saved, read_checkpoint, read_last
 from engine.distributed import Ranks
 from engine.logger import MetricLogger, progress_bar
 from evaluation.cross_validation import cross_validate
-from evaluation.inference import inspect_data, network_of, open_slices, open_volumes, preprocessing
+from evaluation.inference import inspect_data, names_of, network_of, open_slices, open_volumes, preprocessing
 from evaluation.predict import validate
 from losses import Criterion, KDloss
 from networks import load_weights
@@ -115,13 +117,8 @@ def find_saved(args: argparse.Namespace, output_dir: Path) -> Saved | None:
 
 
 def inspect_once(config: Config, ranks: Ranks) -> Config:
-    """The configuration completed from its data, which one process a machine inspects before the others."""
-    if ranks.local_rank:
-        ranks.barrier()
-        return inspect_data(config)
-    config = inspect_data(config, progress_bar("inspecting the data"))
-    ranks.barrier()
-    return config
+    """The configuration completed from its data, which one process inspects."""
+    return ranks.gather(inspect_data(config, progress_bar("checking the data")) if ranks.first else config)[0]
 
 
 def build_trainer(
@@ -136,7 +133,7 @@ def build_trainer(
     extra = build_extra(config, network, device)
     utils.tune_malloc()
     loader = build_data(config, ranks)
-    criterion = build_criterion(config.loss, config.model.num_classes)
+    criterion = build_criterion(config.loss, config.model.num_classes, ignore=config.data.ignore_label >= 0)
     schedule = build_schedule(config, len(loader))
     log = (config.train.log_freq, config.train.image_freq)
     logger = MetricLogger(output_dir if ranks.first else None, schedule.total_steps, log_freq=log[0], image_freq=log[1])
@@ -208,11 +205,12 @@ def build_extra(config: Config, network: nn.Module, device: torch.device) -> nn.
 
 
 def build_data(config: Config, ranks: Ranks) -> TrainingLoader:
-    """The training loader; every file of training and validation is checked before the first step."""
+    """The training loader, its cache written."""
     train_set, val_set = open_slices(config), open_volumes(config, "val")
     if ranks.local_rank == 0:  # one process a machine, which makes the cache, too
-        for dataset in (train_set, val_set):
-            check_quick(dataset, progress_bar("checking the data"), learn=dataset is train_set)
+        for dataset in (train_set, getattr(val_set, "slices", None)):
+            if isinstance(dataset, CachedSlices):
+                dataset.prepare(progress_bar("writing the cache"))
     ranks.barrier()
     return build_loader(
         train_set,
@@ -249,7 +247,7 @@ def build_validation(config: Config, ranks: Ranks, autocast: torch.dtype | None)
         return validate(
             network,
             val_set,
-            class_names=class_names(config.data.dataset, config.model.num_classes),
+            class_names=names_of(config),
             img_size=config.data.img_size,
             batch_size=config.test.batch_size,
             device=ranks.device,
@@ -263,7 +261,7 @@ def build_validation(config: Config, ranks: Ranks, autocast: torch.dtype | None)
     return scores
 
 
-def build_criterion(loss: LossConfig, num_classes: int) -> Criterion:
+def build_criterion(loss: LossConfig, num_classes: int, *, ignore: bool = False) -> Criterion:
     """Cross-entropy, Dice and the regularizer."""
     kd = KDloss(
         lambda_1=loss.lambda_1,
@@ -273,8 +271,14 @@ def build_criterion(loss: LossConfig, num_classes: int) -> Criterion:
         scr=cast(Consistency, loss.scr),
         ifd=cast(Distillation, loss.ifd),
     )
-    weights = {"ce_weight": loss.ce_weight, "dice_weight": loss.dice_weight}
-    return Criterion(num_classes, **weights, kd=kd, head_decay=0.5 if loss.deep_supervision else 1.0)
+    return Criterion(
+        num_classes,
+        ce_weight=loss.ce_weight,
+        dice_weight=loss.dice_weight,
+        kd=kd,
+        ignore_index=IGNORE if ignore else None,
+        head_decay=0.5 if loss.deep_supervision else 1.0,
+    )
 
 
 def build_monitor(
@@ -329,11 +333,11 @@ def begin_run(trainer: Trainer, config: Config, saved: Saved | None, output_dir:
     if data.folds:
         keep_folds(
             data.dataset,
-            num_classes=config.model.num_classes,
             folds=data.folds,
             preprocessing=preprocessing(config),
             root_path=data.root_path,
             list_dir=data.list_dir,
+            suffix=data.label_suffix,
         )
     utils.log_to(output_dir / "log.txt")
     if saved:

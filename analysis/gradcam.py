@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 import utils
 from analysis.layers import Layer, channels_first, layer_maps, open_session, padded_size, regularized_stages
-from datasets import class_names
 from datasets.base import Volume
 from datasets.readers.orientation import upright
 from datasets.transforms import resize_label
+from evaluation.inference import names_of
 from evaluation.overlay import display, richest_slice
 from evaluation.predict import predict_volume
 
@@ -60,9 +60,12 @@ def gradcam(args: argparse.Namespace) -> int:
         image = session.network_input(volume, number - 1)
         predicted = predict(image)[0]
         shape = (volume.image.shape[-2], volume.image.shape[-1])
-        slices = {} if volume.label is None else {"truth": volume.label[number - 1]}
+        names = ["background", *names_of(config)]
+        slices = {}
+        if volume.label is not None:
+            truth = volume.label[number - 1]
+            slices["truth"] = np.where(truth < len(names), truth, 0)  # without what is to be ignored
         slices["prediction"] = resize_label(predicted, shape)
-        names = ["background", *class_names(config.data.dataset, config.model.num_classes)]
         target = commonest_class(slices) if args.target is None else class_number(args.target, names)
         masks, pixels = {part: labels == target for part, labels in slices.items()}, predicted == target
         if not pixels.any():

@@ -28,6 +28,9 @@ _BASE: Flags = {
         "folder of the lists (default: lists/lists_<dataset>, the data's own, the shipped split)",
         "DIR",
     ),
+    "class_names": ("DATA.CLASS_NAMES", "names of the classes 1, 2, ... (default: those of the data set)", "NAME"),
+    "label_suffix": ("DATA.LABEL_SUFFIX", "of label files of --dataset Folder (default: _mask and the like)", "TEXT"),
+    "mask_threshold": ("DATA.MASK_THRESHOLD", "values from N on are class 1, for smooth or JPEG masks: 128", "N"),
     "num_classes": ("MODEL.NUM_CLASSES", "classes, with the background (default: those of the data set)"),
     "batch_size": ("DATA.BATCH_SIZE", "slices a step"),
     "img_size": ("DATA.IMG_SIZE", "side of the network's input in pixels, or H W", "SIDE"),
@@ -166,7 +169,7 @@ def _add_flags(parser: argparse.ArgumentParser, flags: Flags) -> None:
             parser.add_argument(f"--{flag}", action="store_const", const=True, help=text)
         else:
             several = isinstance(default, tuple)
-            kind = int if several or default is True else type(default)
+            kind = str if key == "DATA.CLASS_NAMES" else int if several or default is True else type(default)
             nargs = "+" if several else None
             parser.add_argument(f"--{flag}", type=kind, nargs=nargs, metavar=metavar[0] if metavar else None, help=text)
 

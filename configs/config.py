@@ -21,7 +21,8 @@ from configs.schema import AS_STORED, Config, Option
 Source = str | Path | Mapping[str, object]
 Section = TypeVar("Section")
 
-_ITEMS = {"DATA.WINDOW": 0.0, "DATA.LABEL_VALUES": 0, "MODEL.PRETRAIN_CKPT": ""}  # an item of a list that is empty
+# An item of a list that is empty.
+_ITEMS = {"DATA.WINDOW": 0.0, "DATA.LABEL_VALUES": 0, "DATA.CLASS_NAMES": "", "MODEL.PRETRAIN_CKPT": ""}
 _ALIASES = {"MODEL.TYPE": {"swin": "swin_unet"}, "TRAIN.VAL_DICE": {"lumped": "foreground"}}  # published and old values
 _IGNORED = ("ENVIRONMENT", "DATA.START_METHOD")  # the versions of a run, and a key that runs of old have
 _AXES = {"x": "LR", "y": "PA", "z": "IS"}
@@ -75,6 +76,12 @@ def complete(config: Config, facts: Mapping[str, object] | None = None) -> Confi
             f"MODEL.NUM_CLASSES is {classes}, but the labels of {config.data.dataset} have {len(values)} values, "
             f"{list(values)}; expected one a class (--num_classes, DATA.LABEL_VALUES)"
         )
+    names = config.data.class_names
+    if names and len(names) != classes - 1:
+        raise ValueError(
+            f"DATA.CLASS_NAMES has {len(names)} names for {classes} classes; expected one for each but the background "
+            "(--class_names)"
+        )
     if config.data.axis and facts is not None and "DATA.AXIS" not in facts:
         raise ValueError(f"--axis is {config.data.axis}; expected none: it applies to --dataset Folder only")
     return config
@@ -86,7 +93,7 @@ def fill(config: Config, facts: Mapping[str, object]) -> Config:
     for key, value in to_dict(config).items():
         _set(tree, key, value, "configuration")
     for key, value in facts.items():
-        if _value(tree, key) in (0, "", []):
+        if _value(tree, key) in (0, "", [], -1):
             _set(tree, key, value, "data")
     return _freeze(tree)
 
@@ -179,8 +186,6 @@ def _check(config: Config) -> None:
     data, classes = config.data, config.model.num_classes
     if classes == 1:
         raise ValueError("MODEL.NUM_CLASSES is 1; expected at least 2, the background and a class (--num_classes)")
-    if config.model.in_channels == 2:
-        raise ValueError("MODEL.IN_CHANNELS is 2; expected 1, 3, or 0 for the data set's own")
     if config.test.overlap == 1:
         raise ValueError("TEST.OVERLAP is 1.0; expected a number from 0 to below 1 (--overlap)")
     if data.window and not (len(data.window) == 2 and -math.inf < data.window[0] < data.window[1] < math.inf):
@@ -192,6 +197,8 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"DATA.ORIENTATION is {data.orientation!r}; expected three letters such as RAS, LPS or PIR, or {AS_STORED}"
         )
+    if data.mask_threshold and len(data.label_values or (0, 255)) != 2:
+        raise ValueError("DATA.MASK_THRESHOLD gives two classes; expected no more DATA.LABEL_VALUES (--mask_threshold)")
     if len(set(data.label_values)) < len(data.label_values):
         raise ValueError(f"DATA.LABEL_VALUES is {list(data.label_values)}; expected each value once")
 

@@ -58,6 +58,10 @@ class DataConfig:
     spacing: str = _choice("affine", "pixdim")  # that of a NIfTI file: the affine's columns, or its pixdim
     axis: str = _choice("", "x", "y", "z")  # that volumes of --dataset Folder are sliced along; empty: the coarsest
     label_values: tuple[int, ...] = ()  # in the mask files, of class 0, 1, ...; empty: the class itself
+    class_names: tuple[str, ...] = ()  # of the classes 1, 2, ...; empty: the data set's own
+    ignore_label: int = _number(-1, -1, 255)  # in the mask files, neither trained nor scored; -1: none
+    mask_threshold: int = _number(0, 0, 255)  # lowest value of class 1 in the mask files; 0: label_values holds
+    label_suffix: str = ""  # of the label files of --dataset Folder; empty: the usual ones, such as _mask
     phantom: PhantomConfig = PhantomConfig()
 
 
@@ -84,8 +88,8 @@ class ModelConfig:
 
     type: str = "swin_unet"
     name: str = ""  # a label that published yamls carry
-    num_classes: int = _number(0, 0, 256)  # with the background; 0: of the data set
-    in_channels: int = _number(0, 0, 3)  # 1 or 3; 0: of the data set
+    num_classes: int = _number(0, 0, 255)  # with the background; 0: of the data set
+    in_channels: int = _number(0, 0, 64)  # 0: of the data set
     pretrain_ckpt: tuple[str, ...] = ()  # weights to start from; yaml: a file, or a list of files
     drop_rate: float = _number(0.0, 0, 1)  # of Swin-UNet, under its published key
     drop_path_rate: float = _number(0.2, 0, 1)  # the same

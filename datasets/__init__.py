@@ -1,56 +1,76 @@
-"""The datasets by name: `build_dataset("Synapse", "train", num_classes=9)`."""
+"""The data sets by name: `build_dataset("Synapse", "train", num_classes=9)`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import acdc, histology, phantom, synapse
-from datasets.base import Slices, Volumes
-from datasets.check import check_all, check_quick, describe
+from datasets.base import Defects, Slices, Volumes
+from datasets.cache import CachedSlices
+from datasets.case import Case, DataSet
 from datasets.folds import folds_file, held_out, read_folds, write_folds
 from datasets.groups import read_groups
-from datasets.intensity import Reading, reading
-from datasets.layouts import LAYOUTS, Layout
+from datasets.intensity import Preprocessing
+from datasets.sets import phantom
+from datasets.sets.acdc import Acdc
+from datasets.sets.files import in_classes_of, inspect_case
+from datasets.sets.folder import Folder, inspect_folder, looks_like_folder
+from datasets.sets.histology import GlaS, MoNuSeg, find_cases, twice
+from datasets.sets.synapse import ArraySet, Synapse
+from datasets.slices import CaseSlices, CaseVolumes, StackedVolumes
+from datasets.verify import SAMPLE, check_classes, leakage, look, verify
 
 __all__ = [
+    "DATASETS",
     "build_dataset",
-    "check_all",
-    "check_quick",
-    "describe",
     "class_names",
+    "describe",
     "inspect",
     "keep_folds",
     "list_datasets",
     "locate",
+    "open_dataset",
     "read_groups",
-    "reading",
     "split_cases",
+    "train_and_val",
+    "verify",
 ]
 
-_CLASS_NAMES = {
-    "Synapse": synapse.ORGANS,
-    "Phantom": synapse.ORGANS,
-    "ACDC": acdc.CLASSES,
-    "Folder": (),
-    **histology.CLASSES,
+DATASETS: dict[str, type[DataSet]] = {
+    "Synapse": Synapse,
+    "Phantom": Synapse,
+    "ACDC": Acdc,
+    "GlaS": GlaS,
+    "MoNuSeg": MoNuSeg,
+    "Folder": Folder,
 }
-_MADE_BY = {"Synapse": "prepare_synapse.py", "ACDC": "prepare_acdc.py"} | dict.fromkeys(
-    histology.CLASSES, "prepare_histology.py"
-)
 _SHIPPED = Path(__file__).parent / "splits"
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def list_datasets() -> list[str]:
     """Every name that `build_dataset` takes."""
-    return sorted(_CLASS_NAMES)
+    return sorted(DATASETS)
 
 
-def class_names(name: str, num_classes: int) -> list[str]:
-    """Names of the classes 1..num_classes-1; `class N` where the dataset has no name for one."""
-    known = _CLASS_NAMES.get(name, ()) if len(_CLASS_NAMES.get(name, ())) == num_classes - 1 else ()
-    return list(known) or [f"class {i}" for i in range(1, num_classes)]
+def class_names(name: str, num_classes: int, given: Sequence[str] = ()) -> list[str]:
+    """Names of the classes 1..num_classes-1: those that are given, else the data set's own, else `class N`."""
+    known = given or DATASETS[name].classes
+    return list(known) if len(known) == num_classes - 1 else [f"class {i}" for i in range(1, num_classes)]
+
+
+def open_dataset(
+    name: str, *, root_path: str = "", list_dir: str = "", num_classes: int = 0, how: Preprocessing, suffix: str = ""
+) -> DataSet:
+    """A data set in its folder; 0 classes are its own, `suffix` is that of a Folder's labels; errors as of `locate`."""
+    root, lists = locate(name, root_path, list_dir)
+    kind = DATASETS[name]
+    if kind is Folder:
+        return Folder(root, lists, num_classes, how, suffix)
+    return kind(root, lists, num_classes or len(kind.classes) + 1, how)
 
 
 def inspect(
@@ -59,32 +79,64 @@ def inspect(
     root_path: str = "",
     list_dir: str = "",
     num_classes: int = 0,
-    channels: int = 0,
-    axis: str = "",
-    orientation: str | None = None,
-    folds: int = 0,
+    how: Preprocessing = Preprocessing(),  # noqa: B008 (it cannot be changed)
     phantom_options: Mapping[str, Any] | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = iter,
+    **of_folder: Any,
 ) -> dict[str, Any]:
-    """What a data set says of itself, by configuration key: its folders and, of files of one's own, all that is empty.
+    """Read what trains and validates; returns what it holds, by configuration key: the folders and all that is empty.
+
+    Of the slices of Synapse and ACDC, the headers and a sample; of all others, everything.
 
     Args:
-        name: one of `list_datasets()`; a Folder is looked at whole, and split where it is not yet.
-        root_path, list_dir: see `build_dataset`.
-        num_classes, channels, axis, orientation, folds, progress: see `datasets.folder.look_through`.
-        phantom_options: keywords of `datasets.phantom.prepare_phantom`, which makes what Phantom lacks.
+        name: one of `list_datasets()`; a Folder is split where it is not yet.
+        root_path, list_dir, num_classes: see `build_dataset`; 0 classes are the data set's own.
+        how: the threshold of masks and the label to ignore.
+        phantom_options: keywords of `prepare_phantom`, which makes what Phantom lacks.
+        progress: wraps the iterator over the cases, such as tqdm.
+        of_folder: more keywords of `datasets.sets.folder.inspect_folder`.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as in `build_dataset` and `datasets.folder.look_through`.
+        Defects: all that is wrong with the files and the lists.
+        FileNotFoundError, ValueError, OSError: as in `build_dataset` and `inspect_folder`.
     """
     if name == "Phantom":
         phantom.prepare_phantom(Path(root_path or "data/Phantom"), **(phantom_options or {}))
     root, lists = locate(name, root_path, list_dir)
-    how = {"num_classes": num_classes, "channels": channels, "axis": axis, "orientation": orientation}
-    how |= {"folds": folds, "progress": progress}
-    own = LAYOUTS[name].look_through(root, lists, **how)
     folders = {"DATA.ROOT_PATH": str(root), "DATA.VOLUME_PATH": str(root)}
-    return own | folders | ({"DATA.LIST_DIR": str(lists)} if lists.is_dir() and lists.parent != _SHIPPED else {})
+    if name == "Folder":
+        options = {"num_classes": num_classes, "how": how, "progress": progress, **of_folder}
+        return inspect_folder(root, lists, **options) | folders | {"DATA.LIST_DIR": str(lists)}
+    if lists.is_dir() and lists.parent != _SHIPPED:
+        folders["DATA.LIST_DIR"] = str(lists)
+    dataset = open_dataset(name, root_path=root_path, list_dir=list_dir, num_classes=num_classes, how=how)
+    if isinstance(dataset, ArraySet):
+        names = _all_names(dataset, 0)
+        if defects := leakage(dataset):
+            raise Defects(root, defects)
+        facts = verify(dataset, dataset.cases(names, "train"), SAMPLE, progress=progress, threads=8)
+        return folders | dataset.keys(facts.values())
+    assert isinstance(dataset, MoNuSeg)
+    splits: dict[Case, str] = {}
+    problems = []
+    for split in ("train", "val", "test"):
+        try:
+            cases, more = find_cases(root, split)
+        except FileNotFoundError:
+            if split != "test":  # training does without
+                raise
+            continue
+        splits |= dict.fromkeys(cases, split)
+        problems += more
+    found, more = look(list(splits), partial(inspect_case, how=dataset.how), progress=progress)
+    keys, wrong = dataset.keys(found)
+    problems += [*more, *wrong, *twice(splits)]
+    if problems:
+        raise Defects(root, problems)
+    table, threshold = keys["DATA.LABEL_VALUES"], keys.get("DATA.MASK_THRESHOLD", how.threshold)
+    trained = [in_classes_of(facts, table, threshold) for case, facts in found.items() if splits[case] == "train"]
+    check_classes(trained, dataset.classes, root)
+    return folders | keys
 
 
 def build_dataset(
@@ -98,7 +150,8 @@ def build_dataset(
     folds: int = 0,
     fold: int = 0,
     cache: str = "",
-    preprocessing: Reading | None = None,
+    preprocessing: Preprocessing | None = None,
+    suffix: str = "",
 ) -> Slices | Volumes:
     """One split of a dataset: "train" gives slices, "val" and "test" give volumes.
 
@@ -112,7 +165,8 @@ def build_dataset(
         folds: cross-validation in so many parts of the cases that train and validate: "test" is then part `fold`, and
             the others train; those of the test list are in no part. 0: none.
         cache: a folder to keep the slices of "train" and "val" in, mapped into memory; "" reads the files themselves.
-        preprocessing: see `datasets.reading`; by default the labels are the classes.
+        preprocessing: by default the labels are the classes.
+        suffix: of the labels of a Folder.
 
     Raises:
         FileNotFoundError: a folder, list or listed file is missing.
@@ -120,28 +174,51 @@ def build_dataset(
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split is {split!r}; expected train, val or test")
-    root, lists = locate(name, root_path, list_dir)
-    layout = LAYOUTS[name](root, lists, num_classes, preprocessing or reading(label_values=tuple(range(num_classes))))
+    how = preprocessing or Preprocessing(tuple(range(num_classes)))
+    where = {"root_path": root_path, "list_dir": list_dir}
+    dataset = open_dataset(name, **where, num_classes=num_classes, how=how, suffix=suffix)
     if split == "test" and not folds:
-        return layout.tests(layout.names("test"))
-    names, listed = layout.names("train"), layout.names("val")
-    names = _all_names(layout, names, listed, folds)
+        return CaseVolumes(dataset, dataset.cases(dataset.names("test"), "test"))
+    if split == "test":
+        names = _all_names(dataset, folds)
+        return _volumes(dataset, held_out(names, _read_folds(dataset, names, folds)[fold], _of_fold(dataset))[1], "")
+    train, held = train_and_val(dataset, val_cases, folds, fold)
+    if split == "val":
+        return _volumes(dataset, held, cache)
+    return _slices(dataset, dataset.cases(train, "train"), cache)
+
+
+def train_and_val(dataset: DataSet, val_cases: int = 0, folds: int = 0, fold: int = 0) -> tuple[list[str], list[str]]:
+    """The names that train and those that validate; arguments and errors as of `build_dataset`."""
+    names, listed = _all_names(dataset, folds), dataset.names("val")
     if folds:
-        listed, parts = [], _read_folds(layout, names, root, lists, folds)
-        names, tested = held_out(names, parts[fold], layout.case_of)
-        if split == "test":
-            return layout.cases(tested, "")
-    train, held = split_cases(names, listed, val_cases, layout.case_of, lists / layout.val_list)
-    return layout.slices(train, cache) if split == "train" else layout.cases(held, cache)
+        listed, parts = [], _read_folds(dataset, names, folds)
+        names, _ = held_out(names, parts[fold], _of_fold(dataset))
+    return split_cases(names, listed, val_cases, dataset.group_of, dataset.lists / dataset.lists_of["val"])
 
 
-def _read_folds(layout: Layout, names: Sequence[str], root: Path, lists: Path, folds: int) -> list[list[str]]:
-    path, cases = _folds_file(root, lists, folds), map(layout.case_of, names)
-    return read_folds(path, cases, folds, groups=read_groups(root))
+def _slices(dataset: DataSet, cases: Sequence[Case], cache: str) -> Slices:
+    """Decoding a volume for every slice of it would take longer than training on it: these are always in a cache."""
+    folder = cache or (dataset.root / "cache" if dataset.has_volumes else "")
+    return CachedSlices(dataset, cases, folder) if folder and cases else CaseSlices(dataset, cases)
+
+
+def _volumes(dataset: DataSet, names: Sequence[str], cache: str) -> Volumes:
+    cases = dataset.cases(names, "val")
+    if isinstance(dataset, ArraySet):
+        return StackedVolumes(dataset, cases, _slices(dataset, cases, cache))
+    return CaseVolumes(dataset, cases)
+
+
+def describe(slices: Slices, validation: Volumes) -> list[str]:
+    """A line for each slice, with the bytes of its file, and each validation case: what a resumed run finds again."""
+    sizes = {path: path.stat().st_size for path in set(slices.files)}
+    lines = [f"slice {name} of {sizes[path]} bytes" for name, path in zip(slices.names, slices.files, strict=True)]
+    return lines + [f"validation case {case}" for case in validation.cases]
 
 
 def keep_folds(
-    name: str, *, num_classes: int, folds: int, preprocessing: Reading, root_path: str = "", list_dir: str = ""
+    name: str, *, folds: int, preprocessing: Preprocessing, root_path: str = "", list_dir: str = "", suffix: str = ""
 ) -> None:
     """Write the folds of a cross-validation for later runs, where they are not written yet: beside the lists, or in the
     data folder if it has none; keywords as of `build_dataset`.
@@ -149,23 +226,35 @@ def keep_folds(
     Raises:
         ValueError, OSError: as in `datasets.folds.read_folds` and `write_folds`.
     """
-    root, lists = locate(name, root_path, list_dir)
-    layout, path = LAYOUTS[name](root, lists, num_classes, preprocessing), _folds_file(root, lists, folds)
+    where = {"root_path": root_path, "list_dir": list_dir}
+    dataset = open_dataset(name, **where, how=preprocessing, suffix=suffix)
+    path = _folds_file(dataset, folds)
     if not path.is_file():
-        names = _all_names(layout, layout.names("train"), layout.names("val"), folds)
-        write_folds(path, _read_folds(layout, names, root, lists, folds))
+        write_folds(path, _read_folds(dataset, _all_names(dataset, folds), folds))
 
 
-def _all_names(layout: Layout, names: Sequence[str], listed: Sequence[str], folds: int) -> list[str]:
+def _read_folds(dataset: DataSet, names: Sequence[str], folds: int) -> list[list[str]]:
+    groups = read_groups(dataset.root) if isinstance(dataset, Folder) else {}
+    return read_folds(_folds_file(dataset, folds), map(_of_fold(dataset), names), folds, groups=groups)
+
+
+def _of_fold(dataset: DataSet) -> Callable[[str], str]:
+    """What folds are of: cases, whose groups a file has, or groups themselves."""
+    return str if isinstance(dataset, Folder) else dataset.group_of
+
+
+def _folds_file(dataset: DataSet, folds: int) -> Path:
+    has_lists = dataset.lists.parent != _SHIPPED and dataset.lists.is_dir()
+    return folds_file(dataset.lists if has_lists else dataset.root, folds)
+
+
+def _all_names(dataset: DataSet, folds: int) -> list[str]:
     """The training names and, where they are not among these already, those that validate."""
-    if not (folds or layout.val_is_apart):
+    names, listed = dataset.names("train"), dataset.names("val")
+    if not (folds or dataset.splits_apart):
         return list(names)
-    more = listed if layout.val_is_apart else [name for name in listed if name != layout.case_of(name)]
+    more = listed if dataset.splits_apart else [name for name in listed if name != dataset.group_of(name)]
     return list(dict.fromkeys([*names, *more]))
-
-
-def _folds_file(root: Path, lists: Path, folds: int) -> Path:
-    return folds_file(root if lists.parent == _SHIPPED or not lists.is_dir() else lists, folds)
 
 
 def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Path]:
@@ -173,53 +262,56 @@ def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Pa
 
     Raises:
         FileNotFoundError: one that was named, or the data folder, is not there.
-        ValueError: there is no such dataset.
+        ValueError: there is no such dataset, or the folder looks like that of another.
     """
-    if name not in _CLASS_NAMES:
+    if name not in DATASETS:
         raise ValueError(f"--dataset is {name!r}; expected one of {', '.join(list_datasets())}")
-    root = Path(root_path or f"data/{name}")
+    kind, root = DATASETS[name], Path(root_path or f"data/{name}")
     if not root.is_dir():
-        how = f"prepare it with scripts/{_MADE_BY[name]}, or name" if name in _MADE_BY else "make it, or name"
+        how = f"prepare it with scripts/{kind.made_by}, or name" if kind.made_by else "make it, or name"
         raise FileNotFoundError(f"{root}: no such data folder; {how} another (--root_path)")
-    if name == "Folder" and root.name in LAYOUTS[name].parts and (root.parent / LAYOUTS[name].parts[0]).is_dir():
-        root = root.parent
+    within = root.name in kind.folders and (kind is not Folder or looks_like_folder(root.parent))
+    if kind is Folder and within:
+        root, within = root.parent, False
+    elif looks_like_folder(root) and not any((root / one).is_dir() for one in (*kind.folders, "train", "Train_Folder")):
+        raise ValueError(f"{root}: holds images and labels, and nothing of {name}; expected --dataset Folder for such")
     if list_dir and not Path(list_dir).is_dir():
         raise FileNotFoundError(
             f"{list_dir}: no such folder of lists; expected train.txt and the like in it (--list_dir)"
         )
-    beside = root.parent if root.name in LAYOUTS[name].parts else root
+    beside = root.parent if within else root
     candidates = (Path(f"lists/lists_{name}"), beside / "lists")[name == "Folder" :]
-    fallback = _SHIPPED / name.lower() if LAYOUTS[name].ships_a_split else beside / "lists"
+    fallback = _SHIPPED / name.lower() if kind.ships_split else beside / "lists"
     return root, Path(list_dir) if list_dir else next((c for c in candidates if c.is_dir()), fallback)
 
 
 def split_cases(
-    names: Sequence[str], listed: Sequence[str], val_cases: int, case_of: Callable[[str], str], where: object
+    names: Sequence[str], listed: Sequence[str], val_cases: int, group_of: Callable[[str], str], where: Path
 ) -> tuple[list[str], list[str]]:
-    """Divide training names into training and validation, by whole cases.
+    """Divide training names into training and validation, by whole groups.
 
-    `listed` names the cases (or their slices) that validate; `val_cases` holds out that many of the last cases in order
-    instead; `where` is the list, for messages.
+    `listed` names the groups (or slices of theirs) that validate; `val_cases` holds out that many of the last groups in
+    order instead; `where` is the list, for messages.
 
     Raises:
         ValueError: nothing would be left to train on, or the list names a case that is not there.
     """
-    cases = sorted({case_of(name) for name in names})
+    groups = sorted({group_of(name) for name in names})
     if val_cases:
-        held = set(cases[len(cases) - val_cases :] if val_cases < len(cases) else cases)
+        held = set(groups[len(groups) - val_cases :] if val_cases < len(groups) else groups)
     else:
-        held = {case_of(name) for name in listed}
-        names = list(dict.fromkeys([*names, *(name for name in listed if name != case_of(name))]))
-        lost = held - {case_of(name) for name in names}
+        held = {group_of(name) for name in listed}
+        names = list(dict.fromkeys([*names, *(name for name in listed if name != group_of(name))]))
+        lost = held - {group_of(name) for name in names}
         if lost:
             raise ValueError(
                 f"{where}: names the case {min(lost)}, of which no slice is listed; "
                 "expected slices or cases of train.txt"
             )
-    train = [name for name in names if case_of(name) not in held]
+    train = [name for name in names if group_of(name) not in held]
     if not train:
         raise ValueError(
             f"validation holds out all {len(held)} cases and leaves none to train on; "
-            f"expected fewer (--val_cases, {Path(str(where)).name})"
+            f"expected fewer (--val_cases, {where.name})"
         )
-    return train, [name for name in names if case_of(name) in held]
+    return train, [name for name in names if group_of(name) in held]

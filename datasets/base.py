@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,9 +26,9 @@ LONGEST_NAME = 200  # a file system takes 255 bytes, and the suffix is still to 
 _LONGEST_LIST = 2**26  # bytes; a million slices take a third
 
 # Bounds on what a file may claim of itself, for what it claims costs it nothing.
-MOST_PIXELS = 2**26  # a slice of 8192 x 8192
-MOST_VOXELS = 2**30  # a scan of 512 x 512 x 4096
-MOST_PACKED = 1032  # bytes that deflate can make of one; other packings make fewer
+MAX_PIXELS = 2**26  # a slice of 8192 x 8192
+MAX_VOXELS = 2**30  # a scan of 512 x 512 x 4096
+IGNORE = 255  # in a label of classes: neither trained nor scored
 
 _MAX_FRACTION = 1e-3  # in a label of real numbers, as resampling and float32 leave it
 _DEFECTS_SHOWN = 8  # in one line; a command prints each on a line of its own before
@@ -112,6 +111,7 @@ class Geometry:
     `spacing` and `origin` are (x, y, z); `direction` is the row-major 3x3 matrix. `axis_order` says how our
     arrays (D, H, W) follow from the file's (x, y, z): "zxy" is the published Synapse order, "zyx" is the one
     SimpleITK hands out. `flips` names the axes of the file that our arrays run through backwards, such as "xy".
+    Where it is not known where the axes point it is not `oriented`: the distances hold, the directions need not.
     `header` is that of the NIfTI file it was read from, which its mask is written with; it is not compared.
     """
 
@@ -120,6 +120,7 @@ class Geometry:
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     axis_order: str = "zyx"
     flips: str = ""
+    oriented: bool = True
     header: Nifti1Header | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -160,6 +161,10 @@ class Volumes(Protocol):
     @property
     def cases(self) -> list[str]: ...
 
+    def group_of(self, name: str) -> str: ...
+
+    def check(self, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> None: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Volume: ...
@@ -195,29 +200,6 @@ def read_list(path: Path, plain: re.Pattern = _PLAIN_NAME) -> list[str]:
     return names
 
 
-def check_claim(shape: Sequence[int], dtype: np.dtype, stored: int, most: int, what: str, where: object) -> None:
-    """Refuse an array by what its file says of it, before any memory is taken for it.
-
-    Args:
-        shape, dtype: what the file claims.
-        stored: how many bytes it holds for the array, packed or not.
-        most: how many values there may be.
-        what: names the array in the message, and `where` the file.
-
-    Raises:
-        BadFile: no numbers, more than any scan has, or more than so few bytes can hold.
-    """
-    if dtype.kind not in "fiub":
-        raise BadFile(f"{where}: {what} has dtype {shorten(str(dtype))}; expected numbers")
-    if math.prod(shape) > most:
-        raise BadFile(f"{where}: {what} claims the shape {tuple(shape)}; expected {most} values at most")
-    if math.prod(shape) * dtype.itemsize > MOST_PACKED * stored:
-        raise BadFile(
-            f"{where}: {what} claims the shape {tuple(shape)} and holds {stored} bytes, too few; "
-            "expected what fills it, so make or copy the file again"
-        )
-
-
 def check_image(image: np.ndarray, where: object) -> np.ndarray:
     """Return the image as float32, or raise a ValueError naming `where` if it is not made of finite numbers."""
     if image.dtype.kind not in "fiub":
@@ -229,21 +211,26 @@ def check_image(image: np.ndarray, where: object) -> np.ndarray:
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise ValueError(
-            f"{where}: 'image' holds {count} NaN or infinite values; expected finite numbers, mend the file"
+            f"{where}: 'image' holds {count} NaN or infinite values; expected finite numbers, fix the file"
         )
     return image
 
 
-def check_label(label: np.ndarray, num_classes: int, where: object) -> np.ndarray:
-    """Return the label as uint8; a ValueError names `where` unless it holds whole numbers 0..num_classes-1."""
+def check_label(label: np.ndarray, num_classes: int, where: object, ignore: int | None = None) -> np.ndarray:
+    """Return the label as uint8; a ValueError names `where` unless it holds whole numbers 0..num_classes-1.
+
+    Where it holds the value to `ignore`, it becomes IGNORE.
+    """
     if label.dtype.kind not in "fiub":
         raise ValueError(f"{where}: 'label' has dtype {label.dtype}; expected whole numbers")
     label = round_label(label, where)
+    if ignore is not None and (ignored := label == ignore).any():
+        return np.where(ignored, np.uint8(IGNORE), check_label(np.where(ignored, 0, label), num_classes, where))
     low, high = label.min(), label.max()
     if low < 0 or high >= num_classes:
         stray = int(low if low < 0 else high)
         raise ValueError(
-            f"{where}: 'label' holds {stray}; expected 0..{num_classes - 1}, so mend the file or give --num_classes"
+            f"{where}: 'label' holds {stray}; expected 0..{num_classes - 1}, so fix the file or give --num_classes"
         )
     return label.astype(np.uint8)
 
@@ -262,27 +249,21 @@ def round_label(label: np.ndarray, where: object) -> np.ndarray:
 
 
 def check_pair(
-    image: np.ndarray, label: np.ndarray, num_classes: int, ndim: int, where: object
+    image: np.ndarray, label: np.ndarray, num_classes: int, ndim: int, where: object, ignore: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Check an image and its label together; returns them as float32 and uint8."""
     if image.ndim != ndim:
         raise ValueError(f"{where}: 'image' has shape {image.shape}; expected {ndim} dimensions")
     if image.shape != label.shape:
         raise ValueError(f"{where}: 'image' has shape {image.shape} but 'label' {label.shape}; expected the same shape")
-    return check_image(image, where), check_label(label, num_classes, where)
+    return check_image(image, where), check_label(label, num_classes, where, ignore)
 
 
 def require_listed(paths: Iterable[Path]) -> None:
-    """Make sure that every file that a list names is there.
-
-    Raises:
-        FileNotFoundError: the first that is not.
-    """
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: is named in the list but is not there; make it, or mend the list (--list_dir)"
-            )
+    """Make sure that every file that a list names is there; raises Defects with those that are not."""
+    what = "is named in the list but is not there; make it, or fix the list (--list_dir)"
+    if missing := [Defect(path, what) for path in paths if not path.is_file()]:
+        raise Defects(missing[0].path.parent, missing)
 
 
 def read_through(dataset: Sequence[Item], threads: int = 8) -> Iterator[Item]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,7 +45,10 @@ class Intensity:
         if self.how == "window":
             return self.window
         if self.how == "percentile":
-            return _percentiles(image)
+            low, high = _percentiles(image)
+            if not np.isfinite([low, high]).all():
+                raise ValueError(f"{where}: holds NaN or infinite values; expected finite numbers, fix the file")
+            return low, high
         dtype = np.dtype(image.dtype)
         if dtype.kind != "u":
             raise ValueError(
@@ -62,12 +64,18 @@ class Intensity:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How files of one's own become arrays.
+class Preprocessing:
+    """How files become arrays.
 
-    `label_values` is what a label file holds for class 0, 1, ..., `channels` is 1 or 3; of volumes, `orientation` is
-    where a file's x, y, z are turned to, "" as it is stored, `axis_order` how (D, H, W) follows from them, and
-    `spacing` what tells the distances of NIfTI voxels, "affine" or "pixdim".
+    Args:
+        label_values: what a label file holds for class 0, 1, ...
+        channels: of the images; 0 takes them as they are.
+        intensity: how stored numbers become [0, 1].
+        axis_order: how (D, H, W) of a volume follows from its x, y, z.
+        orientation: where x, y, z are turned to before, such as "LPS"; "" as they are stored.
+        spacing: what tells the distances of NIfTI voxels, "affine" or "pixdim".
+        threshold: of a label, the lowest value of class 1, and all others are class 0; 0: label_values holds.
+        ignore: the value of a label that is neither trained nor scored.
     """
 
     label_values: tuple[int, ...] = (0, 1)
@@ -76,24 +84,8 @@ class Reading:
     axis_order: str = "zxy"
     orientation: str = ""
     spacing: str = field(default="affine", repr=False)  # changes no number of an array, so no cache either
-
-
-def reading(
-    *,
-    label_values: Sequence[int] = (0, 1),
-    channels: int = 1,
-    intensity: str = "window",
-    window: tuple[float, float] = (-125.0, 275.0),
-    axis_order: str = "zxy",
-    orientation: str = "",
-    spacing: str = "affine",
-) -> Reading:
-    """A `Reading` from plain values; `intensity` and `window` are those of `Intensity`.
-
-    Raises:
-        ValueError: as in `Intensity`.
-    """
-    return Reading(tuple(label_values), channels, Intensity(intensity, window), axis_order, orientation, spacing)
+    threshold: int = 0
+    ignore: int | None = None
 
 
 def scale_intensity(image: np.ndarray, low: float = -125.0, high: float = 275.0, where: object = "image") -> np.ndarray:

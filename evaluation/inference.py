@@ -17,10 +17,10 @@ from configs.arguments import overrides_of
 from configs.config import complete, get_config, to_dict
 from configs.saved import config_beside
 from configs.schema import AS_STORED, Config
-from datasets import build_dataset, check_all, inspect, reading
+from datasets import build_dataset, class_names, inspect
 from datasets.base import Slices, Volumes
-from datasets.inputs import InputVolumes
-from datasets.intensity import Reading
+from datasets.intensity import Intensity, Preprocessing
+from datasets.sets.prediction import InputVolumes
 from engine.checkpoint import LAST, file_digest, read_checkpoint
 from engine.distributed import Ranks
 from engine.logger import progress_bar
@@ -112,18 +112,29 @@ def network_of(config: Config) -> nn.Module:
     )
 
 
-def preprocessing(config: Config) -> Reading:
+def preprocessing(config: Config) -> Preprocessing:
     """How files become arrays for the network of a configuration."""
     data = config.data
-    return reading(
-        channels=config.model.in_channels,
-        label_values=label_values(config),
-        intensity=data.intensity,
-        window=cast(tuple[float, float], data.window),
-        axis_order=data.axis_order,
-        orientation=data.orientation.replace(AS_STORED, ""),
-        spacing=data.spacing,
+    return Preprocessing(
+        label_values(config),
+        config.model.in_channels,
+        Intensity(data.intensity, cast(tuple[float, float], data.window)),
+        data.axis_order,
+        data.orientation.replace(AS_STORED, ""),
+        data.spacing,
+        data.mask_threshold,
+        ignore_label(config),
     )
+
+
+def ignore_label(config: Config) -> int | None:
+    """The value of a label file that is neither trained nor scored, if any."""
+    return None if config.data.ignore_label < 0 else config.data.ignore_label
+
+
+def names_of(config: Config) -> list[str]:
+    """The names of the classes 1, 2, ..."""
+    return class_names(config.data.dataset, config.model.num_classes, config.data.class_names)
 
 
 def label_values(config: Config) -> tuple[int, ...]:
@@ -152,6 +163,7 @@ def open_volumes(config: Config, split: str) -> Any:
         fold=data.fold,
         cache=data.cache,
         preprocessing=preprocessing(config),
+        suffix=data.label_suffix,
     )
 
 
@@ -162,13 +174,18 @@ def inspect_data(config: Config, progress: Callable[[Iterable[Any]], Iterable[An
         data.dataset,
         root_path=data.root_path,
         list_dir=data.list_dir,
+        num_classes=config.model.num_classes,
+        how=Preprocessing(spacing=data.spacing, threshold=data.mask_threshold, ignore=ignore_label(config)),
+        phantom_options=asdict(data.phantom),
+        progress=progress,
+        suffix=data.label_suffix,
+        label_values=data.label_values,
+        class_names=data.class_names,
+        intensity=data.intensity,
+        channels=config.model.in_channels,
         axis=data.axis,
         orientation=data.orientation.replace(AS_STORED, "") if data.orientation else None,
         folds=data.folds,
-        channels=config.model.in_channels,
-        num_classes=config.model.num_classes,
-        phantom_options=asdict(data.phantom),
-        progress=progress,
     )
     return complete(config, facts)
 
@@ -179,11 +196,7 @@ def find_volumes(config: Config, given: str, ranks: Ranks) -> Volumes:
     if not len(volumes):
         raise ValueError(f"{config.data.dataset}: there is no case to test on; name some in test.txt (--list_dir)")
     if ranks.first:
-        bar = progress_bar("checking the data")
-        if isinstance(volumes, InputVolumes):
-            volumes.check(bar)
-        else:
-            check_all(volumes, bar, threads=2)
+        volumes.check(progress_bar("checking the data"))
     ranks.barrier()
     return volumes
 

@@ -35,15 +35,18 @@ def write_overlay(path: Path, volume: Volume, prediction: np.ndarray, class_name
 def draw_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[str]) -> Image.Image:
     """One slice, that of `richest_slice`: image, truth, prediction and errors side by side, 400 pixels wide each.
 
-    Without a label truth and errors are left out. Two panels have their legend below: the overlay may be cut in the
-    middle. Where the geometry is known, an axial slice is drawn as a radiologist reads it.
+    Without a label truth and errors are left out; what it has to be ignored is in neither. Two panels have their legend
+    below: the overlay may be cut in the middle. Where the geometry is known, an axial slice is drawn as a radiologist
+    reads it.
     """
     label, geometry = volume.label, volume.geometry
-    index = richest_slice(prediction if label is None or not label.any() else label)
+    index = richest_slice(prediction if label is None or not label.any() else label, len(class_names))
     pixels = upright(display(volume.image[index : index + 1][0]), geometry)
     predicted = upright(prediction[index], geometry)
     truth = predicted if label is None else upright(label[index], geometry)
-    wrong = errors(predicted, truth)
+    ignored = truth > len(class_names)
+    truth = np.where(ignored, 0, truth)
+    wrong = np.where(ignored, 0, errors(predicted, truth))
     image = Image.fromarray(np.round(255 * pixels).astype(np.uint8))
     dimmed = image.convert("L").point(lambda value: 0.45 * value).convert("RGB")
     classes = [(name, class_color(number)) for number, name in enumerate(class_names, start=1)]
@@ -63,11 +66,11 @@ def errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.select([wrong & (prediction == 0), wrong & (truth == 0), wrong], [1, 2, 3], 0)
 
 
-def richest_slice(labels: np.ndarray) -> int:
-    """Index of the slice with most classes, then most labeled voxels; the middle one if nothing is labeled."""
+def richest_slice(labels: np.ndarray, last: int = 255) -> int:
+    """Index of the slice with most classes of 1..last, then most voxels of them; the middle one if there are none."""
     ranks = []
     for index, plane in enumerate(labels):
-        counts = np.bincount(plane.ravel())[1:]
+        counts = np.bincount(plane.ravel())[1 : last + 1]
         ranks.append((np.count_nonzero(counts), counts.sum(), -index))
         release_pages(labels)  # labels on the disk may not fit into memory
     classes, _, index = max(ranks)
@@ -75,10 +78,11 @@ def richest_slice(labels: np.ndarray) -> int:
 
 
 def display(plane: np.ndarray) -> np.ndarray:
-    """A slice (H, W), (H, W, 3) or (3, H, W) as (H, W, 3) in [0, 1], from its 1st to its 99th percentile."""
+    """A slice (H, W), (H, W, 3) or (C, H, W), of which C other than 3 shows the first channel, as (H, W, 3) in [0, 1],
+    from its 1st to its 99th percentile."""
     plane = np.asarray(plane, dtype=np.float32)
     if plane.ndim == 3 and plane.shape[-1] != 3:
-        plane = np.moveaxis(plane, 0, -1)
+        plane = np.moveaxis(plane, 0, -1) if len(plane) == 3 else plane[0]
     low, high = np.percentile(plane, [1, 99])
     if low == high:
         low, high = plane.min(), plane.max()

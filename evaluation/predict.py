@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.base import SlicedImage, Volume, Volumes
+from datasets.base import IGNORE, SlicedImage, Volume, Volumes
 from datasets.transforms import resize_image, resize_label
 from engine.distributed import Ranks
 from evaluation.metrics import dice_per_class
@@ -110,6 +110,14 @@ def prediction_memmap(volume: Volume, folder: Path) -> np.ndarray | None:
         return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
+def without_ignored(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A prediction and its truth, both background where the truth is to be ignored."""
+    ignored = truth == IGNORE
+    if not ignored.any():
+        return predicted, truth
+    return np.where(ignored, np.uint8(0), predicted), np.where(ignored, np.uint8(0), truth)
+
+
 def validate(
     network: nn.Module,
     volumes: Volumes,
@@ -130,7 +138,7 @@ def validate(
     rows = {}
     for index in progress(ranks.shard(len(volumes))):
         volume = volumes[index]
-        predicted, truth = predict_volume(network, volume.image, **how), np.asarray(volume.label)
+        predicted, truth = without_ignored(predict_volume(network, volume.image, **how), np.asarray(volume.label))
         if foreground:
             predicted, truth = predicted.clip(max=1), truth.clip(max=1)
         rows[index] = dice_per_class(predicted, truth, len(class_names) + 1)

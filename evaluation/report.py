@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from datasets.images import read_picture
+from datasets.readers import read_image
 from evaluation import charts
 from evaluation.metrics import OVERLAPS
 from evaluation.summary import CONVENTIONS, TITLES, Summary, number
@@ -75,7 +75,7 @@ def render(template: str, **context: object) -> str:
 
 def halves(path: Path) -> list[str]:
     """The left and the right half of a PNG file as data URLs, one below the other on a narrow page."""
-    parts, image = [], Image.fromarray(read_picture(path)).convert("RGB")
+    parts, image = [], Image.fromarray(read_image(path)).convert("RGB")
     for left, right in ((0, image.width // 2), (image.width // 2, image.width)):
         buffer = io.BytesIO()
         image.crop((left, 0, right, image.height)).save(buffer, format="PNG", optimize=True)

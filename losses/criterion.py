@@ -24,6 +24,7 @@ class Criterion(nn.Module):
         num_classes: K, background included.
         ce_weight, dice_weight: 0.4 and 0.6 for Synapse, 0.3 and 0.7 for ACDC.
         kd: the regularizer; None, or one whose weights are 0, is the plain baseline and needs no features.
+        ignore_index: where the label has it, a pixel does not count.
         head_decay: d, 0.5 as in nnU-Net (`selfreg.variants.DeepSupervision`).
     """
 
@@ -34,11 +35,12 @@ class Criterion(nn.Module):
         ce_weight: float = 0.4,
         dice_weight: float = 0.6,
         kd: KDloss | None = None,
+        ignore_index: int | None = None,
         head_decay: float = 1.0,
     ) -> None:
         super().__init__()
         self.ce_weight, self.dice_weight, self.head_decay = ce_weight, dice_weight, head_decay
-        self.dice = DiceLoss(num_classes)
+        self.dice = DiceLoss(num_classes, ignore_index)
         self.kd = kd if kd is not None and (kd.lambda_1 or kd.lambda_2) else None
         self.needs_features = self.kd is not None  # in `forward`
 
@@ -74,9 +76,16 @@ class Criterion(nn.Module):
         heads = [logits] if isinstance(logits, Tensor) else logits
         # Half-precision logits of an autocast pass are summed in float32.
         heads = [head.float() if head.dtype in (torch.float16, torch.bfloat16) else head for head in heads]
-        ce = sum(self.head_decay**k * F.cross_entropy(head, label.long()) for k, head in enumerate(heads))
+        ce = sum(self.head_decay**k * self._cross_entropy(head, label.long()) for k, head in enumerate(heads))
         dice = sum(self.head_decay**k * self.dice(head, label, softmax=True) for k, head in enumerate(heads))
         return {"loss": self.ce_weight * ce + self.dice_weight * dice, "ce": ce, "dice_loss": dice}
+
+    def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
+        ignored = self.dice.ignore_index
+        if ignored is None:
+            return F.cross_entropy(logits, label)
+        total = F.cross_entropy(logits, label, ignore_index=ignored, reduction="sum")
+        return total / (label != ignored).sum().clamp(min=1)  # a mean would be nan where all pixels are ignored
 
     def gradient_norms(
         self,

@@ -16,11 +16,12 @@ class DiceLoss(nn.Module):
 
     Args:
         n_classes: K, background included.
+        ignore_index: where the target has it, a pixel does not count.
     """
 
-    def __init__(self, n_classes: int) -> None:
+    def __init__(self, n_classes: int, ignore_index: int | None = None) -> None:
         super().__init__()
-        self.n_classes = n_classes
+        self.n_classes, self.ignore_index = n_classes, ignore_index
 
     def forward(
         self, inputs: Tensor, target: Tensor, weight: Sequence[float] | None = None, softmax: bool = False
@@ -43,7 +44,13 @@ class DiceLoss(nn.Module):
         if weight is not None and len(weight) != self.n_classes:
             raise ValueError(f"DiceLoss: got {len(weight)} class weights; expected {self.n_classes}")
         probabilities = inputs.softmax(dim=1) if softmax else inputs
+        kept = None
+        if self.ignore_index is not None:
+            kept = target != self.ignore_index
+            target, probabilities = target.where(kept, 0), probabilities * kept[:, None]
         truth = F.one_hot(target.long(), self.n_classes).movedim(-1, 1).to(probabilities.dtype)
+        if kept is not None:
+            truth = truth * kept[:, None]
         over_all_but_class = (0, *range(2, inputs.ndim))
         intersection = (probabilities * truth).sum(over_all_but_class)
         total = probabilities.square().sum(over_all_but_class) + truth.sum(over_all_but_class)

@@ -48,7 +48,7 @@ def build_network(
         name: one of `list_networks()`.
         num_classes: K, background included.
         img_size: side or (H, W) in pixels; padded to what the network needs, and the logits are cropped.
-        in_channels: channels of the images, 1 or 3, of which one is repeated to three; in the U-Net any number.
+        in_channels: channels of the images; where the published stem has three, one is repeated, and others change it.
         options: see `list_options`, and the classes of the networks for what they mean. All take `use_checkpoint`,
             which recomputes activations in the backward pass: it saves memory and costs time.
 
@@ -69,6 +69,8 @@ def build_network(
         if not isinstance(known[option], bool):
             check_range(name, option, value)
     network = _NETWORKS[name](num_classes=num_classes, img_size=img_size, in_channels=in_channels, **options)
+    if in_channels not in (1, 3):
+        network.widen_stem(in_channels)
     for module in network.modules():
         if isinstance(module, Checkpointed):
             module.use_checkpoint = use_checkpoint

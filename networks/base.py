@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
+from timm.models import adapt_input_conv
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
@@ -17,9 +18,9 @@ from selfreg import TapSpec
 class Network(Checkpointed):
     """A segmentation network: images (B, C, H, W) to logits (B, K, H, W), or to a tuple of the logits of several heads.
 
-    Images are padded to multiples of `stride`. `channels` are the numbers of channels that it takes, for a stem of RGB
-    one, repeated, or three. By default the coarsest map must have 2 x 2 positions or more, since batch norm needs more
-    than one value a channel; a `min_size` of another `reason` may replace that.
+    Images are padded to multiples of `stride`. `channels` are the numbers of channels that it takes: a stem of RGB
+    takes three, or one, repeated; `widen_stem` gives it others. By default the coarsest map must have 2 x 2 positions
+    or more, since batch norm needs more than one value a channel; a `min_size` of another `reason` may replace that.
     """
 
     name: str  # for `build_network`
@@ -35,15 +36,15 @@ class Network(Checkpointed):
         img_size: int | Sequence[int],
         in_channels: int,
         *,
-        channels: tuple[int, ...] = (1, 3),
         stride: int,
         min_size: int | None = None,
         reason: str = "",
     ) -> None:
         super().__init__()
-        if in_channels not in channels:
-            raise ValueError(f"{self.name}: in_channels is {in_channels}; expected 1 or 3")
-        self.channels, self.stride, self.min_size = channels, stride, min_size or stride + 1
+        if in_channels < 1:
+            raise ValueError(f"{self.name}: in_channels is {in_channels}; expected 1 or more")
+        self.channels = (1, 3) if in_channels in (1, 3) else (in_channels,)
+        self.stride, self.min_size = stride, min_size or stride + 1
         self.img_size = as_size(img_size)
         if min(self.img_size) < self.min_size:
             reason = reason or f"a coarsest map of 1/{stride} with at least 2 x 2 positions"
@@ -70,6 +71,18 @@ class Network(Checkpointed):
                 f"expected (B, {channels}, {height}, {width}){remedy}"
             )
         return pad_to(x, round_up(size, self.stride))
+
+    def to_stem(self, x: Tensor) -> Tensor:
+        """The padded images, one channel repeated to three."""
+        padded = self.pad(x)
+        return padded.expand(-1, 3, -1, -1) if padded.shape[1] == 1 else padded
+
+    def widen_stem(self, in_channels: int) -> None:
+        """Let the convolutions that take RGB take so many channels, their weights spread over these as timm does."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+                module.in_channels = in_channels
+                module.weight = nn.Parameter(adapt_input_conv(in_channels, module.weight.detach()))
 
     def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:
         """The tensors of an ImageNet classifier under the network's names; None where `state` is no such file."""

@@ -151,7 +151,7 @@ class HiFormer(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        fine, coarse = self.All2Cross(self.pad(x).expand(-1, 3, -1, -1))
+        fine, coarse = self.All2Cross(self.to_stem(x))
         coarse = self.run(self.ConvUp_s, coarse)
         fine = self.run(self.ConvUp_l, fine)
         return self.segmentation_head(self.conv_pred(self.merge(coarse + fine)))[:, :, :height, :width]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from engine.checkpoint import LAST, PREVIOUS, is_dense, read_checkpoint
@@ -82,6 +83,7 @@ def load_weights(
     wanted: dict[str, Tensor] = getattr(network, "fit_positions", dict)(given)
     resized = sum(wanted[k].shape != v.shape for k, v in given.items()) + (start.resized if start else 0)
     if start:
+        wanted = {k: _as_wide(v, own[k]) for k, v in wanted.items()}
         wanted = {k: v for k, v in wanted.items() if k.startswith(start.required) or v.shape == own[k].shape}
     elif ignore_head:
         wanted = {k: v for k, v in wanted.items() if not k.startswith(head)}
@@ -108,6 +110,13 @@ def load_weights(
     if resized:
         _log.info("%s: position embeddings or biases interpolated to another image size or window: %d", path, resized)
     return report
+
+
+def _as_wide(weight: Tensor, own: Tensor) -> Tensor:
+    """The weights of a convolution of RGB, spread over the input channels of our own."""
+    if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[0] != own.shape[0] or weight.shape[2:] != own.shape[2:]:
+        return weight
+    return adapt_input_conv(own.shape[1], weight)
 
 
 def _state_dict_of(content: Mapping[str, object], path: str | Path) -> dict[str, Tensor]:

@@ -242,4 +242,4 @@ class SwinUnet(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        return self.swin_unet(self.pad(x).expand(-1, 3, -1, -1))[:, :, :height, :width]
+        return self.swin_unet(self.to_stem(x))[:, :, :height, :width]

@@ -94,5 +94,5 @@ class TransUNet(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        bottom, skips = self.transformer(self.pad(x).expand(-1, 3, -1, -1))
+        bottom, skips = self.transformer(self.to_stem(x))
         return self.segmentation_head(self.decoder(bottom, skips))[:, :, :height, :width]

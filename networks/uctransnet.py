@@ -238,7 +238,7 @@ class UCTransNet(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.img_size
-        maps = [self.run(self.inc, self.pad(x).expand(-1, 3, -1, -1))]
+        maps = [self.run(self.inc, self.to_stem(x))]
         for down in (self.down1, self.down2, self.down3, self.down4):
             maps.append(self.run(down, maps[-1]))
         x, skips = maps.pop(), self.mtc(maps)

@@ -71,7 +71,8 @@ class UNet(Network):
     ) -> None:
         # Nothing is padded: training needs 2 x 2 at the bottom (batch norm), inference 1 x 1.
         reason = "four poolings"
-        super().__init__(img_size, in_channels, channels=(in_channels,), stride=1, min_size=2 * _STRIDE, reason=reason)
+        super().__init__(img_size, in_channels, stride=1, min_size=2 * _STRIDE, reason=reason)
+        self.channels = (in_channels,)
         self.min_size = _STRIDE
         check_multiple(self.name, 2, width=width)
         factor = 2 if bilinear else 1

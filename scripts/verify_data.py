@@ -1,4 +1,4 @@
-"""Look through a whole data set, training slices and test volumes, and name everything that is wrong with it.
+"""Read a whole data set, what trains and what tests, and report everything that is wrong with it.
 
 python scripts/verify_data.py Synapse data/Synapse [--list_dir DIR] [--num_classes 9] [--jobs 4]
 
@@ -8,230 +8,115 @@ One line a defect on standard output, then a summary. Exit code 0 without defect
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import signal
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datasets.verify import Defect, Finding
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
-
-SECONDS_A_LINE = 10.0  # of progress, where there is no terminal to draw a bar on
-_PARTS = ("train_npz", "test_vol_h5")
-_DATASETS = ("Phantom", "Synapse")  # of that layout
-
-
-@dataclass(frozen=True)
-class Listed:
-    """The files that the lists name, each once, as "train", "validation" and "test"; and the lists' own defects."""
-
-    parts: dict[str, list[Path]]
-    defects: list[Defect]
+    from datasets.base import Defect
+    from datasets.case import DataSet, Facts
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     from configs.arguments import OneLineParser
 
-    parser = OneLineParser(prog="verify_data.py", description="Name everything that is wrong with a data set.")
+    parser = OneLineParser(prog="verify_data.py", description="Report everything that is wrong with a data set.")
     add = parser.add_argument
-    add("dataset", metavar="DATASET", help="Synapse or Phantom")
-    add("root", type=Path, metavar="ROOT", help="the data folder, which holds train_npz and test_vol_h5")
+    add("dataset", metavar="DATASET", help="Synapse, ACDC, GlaS, MoNuSeg, Phantom or Folder")
+    add("root", type=Path, metavar="ROOT", help="the data folder")
     add("--list_dir", default="", metavar="DIR", help="folder of the lists (default: where train.py finds them)")
     add("--num_classes", type=int, metavar="K", help="classes, the background included (default: the data set's own)")
-    add("--jobs", type=int, metavar="N", help="processes, each with one file in memory (default: one a CPU, 4 at most)")
+    add("--jobs", type=int, default=4, metavar="N", help="files that are read at once (default: 4)")
     return parser
 
 
-def read_lists(root: Path, lists: Path) -> Listed:
-    """Read train.txt, test_vol.txt and, where there is one, val.txt, and compare them with the files.
+def unlisted(dataset: DataSet, splits: Iterable[Sequence[Path]]) -> list[Defect]:
+    """Files of Synapse and ACDC that no list names."""
+    from datasets.base import Defect
+    from datasets.sets.synapse import ArraySet
 
-    Raises:
-        FileNotFoundError: there is no train.txt or test_vol.txt.
-        ValueError: one cannot be used; a test_vol.txt without names can, as data may be there to train on alone.
-    """
-    from datasets import split_cases
-    from datasets.base import read_list
-    from datasets.synapse import case_of, slice_path, volume_path
-    from datasets.verify import Defect, name_defects, read_names, shared_cases
-
-    train_list, test_list, val_list = (lists / name for name in ("train.txt", "test_vol.txt", "val.txt"))
-    named = read_names(train_list)
-    tested = read_names(test_list) if not test_list.is_file() or test_list.stat().st_size else []
-    slices, volumes = (root / part for part in _PARTS)
-    defects = []
-    try:
-        listed = read_list(val_list) if val_list.is_file() else []
-        train, val = split_cases(list(dict.fromkeys(named)), listed, 0, case_of, val_list)
-    except ValueError as error:
-        train, val = list(dict.fromkeys(named)), []
-        defects.append(Defect(val_list, str(error).removeprefix(f"{val_list}: ")))
-    added = [name for name in val if name not in set(named)]  # val.txt may name slices that train.txt does not
-    defects += name_defects(train_list, [slice_path(slices, name) for name in named + added], slices, "*.npz")
-    defects += name_defects(test_list, [volume_path(volumes, name) for name in tested], volumes, "*.h5")
-    defects += shared_cases(train + val, tested, test_list)
-    parts = {
-        "train": [slice_path(slices, name) for name in train],
-        "validation": [slice_path(slices, name) for name in val],
-        "test": list(dict.fromkeys(volume_path(volumes, name) for name in tested)),
-    }
-    return Listed(parts, defects)
+    if not isinstance(dataset, ArraySet):
+        return []
+    named = {path.resolve() for paths in splits for path in paths}
+    found = [path for name in dataset.folders for path in sorted(dataset.folder(name).glob("*.[nh][p5]*"))]
+    what = f"no list names it; expected it in one in {dataset.lists}, name it there or move it away"
+    return [Defect(path, what) for path in found if path.resolve() not in named]
 
 
-def map_in_order(work: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
-    """Do the work on each item, in this process or in several, and yield the results in the items' order.
+def summary(split: str, facts: Sequence[Facts], groups: int, class_names: Sequence[str]) -> Iterator[str]:
+    """Lines that say what the files of one split hold, each kind with the number of its files."""
+    from datasets.verify import total_labels
 
-    Raises:
-        OSError: a process was killed.
-    """
-    workers = min(jobs, len(items), os.cpu_count() or 1)
-    if workers <= 1:
-        for item in items:
-            with _interrupt_waits():
-                result = work(item)
-            yield result
-        return
-    # Spawned, not forked: a fork would take over the locks of libraries that already run threads.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        with _unheard_by_children():
-            results = pool.map(work, items)
-        yield from results
-    except BrokenProcessPool:
-        raise OSError(f"a process of --jobs {jobs} was killed, likely for want of memory; give fewer") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupt_waits() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of a file: amid the opening of one, Python itself complains on standard error."""
-    heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if heard:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _unheard_by_children() -> Iterator[None]:
-    """Processes that are started here ignore Ctrl-C, which reaches all of the terminal's: this one ends them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def with_progress(results: Iterable[Result], total: int) -> Iterator[Result]:
-    """Hand the results on; standard error shows a bar with the time left, or now and then a line if it is a pipe."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(results, total=total, desc="verifying", unit="file", leave=False)
-        return
-    start = said = time.monotonic()
-    for done, result in enumerate(results, 1):
-        yield result
-        now = time.monotonic()
-        if now - said >= SECONDS_A_LINE and done < total:
-            said, left = now, (now - start) / done * (total - done)
-            print(f"verify_data.py: {done} of {total} files, about {left:.0f} s left", file=sys.stderr, flush=True)
-
-
-def summary(part: str, findings: Sequence[Finding], class_names: Sequence[str]) -> Iterator[str]:
-    """Lines that say what the files of one part of the data set hold, each kind with the number of its files."""
-    from datasets.synapse import case_of
-    from datasets.verify import total_voxels
-
-    read = [finding for finding in findings if finding.shape]
-    cases = {case_of(finding.path.name.split(".")[0]) for finding in findings}
-    unread = f", {len(findings) - len(read)} of them not readable" if len(read) < len(findings) else ""
-    yield f"{part}: {len(cases)} cases, {len(findings)} {'volumes' if part == 'test' else 'slices'}{unread}"
-    if not read:
-        return
-    totals = total_voxels(read, len(class_names))
-    yield f"  shapes: {_counted('x'.join(map(str, finding.shape)) for finding in read)}"
-    yield f"  dtypes: {_counted('image {}, label {}'.format(*finding.dtypes) for finding in read)}"
-    yield f"  spacings (x, y, z) in mm: {_counted(_spacing(finding.spacing) for finding in read)}"
-    yield f"  intensity: {min(finding.low for finding in read):g} to {max(finding.high for finding in read):g}"
-    yield f"  voxels: {', '.join(f'{name} {count}' for name, count in zip(class_names, totals, strict=True))}"
-    blank = [finding.path.name for finding in read if finding.blank]
-    if blank:
-        yield f"  images of one value: {len(blank)}, the first {blank[0]}"
+    totals = total_labels(facts)
+    yield f"{split}: {groups} cases, {len(facts)} files of images"
+    yield f"  shapes: {_counted('x'.join(map(str, found.shape)) for found in facts)}"
+    spacings = (", ".join(f"{value:g}" for value in found.spacing) or "not stored" for found in facts)
+    yield f"  spacings (D, H, W) in mm: {_counted(spacings)}"
+    yield f"  intensity: {min(found.low for found in facts):g} to {max(found.high for found in facts):g}"
+    yield f"  voxels: {', '.join(f'{name} {totals[index]}' for index, name in enumerate(class_names))}"
 
 
 def _counted(values: Iterable[str]) -> str:
     return "; ".join(f"{value} ({count})" for value, count in Counter(values).most_common())
 
 
-def _spacing(spacing: tuple[float, ...] | None) -> str:
-    return "not stored" if spacing is None else ", ".join(f"{value:g}" for value in spacing)
-
-
-def _tell(defects: Iterable[Defect]) -> list[Defect]:
-    """Print the defects, above the bar where there is one, and return them."""
-    from tqdm import tqdm
-
-    told = list(defects)
-    for defect in told:
-        tqdm.write(str(defect))
-    return told
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    if args.dataset not in _DATASETS:
-        expected = f"{', '.join(_DATASETS)} (of other data sets train.py reads everything before it begins)"
-        raise ValueError(f"DATASET is {args.dataset!r}; expected one of {expected}")
-    if not args.root.is_dir():
-        raise ValueError(f"{args.root}: no such data folder; expected one with {' and '.join(_PARTS)} (ROOT)")
-    if args.num_classes is not None and not 2 <= args.num_classes <= 256:
-        raise ValueError(f"--num_classes is {args.num_classes}; expected 2 to 256, the background included")
-    if args.jobs is not None and args.jobs < 1:
-        raise ValueError(f"--jobs is {args.jobs}; expected 1 or more")
-
-
 def run(args: argparse.Namespace) -> int:
-    """Compare the lists with the files, read every file, print each defect as it is found, and sum up."""
-    from datasets import class_names, locate
-    from datasets.synapse import ORGANS
-    from datasets.verify import case_defects, class_defects, inspect
+    """Inspect as train.py does, read every file of every split, print each defect, and sum up."""
+    from configs.config import Config, complete, get_config
+    from datasets import open_dataset, train_and_val
+    from datasets.base import Defects
+    from datasets.verify import absent_classes, leakage, look
+    from engine.logger import progress_bar
+    from evaluation.inference import inspect_data, names_of, preprocessing
 
-    _check_options(args)
-    root, lists = locate(args.dataset, str(args.root), args.list_dir)
-    names = class_names(args.dataset, args.num_classes or len(ORGANS) + 1)
-    listed = read_lists(root.parent if root.name in _PARTS else root, lists)
-    defects = _tell(listed.defects)
-    # A listed file that is not there is among these defects.
-    parts = {part: [path for path in paths if path.is_file()] for part, paths in listed.parts.items()}
-    paths = [path for part in parts.values() for path in part]
-    work, jobs = partial(inspect, num_classes=len(names) + 1), args.jobs or min(4, os.cpu_count() or 1)
-    found: dict[Path, Finding] = {}
-    for finding in with_progress(map_in_order(work, paths, jobs), len(paths)):
-        found[finding.path] = finding
-        defects += _tell(finding.defects)
-    findings = {part: [found[path] for path in paths] for part, paths in parts.items()}
-    defects += _tell(case_defects(findings["train"] + findings["validation"]))
-    defects += _tell(class_defects(findings["train"], names, lists / "train.txt"))
-    for part in (part for part in findings if findings[part]):
-        print(*summary(part, findings[part], ["background", *names]), sep="\n")
-    print(f"{len(defects)} defects in {len({defect.path for defect in defects})} files" if defects else "no defects")
-    return 1 if defects else 0
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}; expected 1 or more")
+    name = "Synapse" if args.dataset == "Phantom" else args.dataset  # the same files; none are to be made
+    keys = {"DATA.DATASET": name, "DATA.ROOT_PATH": str(args.root), "DATA.LIST_DIR": args.list_dir}
+    keys |= {"MODEL.NUM_CLASSES": args.num_classes} if args.num_classes is not None else {}
+    config: Config = get_config(overrides=keys)
+    defects: list[Defect] = []
+    try:
+        config = inspect_data(config, progress_bar("inspecting"))
+    except Defects as error:
+        defects += error.defects
+        config = complete(config)
+        if not config.model.num_classes:
+            return _report(defects)
+    where = {"root_path": config.data.root_path, "list_dir": config.data.list_dir}
+    dataset = open_dataset(name, **where, num_classes=config.model.num_classes, how=preprocessing(config))
+    paths: list[list[Path]] = []
+    all_there = True
+    train, val = train_and_val(dataset)
+    for split, names in (("train", lambda: train), ("val", lambda: val), ("test", lambda: dataset.names("test"))):
+        try:
+            cases = dataset.cases(names(), split)
+        except Defects as error:
+            defects += error.defects
+            all_there = False
+            continue
+        except FileNotFoundError:  # there may be nothing to test on
+            continue
+        facts, more = look(cases, dataset.inspect, progress=progress_bar(f"reading {split}"), threads=args.jobs)
+        defects += more
+        paths.append([path for case in cases for path in case.files])
+        if facts:
+            groups = len({dataset.group_of(case.name) for case in cases})
+            print(*summary(split, list(facts.values()), groups, ["background", *names_of(config)]), sep="\n")
+        if facts and split == "train":
+            defects += absent_classes(facts.values(), names_of(config), dataset.lists / dataset.lists_of["train"])
+    return _report([*defects, *leakage(dataset), *(unlisted(dataset, paths) if all_there else ())])
+
+
+def _report(defects: Iterable[Defect]) -> int:
+    found = list(dict.fromkeys(defects))
+    for defect in found:
+        print(defect)
+    print(f"{len(found)} defects in {len({defect.path for defect in found})} files" if found else "no defects")
+    return 1 if found else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 
 import train as train_command
-from datasets.synapse import slice_name, slice_path, volume_path, write_slice, write_volume
+from datasets.sets.synapse import slice_name, slice_path, volume_path, write
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -71,9 +71,9 @@ def make_synapse(root: Path, *, train: int = 2, test: int = 1, shape: tuple[int,
         image, label = make_case(case, shape)
         for index in range(shape[0]):
             names.append(slice_name(f"case{case:04d}", index))
-            write_slice(slice_path(root / "train_npz", names[-1]), image[index], label[index])
+            write(slice_path(root / "train_npz", names[-1]), image[index], label[index])
     for case in range(test):
-        write_volume(volume_path(root / "test_vol_h5", f"case{100 + case:04d}"), *make_case(100 + case, shape))
+        write(volume_path(root / "test_vol_h5", f"case{100 + case:04d}"), *make_case(100 + case, shape))
     (root / "lists" / "train.txt").write_text("\n".join(names) + "\n")
     (root / "lists" / "test_vol.txt").write_text("".join(f"case{100 + case:04d}\n" for case in range(test)))
     return root

@@ -99,16 +99,8 @@ def test_scores_at_the_network_s_own_size() -> None:
 def test_a_file_of_weights_elsewhere(trained: tuple[Path, Path], tmp_path: Path) -> None:
     root, run = trained
     weights = shutil.copy(run / "best.pth", tmp_path / "weights.pth")
-    words = [
-        "--dataset",
-        "Synapse",
-        "--volume_path",
-        str(root),
-        "--checkpoint",
-        str(weights),
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    words = ["--dataset", "Synapse", "--volume_path", str(root), "--checkpoint", str(weights)]
+    words += ["--output", str(tmp_path / "out")]
     assert test_command.main([*words, *NETWORK]) == 0
     assert json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))["cases"]
     assert not (tmp_path / "summary.json").exists()
@@ -197,37 +189,10 @@ def test_an_evaluation_in_bfloat16(run: Path) -> None:
 
 
 def test_unet_and_other_options(synapse: Path, tmp_path: Path) -> None:
-    words = [
-        "--dataset",
-        "Synapse",
-        "--root_path",
-        str(synapse),
-        "--output_dir",
-        str(tmp_path / "u"),
-        "--max_epochs",
-        "1",
-        "--img_size",
-        "33",
-        "--batch_size",
-        "4",
-        "--workers",
-        "0",
-        "--accumulation-steps",
-        "2",
-        "--amp",
-        "--cfg",
-        str(ROOT / "configs/unet_224.yaml"),
-        "--opts",
-        "MODEL.UNET.WIDTH",
-        "4",
-        "TRAIN.OPTIMIZER",
-        "adamw",
-        "TRAIN.LR_SCHEDULE",
-        "constant",
-        "TRAIN.BASE_LR",
-        "1e-3",
-        *SLOW[1:],
-    ]
+    words = ["--dataset", "Synapse", "--root_path", str(synapse), "--output_dir", str(tmp_path / "u")]
+    words += ["--cfg", str(ROOT / "configs/unet_224.yaml")]
+    words += "--max_epochs 1 --img_size 33 --batch_size 4 --workers 0 --accumulation-steps 2 --amp --opts".split()
+    words += "MODEL.UNET.WIDTH 4 TRAIN.OPTIMIZER adamw TRAIN.LR_SCHEDULE constant TRAIN.BASE_LR 1e-3".split() + SLOW[1:]
     assert train_command.main(words) == 0
     assert test_command.main(["--output_dir", str(tmp_path / "u")]) == 0
 
@@ -235,57 +200,17 @@ def test_unet_and_other_options(synapse: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("network", ["swin_unet", "unet"])
 def test_a_batch_of_one_everywhere(tmp_path: Path, network: str) -> None:
     """One slice of training, one of validation, one of test, batches of one."""
-    root = make_synapse(tmp_path / "one", train=2, shape=(1, 32, 32))
-    words = ["MODEL.TYPE", network, "MODEL.UNET.WIDTH", "4", "TEST.BATCH_SIZE", "1", "TRAIN.VAL_FREQ", "1"]
-    assert (
-        train_command.main(
-            [
-                "--root_path",
-                str(root),
-                "--output_dir",
-                str(tmp_path / "run"),
-                "--max_epochs",
-                "1",
-                "--img_size",
-                "32",
-                "--batch_size",
-                "1",
-                "--workers",
-                "0",
-                "--val_cases",
-                "1",
-                "--opts",
-                *TINY_SWIN,
-                *words,
-            ]
-        )
-        == 0
-    )
+    words = ["--max_epochs", "1", "--img_size", "32", "--workers", "0"]
+    opts = f"MODEL.TYPE {network} MODEL.UNET.WIDTH 4 TEST.BATCH_SIZE 1 TRAIN.VAL_FREQ 1".split()
+    opts = ["--opts", *TINY_SWIN, *opts]
+    one = make_synapse(tmp_path / "one", train=2, shape=(1, 32, 32))
+    where = ["--root_path", str(one), "--output_dir", str(tmp_path / "run"), "--batch_size", "1", "--val_cases", "1"]
+    assert train_command.main([*where, *words, *opts]) == 0
     assert test_command.main(["--output_dir", str(tmp_path / "run")]) == 0
     # A last batch of one after a full one.
     three = make_synapse(tmp_path / "three", train=1, shape=(3, 32, 32))
-    assert (
-        train_command.main(
-            [
-                "--root_path",
-                str(three),
-                "--output_dir",
-                str(tmp_path / "run3"),
-                "--max_epochs",
-                "1",
-                "--img_size",
-                "32",
-                "--batch_size",
-                "2",
-                "--workers",
-                "0",
-                "--opts",
-                *TINY_SWIN,
-                *words,
-            ]
-        )
-        == 0
-    )
+    where = ["--root_path", str(three), "--output_dir", str(tmp_path / "run3"), "--batch_size", "2"]
+    assert train_command.main([*where, *words, *opts]) == 0
 
 
 def test_cases_of_slices_of_several_sizes_validate_slice_by_slice(tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ def test_what_is_wrong_is_told_together_and_nothing_is_written(tmp_path: Path, c
     root = write_pictures(tmp_path / "own", 14)
     (root / "labels/case 0.png").unlink()
     for index in range(1, 13):
-        Image.fromarray(picture(index)[1] * 99).save(root / f"labels/case {index}.png")
-    Image.fromarray(picture(13)[0]).convert("RGBA").save(root / "images/case 13.png")
+        Image.fromarray(picture(index)[0]).save(root / f"labels/case {index}.png")
+    (root / "images/case 13.png").write_bytes(b"")
     before = sorted(tmp_path.rglob("*"))
     words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
     assert train_command.main([*words, "--output_dir", str(tmp_path / "run"), *UNET]) == 2
@@ -227,7 +227,7 @@ def test_the_test_set_is_seen_by_nobody_else(tmp_path: Path, fault: str, refused
         shutil.copy(path, root / target / folder / (name or path.name))
     words = ["--dataset", "MoNuSeg", "--root_path", root, "--cfg", ROOT / "configs/unet_224.yaml"]
     error = refused(train_command.main, [*words, "--output_dir", tmp_path / "run", *UNET])
-    assert "is the picture" in error and not (tmp_path / "run").exists()
+    assert "is the same image as" in error and not (tmp_path / "run").exists()
     assert ("has the name of" in error) == (not name)
 
 
@@ -236,7 +236,7 @@ def test_masks_that_mark_nothing_teach_nothing(tmp_path: Path, refused: Callable
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(root / "Train_Folder/labelcol/0.png")
     words = ["--dataset", "MoNuSeg", "--root_path", root, "--cfg", ROOT / "configs/unet_224.yaml"]
     error = refused(train_command.main, [*words, "--output_dir", tmp_path / "run", *UNET])
-    assert "no training slice holds class 1" in error and not (tmp_path / "run").exists()
+    assert "no training case holds class 1 (nucleus)" in error and not (tmp_path / "run").exists()
 
 
 def test_data_prepared_otherwise_are_predicted_otherwise(tmp_path: Path) -> None:

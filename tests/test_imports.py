@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "configs": (set(), {"yacs", "yaml"}),
     "losses": ({"selfreg"}, {"torch"}),
     "networks": ({"selfreg", "engine"}, {"torch", "timm", "einops", "safetensors"}),
-    "datasets": ({"utils"}, {"numpy", "scipy", "torch", "h5py", "nibabel", "PIL", "SimpleITK"}),
+    "datasets": (
+        {"utils"},
+        {"numpy", "scipy", "torch", "h5py", "nibabel", "PIL", "SimpleITK", "imagecodecs", "pydicom", "tifffile"},
+    ),
     "engine": ({"utils"}, {"numpy", "torch", "safetensors", "tqdm", "tensorboardX"}),
     # `inference` alone needs configs and the registry of networks: a trained network as a command line names it.
     "evaluation/inference": ({"configs", "datasets", "networks", "engine"}, {"torch"}),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from datasets.loading import Batch
+from datasets.loader import Batch
 from engine.logger import MetricLogger
 from losses import Criterion, KDloss
 from networks import build_network

@@ -15,7 +15,7 @@ import test as test_command
 import train as train_command
 from scripts import prepare_synapse
 from tests.conftest import SHARED, TINY_SWIN, geometry
-from tests.datasets.test_dicom import write_slice
+from tests.datasets.readers.test_dicom import write
 
 CT = SHARED / "data" / "ct_examples"
 
@@ -85,7 +85,7 @@ def test_a_dicom_series_gives_the_mask_of_the_nifti(run: Path, tmp_path: Path, n
     for number, plane in enumerate(voxels):
         where = {"position": scan.TransformIndexToPhysicalPoint((0, 0, number)), "direction": direction}
         file = tmp_path / f"series/{number:03d}.dcm"
-        write_slice(file, plane.astype(np.int16), number, spacing=scan.GetSpacing()[:2], **where, _00281052="0")
+        write(file, plane.astype(np.int16), number, spacing=scan.GetSpacing()[:2], **where, _00281052="0")
     found = predicted(run, tmp_path / "series", tmp_path / "out")
     expected = predicted(run, CT / f"{name}.nii.gz", tmp_path / "expected")
     assert (sitk.GetArrayFromImage(found) == sitk.GetArrayFromImage(expected)).all()

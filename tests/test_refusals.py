@@ -43,7 +43,7 @@ TRAIN_ERRORS = {
     "flag type": (["--max_epochs", "many"], "--max_epochs: invalid int value: 'many'"),
     "flag": (["--max_epoks", "3"], "unrecognized arguments: --max_epoks"),
     "value": (["--batch_size", "0"], "--batch_size"),
-    "classes": (["--num_classes", "4"], "expected 0..3, so mend the file or give --num_classes"),
+    "classes": (["--num_classes", "4"], "expected 0..3, so fix the file or give --num_classes"),
     "val_cases": (["--val_cases", "2"], "--val_cases"),
     "lambda": (["--lambda_x", "-1"], "LOSS.LAMBDA_1 is -1"),
     "weights": (["--opts", "MODEL.PRETRAIN_CKPT", "absent.pth"], "absent.pth: no such checkpoint"),

@@ -1,4 +1,4 @@
-"""Files to arrays and their geometry: `read_image` and the like choose the reader of a volume by its name."""
+"""Files to arrays and their grid; the reader is chosen by the name of the file."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import Geometry, round_label
-from datasets.readers import itk, nifti
+from datasets.base import Geometry, SlicedImage, round_label
+from datasets.readers import dicom, image, itk, nifti
+from datasets.readers.image import read_image, read_mask
 
-SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
+__all__ = ["SUFFIXES", "is_image", "is_volume", "open_volume", "read_image", "read_label", "read_mask", "stem_of"]
+
+VOLUMES = (*nifti.SUFFIXES, *itk.SUFFIXES)
+SUFFIXES = (*image.SUFFIXES, *VOLUMES)
+BESIDE = (*itk.BESIDE, ".txt", ".csv", ".json", ".md", ".xml", ".xls", ".xlsx", ".ini", ".db")  # are passed over
 
 
 def is_volume(path: Path) -> bool:
     """Whether a file's name is that of a volume: NIfTI, MetaImage or NRRD."""
-    return path.name.lower().endswith(SUFFIXES)
+    return path.name.lower().endswith(VOLUMES)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of a 2-D image: PNG, JPEG, TIFF or BMP."""
+    return path.name.lower().endswith(image.SUFFIXES)
 
 
 def stem_of(path: Path) -> str:
@@ -23,38 +33,31 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
-def read_image(
-    path: Path, axis_order: str = "zxy", orientation: str = "", *, spacing: str = "affine"
-) -> tuple[np.ndarray, Geometry]:
-    """Read a volume as an array (D, H, W) and its geometry; see `datasets.readers.nifti.open_image`.
+def open_volume(
+    path: Path, axis_order: str = "zxy", orientation: str = "", *, spacing: str = "affine", whole: bool = False
+) -> tuple[SlicedImage | np.ndarray, Geometry]:
+    """A volume (D, H, W) as stored, and its geometry; see `datasets.readers.nifti.open_image`. A folder is a DICOM
+    series. Only NIfTI is read by slices; `whole` sees that all of it can be read.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a volume of one number a voxel, is damaged, or holds NaN; the message names it.
     """
+    if path.is_dir():
+        return dicom.read_series(path, axis_order, orientation)
     if path.name.lower().endswith(itk.SUFFIXES):
         return itk.read_image(path, axis_order, orientation)
-    return nifti.read_image(path, axis_order, orientation, spacing=spacing)
+    opened = nifti.open_image(path, axis_order, orientation, whole=whole, spacing=spacing)
+    return opened, opened.geometry
 
 
 def read_label(
     path: Path, axis_order: str = "zxy", orientation: str = "", *, spacing: str = "affine"
 ) -> tuple[np.ndarray, Geometry]:
-    """The same of a label, whose real numbers are rounded where they are nearly whole.
+    """A label (D, H, W) and its geometry; real numbers that are nearly whole are rounded.
 
     Raises:
-        ValueError: as `read_image`, or they are not whole.
+        ValueError: as `open_volume`, or they are not whole.
     """
-    label, geometry = read_image(path, axis_order, orientation, spacing=spacing)
-    return round_label(label, path), geometry
-
-
-def read_grid(
-    path: Path, axis_order: str = "zxy", orientation: str = "", *, whole: bool = False, spacing: str = "affine"
-) -> tuple[tuple[int, ...], Geometry]:
-    """The shape (D, H, W) and the geometry of a volume; with `whole`, its voxels are checked in bounded memory."""
-    if path.name.lower().endswith(itk.SUFFIXES):
-        image, geometry = itk.read_image(path, axis_order, orientation)
-        return image.shape, geometry
-    opened = nifti.open_image(path, axis_order, orientation, whole=whole, spacing=spacing)
-    return opened.shape, opened.geometry
+    label, geometry = open_volume(path, axis_order, orientation, spacing=spacing)
+    return round_label(np.asarray(label[:]), path), geometry

@@ -7,13 +7,11 @@ import math
 import re
 import zlib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.base import MOST_VOXELS as MAX_VOXELS
-from datasets.base import Geometry
+from datasets.base import MAX_VOXELS, Geometry
 from datasets.readers.orientation import arrange, as_stored, check_axes, reorient, slice_first
 from utils import atomic_write
 
@@ -33,12 +31,16 @@ def read_image(path: Path | str, axis_order: str = "zxy", orientation: str = "")
     """
     path = Path(path)
     check_axes(axis_order, orientation)
-    check_name(path)
+    if not str(path).isprintable():  # SimpleITK ends the whole process at a name that is not UTF-8
+        raise ValueError(f"{path}: has a name that cannot be printed; expected UTF-8, so rename it")
     with path.open("rb"):  # or the error of it
         pass
     try:
         held = math.inf if path.suffix.lower() == ".nrrd" else _meta_bytes(path)
-        reader = header_reader(sitk, "NrrdImageIO" if held == math.inf else "MetaImageIO", path)
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("NrrdImageIO" if held == math.inf else "MetaImageIO")
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
         shape = reader.GetSize()
         if len(shape) != 3 or reader.GetNumberOfComponents() != 1 or math.prod(shape) > MAX_VOXELS:
             raise ValueError(
@@ -49,7 +51,7 @@ def read_image(path: Path | str, axis_order: str = "zxy", orientation: str = "")
             raise _unreadable(path, f"it holds {held} bytes of voxels, too few")
         stored = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
-        raise _unreadable(path, brief_of_itk(error)) from None
+        raise _unreadable(path, _brief(error)) from None
     bad = int((~np.isfinite(stored)).sum()) if stored.dtype.kind == "f" else 0
     if bad:
         raise ValueError(f"{path}: holds {bad} NaN or infinite values; expected finite numbers, fix the file")
@@ -102,37 +104,7 @@ def write_mask(path: Path, array: np.ndarray, geometry: Geometry, values: np.nda
     atomic_write(path, write)
 
 
-def check_name(path: Path) -> None:
-    """Refuse a name that is not UTF-8: SimpleITK ends the whole process at it.
-
-    Raises:
-        ValueError: it is such a name.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{path}: its name is not UTF-8; expected one that is, so rename it") from None
-
-
-def quiet_sitk() -> ModuleType:
-    """SimpleITK, with its warnings kept off standard error."""
-    return sitk
-
-
-def header_reader(sitk: ModuleType, image_io: str, path: Path) -> sitk.ImageFileReader:
-    """A reader of a file by the part of ITK of that name, such as "GDCMImageIO", its header read.
-
-    Raises:
-        RuntimeError: ITK does not take the header.
-    """
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(image_io)
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader
-
-
-def brief_of_itk(error: Exception) -> str:
+def _brief(error: Exception) -> str:
     """The last line of an error's text, where ITK says what is wrong, without the name of its part."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"^(ITK ERROR: )?(\w+\(0x[0-9a-f]+\): )?", "", lines[-1]).strip()

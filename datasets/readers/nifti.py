@@ -16,13 +16,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from datasets.base import MOST_VOXELS as MAX_VOXELS
-from datasets.base import Geometry, warn_once
-from datasets.readers.orientation import as_stored, check_axes, has_orientation, reorient, slice_first
+from datasets.base import MAX_VOXELS, Geometry, warn_once
+from datasets.readers.orientation import as_stored, check_axes, reorient, slice_first
 from utils import atomic_write, release_pages
 
 SUFFIXES = (".nii.gz", ".nii")
-SPACINGS = ("affine", "pixdim")
 
 _SCALE = ("scl_slope", "scl_inter")
 _BLOCK = 2**24  # bytes that are read or written at a time
@@ -169,7 +167,7 @@ def open_image(
     check_axes(axis_order, orientation)
     header = _read_header(path)
     geometry = _geometry(header, path, spacing)
-    if orientation and not has_orientation(geometry):
+    if orientation and not geometry.oriented:
         raise ValueError(
             f"{path}: does not say where its axes point (qform_code and sform_code are 0); expected a file that does, "
             "so fix its header, or take its axes as they are stored (--opts DATA.ORIENTATION stored)"
@@ -190,12 +188,6 @@ def read_image(
     """
     image = open_image(path, axis_order, orientation, spacing=spacing)
     return image.read(0, len(image)), image.geometry
-
-
-def read_header(path: Path | str, axis_order: str = "zxy", orientation: str = "") -> tuple[tuple[int, ...], Geometry]:
-    """The shape (D, H, W) and the geometry of a NIfTI file, without its voxels; see `open_image`."""
-    image = open_image(path, axis_order, orientation, whole=False)
-    return image.shape, image.geometry
 
 
 def write_mask(path: Path, array: np.ndarray, geometry: Geometry, values: np.ndarray) -> None:
@@ -362,7 +354,7 @@ def _geometry(header: nib.Nifti1Header, path: Path, spacing: str) -> Geometry:
             "--opts DATA.SPACING pixdim takes the former"
         )
     numbers = (tuple(values.ravel().tolist()) for values in (lengths, lps[:, 3], direction))
-    return Geometry(*numbers, header=header)
+    return Geometry(*numbers, oriented=bool(header["qform_code"] or header["sform_code"]), header=header)
 
 
 def _unreadable(path: Path, why: str) -> ValueError:

@@ -29,12 +29,6 @@ def orientation(geometry: Geometry) -> str:
     return "".join(nib.aff2axcodes(geometry.affine))
 
 
-def has_orientation(geometry: Geometry) -> bool:
-    """Whether it is known where the axes point: not where qform_code and sform_code of a NIfTI file are 0."""
-    header = geometry.header
-    return header is None or bool(header["qform_code"] or header["sform_code"])
-
-
 def reorient(geometry: Geometry, axis_order: str, towards: str) -> Geometry:
     """The geometry of an array in `axis_order`, after the file's x, y and z were turned to point `towards`."""
     if not towards:
@@ -50,9 +44,6 @@ def slice_first(geometry: Geometry, shape: tuple[int, ...]) -> Geometry:
     """The geometry of an array (1, H, W), where a file of size (x, y, z) is a single slice along any axis."""
     thin = next((axis for axis in geometry.axis_order if shape["xyz".index(axis)] == 1), "")
     return replace(geometry, axis_order=thin + geometry.axis_order.replace(thin, ""))
-
-
-turn = reorient  # the name in datasets/dicom.py
 
 
 def reorient_volume(volume: Volume, towards: str) -> Volume:

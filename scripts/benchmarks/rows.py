@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import utils
-from datasets.base import read_list
-from datasets.loading import build_loader
-from datasets.phantom import make_phantom, prepare_phantom
-from datasets.synapse import SynapseSlices
+from datasets import build_dataset
+from datasets.loader import build_loader
+from datasets.sets.phantom import make_phantom, prepare_phantom
+from datasets.slices import CaseSlices
 from datasets.transforms import RandomGenerator
 from evaluation.metrics import compare_classes
 from evaluation.predict import predict_volume
@@ -123,11 +124,11 @@ def _transforms(s: Settings) -> Work:
     return by_scipy if s.naive else lambda: transform(images, labels, draws)
 
 
-def slice_files(s: Settings) -> SynapseSlices:
+def slice_files(s: Settings) -> CaseSlices:
     """A training set of phantom slices on disk, for so many steps, made on first use."""
     root = s.folder / f"{s.steps}_batches_of_{s.side}"
     prepare_phantom(root, size=s.side, depth=s.steps * s.batch, train_cases=1, test_cases=1)
-    return SynapseSlices(root / "train_npz", read_list(root / "lists" / "train.txt"), NUM_CLASSES)
+    return cast(CaseSlices, build_dataset("Phantom", "train", num_classes=NUM_CLASSES, root_path=str(root)))
 
 
 def random_batch(s: Settings) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from datasets import acdc
 from datasets.base import Defect, read_list
 from datasets.intensity import Intensity
+from datasets.sets import acdc
 from scripts.preparation.pipeline import NO_AXES, ROOT, Case, Facts, Plan
 from scripts.preparation.volumes import Pair, read_pairs
 
@@ -116,7 +116,7 @@ def write(case: Case, pairs: Sequence[Pair], out: Path, *, intensity: Intensity)
             names, image, label = [acdc.volume_name(case.name, phase)], image[None], label[None]
         for name, pixels, classes in zip(names, image, label, strict=True):
             path = out / case.split / f"{name}.npz"
-            acdc.write(path, pixels, classes, pair.geometry, oriented=pair.axes != NO_AXES)
+            acdc.write(path, pixels, classes, pair.geometry)
         entries += [f"{name}.npz" for name in names]
         counts.update(pair.counts(acdc.CLASSES))
     axes = NO_AXES if NO_AXES in (pair.axes for pair in pairs) else pairs[-1].axes

@@ -20,8 +20,9 @@ from PIL import Image
 from scipy import ndimage
 
 from datasets.base import Defect, Defects, read_list
-from datasets.histology import ANNOTATED, foreground, look_for_pairs
-from datasets.images import label_table, mask_values, read_mask, read_picture, to_classes
+from datasets.label_values import label_table, mask_values, to_classes
+from datasets.readers import read_image, read_mask
+from datasets.sets.histology import ANNOTATED, find_cases
 from scripts.preparation.pipeline import ROOT, Case, Facts, Plan
 
 SPLITS = ("train", "val", "test")
@@ -118,10 +119,10 @@ def find_paired(raw: Path, dataset: str) -> tuple[list[Case], str, list[Defect]]
     defects: list[Defect] = []
     for split in SPLITS:
         try:
-            pairs, found = look_for_pairs(root, split, instances=dataset == "GlaS")
+            found_cases, found = find_cases(root, split)
         except FileNotFoundError:  # a split may be missing, such as the one to validate on
             continue
-        cases += [Case(pair.name, split, (pair.image, pair.label)) for pair in pairs]
+        cases += [Case(case.name, split, case.files) for case in found_cases]
         defects += [defect for defect in found if defect not in defects]
     return cases, "split as names and folders have it", defects
 
@@ -154,7 +155,7 @@ def read(case: Case, *, dataset: str) -> Mask:
         Defects, ValueError, OSError: a file is damaged or cannot be used; the message names it.
     """
     image, annotation = case.sources
-    pixels = read_picture(image, opaque=True)
+    pixels = read_image(image)
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         what = f"has shape {pixels.shape} of {pixels.dtype}; expected three channels (RGB) of 8 bits, so convert it"
         raise ValueError(f"{image}: {what}")
@@ -163,12 +164,16 @@ def read(case: Case, *, dataset: str) -> Mask:
         mask = np.zeros(pixels.shape[:2], dtype=bool)
         drawn = sum(fill(outline, mask) for outline in outlines)
         return Mask(pixels, mask, drawn, len(outlines) - drawn)
-    raw = read_mask(annotation, palette=dataset == "GlaS")
+    raw = read_mask(annotation)
     values = mask_values(raw)
     if dataset == "GlaS":  # whose masks number the glands
-        mask = foreground(raw, annotation) > 0
+        mask = to_classes(raw, (0, 255), annotation, threshold=1) > 0
     else:
         mask = to_classes(raw, label_table({annotation: values}, 2), annotation) > 0
+    if mask.shape != pixels.shape[:2]:
+        raise ValueError(
+            f"{annotation}: has {mask.shape} pixels but {image.name} {pixels.shape[:2]}; expected the same"
+        )
     numbered = len(set(values) - {0})
     return Mask(pixels, mask, numbered if numbered > 1 else ndimage.label(mask, np.ones((3, 3)))[1])
 

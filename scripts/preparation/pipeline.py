@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from datasets.base import Defect, Defects, defect_of
-from datasets.layouts import PREPARED
+from datasets.sets.synapse import PREPARED
 from utils import atomic_write, check_writable, locked
 
 ROOT = Path(__file__).resolve().parents[2]

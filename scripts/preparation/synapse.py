@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from datasets import synapse
 from datasets.base import Defect, read_list
 from datasets.intensity import scale_intensity
-from scripts.preparation.pipeline import NO_AXES, ROOT, Case, Facts, Plan
+from datasets.sets import synapse
+from scripts.preparation.pipeline import ROOT, Case, Facts, Plan
 from scripts.preparation.volumes import Pair, read_pairs
 
-# Place in each tuple: the raw value. Value there: the organ, in the order of datasets.synapse.ORGANS.
+# Place in each tuple: the raw value. Value there: the organ, in the order of datasets.sets.synapse.ORGANS.
 LABEL_MAPS = {"btcv13": (0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0), "synapse8": tuple(range(9))}
 _TRAIN = "train.py --dataset Synapse --cfg configs/swin_tiny_patch4_window7_224_lite.yaml --max_epochs 150 "
 _TRAIN += "--gpu_id 0 --img_size 224 --base_lr 0.05 --batch_size 32 --lambda_x 0.010"
@@ -96,7 +96,7 @@ def choose_split(
     """
     if test_cases is None and train_cases is None:
         shipped = {split: read_list(ROOT / f"datasets/splits/synapse/{split}.txt") for split in ("train", "test_vol")}
-        if set(names) <= {*map(synapse.case_of, shipped["train"]), *shipped["test_vol"]}:
+        if set(names) <= {*(name.rsplit("_slice", 1)[0] for name in shipped["train"]), *shipped["test_vol"]}:
             return {name: "test" if name in shipped["test_vol"] else "train" for name in names}, "the official one"
         return dict.fromkeys(names, "train"), "all train, not being the official cases; --test_cases chooses"
     test, train = (
@@ -127,16 +127,15 @@ def read(case: Case, *, labels: str, axis_order: str) -> Pair:
 def write(case: Case, pair: Pair, out: Path, *, labels: str, window: tuple[float, float]) -> Facts:
     """Write the slices of a training case, or the volume of a test case."""
     image = scale_intensity(pair.image, *window, where=case.sources[0])
-    known = pair.axes != NO_AXES
     folder = out / ("train_npz" if case.split == "train" else "test_vol_h5")
     folder.mkdir(parents=True)
     if case.split == "train":
         entries = [synapse.slice_name(case.name, index) for index in range(len(image))]
         for name, pixels, classes in zip(entries, image, pair.label, strict=True):
-            synapse.write_slice(synapse.slice_path(folder, name), pixels, classes, pair.geometry, oriented=known)
+            synapse.write(synapse.slice_path(folder, name), pixels, classes, pair.geometry)
     else:
         entries = [case.name]
-        synapse.write_volume(synapse.volume_path(folder, case.name), image, pair.label, pair.geometry, oriented=known)
+        synapse.write(synapse.volume_path(folder, case.name), image, pair.label, pair.geometry)
     doubt = "no raw label is above 8; if these are the 8 organs already, run again with --labels synapse8"
     few = labels == "btcv13" and pair.largest <= 8
     return Facts(pair.grid, entries, pair.counts(synapse.ORGANS), pair.axes, doubt if few else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,8 @@ import numpy as np
 
 from datasets.base import Defect, Defects, Geometry, defect_of
 from datasets.geometry import check_same_grid
-from datasets.readers import read_image, read_label
-from datasets.readers.orientation import has_orientation, orientation
+from datasets.readers import open_volume, read_label
+from datasets.readers.orientation import orientation
 from scripts.preparation.pipeline import NO_AXES
 
 
@@ -56,9 +57,10 @@ def read_pairs(
     pairs, defects = [], []
     for image, label in zip(paths[::2], paths[1::2], strict=True):
         arrays, grids = {}, []
-        for path, read in ((image, read_image), (label, read_label)):
+        for path, read in ((image, partial(open_volume, whole=True)), (label, read_label)):
             try:
-                arrays[path], geometry = read(path, axis_order, spacing=spacing)
+                opened, geometry = read(path, axis_order, spacing=spacing)
+                arrays[path] = np.asarray(opened[:])
                 grids.append((path, arrays[path].shape, geometry))
             except (ValueError, OSError) as error:
                 defects.append(defect_of(path, error))
@@ -78,7 +80,7 @@ def read_pairs(
         except ValueError as error:
             defects.append(defect_of(label, error))
         if not defects:
-            letters = orientation(geometry) if has_orientation(geometry) else NO_AXES
+            letters = orientation(geometry) if geometry.oriented else NO_AXES
             mapped = np.array(classes, np.uint8)[arrays[label].astype(np.uint8)]
             pairs.append(Pair(arrays[image], mapped, grids[0][2], letters, int(arrays[label].max())))
     if defects:

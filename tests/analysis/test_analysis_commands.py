@@ -16,6 +16,8 @@ from PIL import Image
 from analysis import gradcam, similarity
 from analysis.layers import spread_slices
 from datasets.base import Volume
+from datasets.readers.arrays import read_arrays
+from datasets.sets.synapse import volume_path
 from networks import build_network
 from tests.test_commands import write_ct
 
@@ -82,13 +84,11 @@ def test_gradcam_writes_a_strip_numbers_and_maps(analysed: Path) -> None:
 
 
 def test_the_fractions_are_those_of_the_heat(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    from datasets.synapse import read_volume, volume_path
-
     more = ("--case", "case0101", "--slice", 2, "--class", "Left Kidney", "--layers", "final", "swin_unet.norm_up")
     assert gradcam.main(words(trained[1], tmp_path, *more)) == 0
     found = json.loads((tmp_path / "gradcam_case0101_slice2_left_kidney.json").read_text(encoding="utf-8"))
     assert (found["slice"], found["class"], found["class_name"]) == (2, 3, "left kidney")
-    truth = read_volume(volume_path(trained[0] / "test_vol_h5", "case0101"), 9).label[1] == 3
+    truth = read_arrays(volume_path(trained[0] / "test_vol_h5", "case0101"), ["label"])["label"][1] == 3
     assert found["truth_share_of_pixels"] == pytest.approx(truth.mean()) and truth.any()
     assert [row["layer"] for row in found["layers"]] == ["final", "swin_unet.norm_up"]
     with np.load(tmp_path / "gradcam_case0101_slice2_left_kidney.npz") as arrays:

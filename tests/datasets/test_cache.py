@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import pickle
@@ -14,27 +13,30 @@ import numpy as np
 import pytest
 
 import datasets.cache
-import datasets.synapse
-from datasets import build_dataset, check_all
-from datasets.base import Sample
+from datasets import build_dataset, inspect
+from datasets.base import Sample, Volume
 from datasets.cache import CachedSlices
-from datasets.loading import build_loader
-from datasets.synapse import SynapseSlices, slice_path, write_slice
+from datasets.case import Case
+from datasets.intensity import Intensity, Preprocessing
+from datasets.loader import build_loader
+from datasets.sets.synapse import Synapse, slice_path, write
+from datasets.slices import CaseSlices
 from tests.conftest import make_case, make_synapse
+from tests.own_data import write_volumes
 
 
-def slices_of(root: Path, **options: object) -> SynapseSlices | CachedSlices:
+def slices_of(root: Path, **options: object) -> CaseSlices | CachedSlices:
     return build_dataset("Synapse", "train", num_classes=9, root_path=str(root), **options)
 
 
 def cached(root: Path, folder: Path) -> CachedSlices:
     """As a new run finds it."""
     dataset = slices_of(root, cache=str(folder))
-    check_all(dataset)
+    dataset.prepare()
     return dataset
 
 
-def assert_same(found: CachedSlices, expected: SynapseSlices) -> None:
+def assert_same(found: CachedSlices, expected: CaseSlices) -> None:
     assert len(found) == len(expected) and found.names == expected.names
     for got, sample in zip(found, expected, strict=True):
         assert isinstance(got, Sample) and got.name == sample.name
@@ -47,13 +49,13 @@ def assert_same(found: CachedSlices, expected: SynapseSlices) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The source files that are read, as they are read."""
     seen: list[Path] = []
-    read_slice = datasets.synapse.read_slice
+    read = Synapse.read
 
-    def spy(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-        seen.append(path)
-        return read_slice(path, num_classes)
+    def spy(self: Synapse, case: Case) -> Volume:
+        seen.append(case.images[0])
+        return read(self, case)
 
-    monkeypatch.setattr(datasets.synapse, "read_slice", spy)
+    monkeypatch.setattr(Synapse, "read", spy)
     return seen
 
 
@@ -67,7 +69,7 @@ def files(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("shape", [(3, 40, 40), (4, 13, 21)])
 def test_same_samples_with_and_without(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     root = make_synapse(tmp_path / "d", shape=shape)
-    write_slice(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(5, (1, 11, 30))))
+    write(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(5, (1, 11, 30))))
     for _ in range(2):
         assert_same(cached(root, tmp_path / "c"), slices_of(root))
     sample = cached(root, tmp_path / "c")[-1]
@@ -112,12 +114,12 @@ def test_progress_is_told(synapse: Path, tmp_path: Path) -> None:
             yield sample
 
     dataset = slices_of(synapse, cache=str(tmp_path / "c"))
-    check_all(dataset, progress)
+    dataset.prepare(progress)
     assert told == dataset.names
 
 
 def replace_slice(root: Path) -> None:
-    write_slice(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(7, (1, 40, 40))))
+    write(slice_path(root / "train_npz", "case0001_slice001"), *(a[0] for a in make_case(7, (1, 40, 40))))
 
 
 def touch_slice(root: Path) -> None:
@@ -128,7 +130,7 @@ def touch_slice(root: Path) -> None:
 def same_time_other_size(root: Path) -> None:
     path = slice_path(root / "train_npz", "case0000_slice002")
     time_stamp = path.stat().st_mtime_ns
-    write_slice(path, *(a[0] for a in make_case(7, (1, 20, 20))))
+    write(path, *(a[0] for a in make_case(7, (1, 20, 20))))
     os.utime(path, ns=(time_stamp, time_stamp))
 
 
@@ -138,13 +140,13 @@ def test_a_changed_source_is_read_anew(
 ) -> None:
     caplog.set_level(logging.INFO)
     cached(synapse, tmp_path / "c")
-    assert "holds none of these slices: reading 6 source files" in caplog.text
+    assert caplog.text.count("writing 6 of 6 slices") == 1
     change(synapse)
     reads.clear()
     caplog.clear()
     again = cached(synapse, tmp_path / "c")
     assert len(reads) == 6
-    assert "is out of date or damaged: reading 6 source files" in caplog.text
+    assert caplog.text.count("writing 6 of 6 slices") == 1
     assert_same(again, slices_of(synapse))
     files(tmp_path / "c")  # what belonged to the older files is gone
 
@@ -172,7 +174,7 @@ def test_labels_are_checked_for_the_classes_of_this_run(synapse: Path, tmp_path:
     cached(synapse, tmp_path / "c")
     fewer = build_dataset("Synapse", "train", num_classes=5, root_path=str(synapse), cache=str(tmp_path / "c"))
     with pytest.raises(ValueError, match="expected 0..4"):
-        check_all(fewer)
+        fewer.prepare()
 
 
 def test_data_sets_share_a_folder(tmp_path: Path) -> None:
@@ -187,14 +189,12 @@ def test_data_sets_share_a_folder(tmp_path: Path) -> None:
         for split in ("train", "val")
     )
     assert_same(train, slices_of(roots[0], val_cases=1))
-    check_all(val)
     np.testing.assert_array_equal(val[0].label, make_case(1, (3, 40, 40))[1])
     assert val.cases == ["case0001"]
 
 
 def test_nothing_to_hold_out_leaves_nothing(synapse: Path, tmp_path: Path) -> None:
     val = build_dataset("Synapse", "val", num_classes=9, root_path=str(synapse), cache=str(tmp_path / "c"))
-    check_all(val)
     assert not len(val) and not (tmp_path / "c").exists()
 
 
@@ -209,29 +209,14 @@ def test_damaged_files_are_made_anew(synapse: Path, tmp_path: Path, suffix: str,
     assert {s: path.read_bytes() for s, path in files(tmp_path / "c").items()} == whole
 
 
-ONE_FOR_SIX = '{"slices": [{"shape": [240, 40]}]}'
+ONE_FOR_SIX = "[[240, 40]]"
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "{}", "null", '{"slices": 3}', '{"slices": [{"shape": [40]}]}', ONE_FOR_SIX, "\udcff"]
-)
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "3", "[[40]]", ONE_FOR_SIX, "\udcff"])
 def test_a_damaged_index_is_made_anew(synapse: Path, tmp_path: Path, content: str) -> None:
     cached(synapse, tmp_path / "c")
     files(tmp_path / "c")[".json"].write_bytes(content.encode(errors="surrogateescape"))
     assert_same(cached(synapse, tmp_path / "c"), slices_of(synapse))
-
-
-def test_the_index_tells_what_is_cached(synapse: Path, tmp_path: Path) -> None:
-    cached(synapse, tmp_path / "c")
-    index = json.loads(files(tmp_path / "c")[".json"].read_text(encoding="utf-8"))
-    source = slice_path(synapse / "train_npz", "case0000_slice000").stat()
-    assert (index["version"], index["num_classes"], index["source"]) == (1, 9, str((synapse / "train_npz").resolve()))
-    assert index["slices"][0] == {
-        "name": "case0000_slice000",
-        "shape": [40, 40],
-        "source_size": source.st_size,
-        "source_mtime_ns": source.st_mtime_ns,
-    }
 
 
 def test_a_bad_slice_is_refused_by_name_and_leaves_nothing(synapse: Path, tmp_path: Path) -> None:
@@ -300,3 +285,32 @@ def test_pickles_without_the_data(synapse: Path, tmp_path: Path) -> None:
     text = pickle.dumps(dataset)
     assert len(text) < 3000 < files(tmp_path / "c")[".bin"].stat().st_size
     assert_same(pickle.loads(text), slices_of(synapse))
+
+
+def test_volumes_have_a_file_each_that_folds_share(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    root = write_volumes(tmp_path / "own", 5)
+    keys = inspect("Folder", root_path=str(root), folds=2)
+    how = Preprocessing((0, 1, 2), 1, Intensity("percentile"), keys["DATA.AXIS_ORDER"], "LPS")
+    seen = []
+    for fold in range(2):
+        slices = build_dataset(
+            "Folder", "train", num_classes=3, root_path=str(root), folds=2, fold=fold, preprocessing=how
+        )
+        caplog.clear()
+        slices.prepare()
+        assert caplog.text.count(f"writing {len(slices)} of {len(slices)} slices") == 1
+        seen += slices.names
+        for volume in sorted({name.rsplit("_slice", 1)[0] for name in slices.names}):
+            whole = datasets.open_dataset("Folder", root_path=str(root), num_classes=3, how=how)
+            expected = whole.read(whole.cases([volume], "train")[0])
+            of_it = [slices[index] for index, name in enumerate(slices.names) if name.startswith(f"{volume}_slice")]
+            np.testing.assert_array_equal(np.stack([sample.image for sample in of_it]), expected.image)
+            np.testing.assert_array_equal(np.stack([sample.label for sample in of_it]), expected.label)
+    assert len(set(seen)) == len(seen) and len(list((root / "cache").glob("*.bin"))) == len(seen) // 6
+    (path,) = (root / "images").glob("case0.*")
+    path.touch()
+    slices = CachedSlices(whole, list(whole._cases.values()), root / "cache")
+    caplog.clear()
+    slices.prepare()
+    assert f"of {len(slices)} slices" in caplog.text and f"writing {len(slices)} of" not in caplog.text

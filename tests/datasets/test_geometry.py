@@ -1,20 +1,15 @@
-"""Grids compared; a geometry in a file and out of it again, what is not stored, and what is refused."""
+"""A label lies where its image lies, by one of the forms of its header."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from datasets.base import Geometry
 from datasets.geometry import check_same_grid
 from datasets.readers.nifti import read_image
-from datasets.readers.orientation import arrange, as_stored, reorient
-from datasets.synapse import read_npz_geometry, read_volume, says_axes, write_slice, write_volume
 from tests.datasets.readers.test_nifti import save_forms
 
 IMAGE, LABEL = np.zeros((2, 4, 5), np.float32), np.zeros((2, 4, 5), np.uint8)
@@ -91,86 +86,3 @@ def test_what_is_turned_otherwise_is_no_pair(tmp_path: Path) -> None:
     (mask, here), (scan, there) = (read_image(tmp_path / name, "xyz", "LPS") for name in ("label.nii", "image.nii"))
     with pytest.raises(ValueError, match="expected one grid"):
         check_same_grid(tmp_path / "label.nii", mask.shape, here, tmp_path / "image.nii", scan.shape, there)
-
-
-def write(path: Path, geometry: Geometry | None, **how: bool) -> Path:
-    if path.suffix == ".h5":
-        write_volume(path, IMAGE, LABEL, geometry, **how)
-    else:
-        write_slice(path, IMAGE[0], LABEL[0], geometry, **how)
-    return path
-
-
-def change(path: Path, **arrays: object) -> None:
-    """Store other arrays in a file, beside or in the place of those it has."""
-    if path.suffix == ".h5":
-        with h5py.File(path, "r+") as file:
-            for key, value in arrays.items():
-                if key in file:
-                    del file[key]
-                file[key] = value
-    else:
-        with np.load(path) as file:
-            kept = dict(file)
-        np.savez(path, **(kept | arrays))
-
-
-def read(path: Path) -> Geometry | None:
-    return read_volume(path, 9).geometry if path.suffix == ".h5" else read_npz_geometry(path)
-
-
-@pytest.fixture(params=["s.npz", "v.npy.h5"])
-def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A file of each kind."""
-    return tmp_path / request.param
-
-
-@pytest.mark.parametrize("towards", ["", "LPS", "RAS", "PIR"])
-def test_a_turned_geometry_comes_back_whole(path: Path, towards: str) -> None:
-    """Axes that run backwards too, or an array would go back onto its file mirrored."""
-    geometry = reorient(GEOMETRY, "zxy", towards)
-    assert read(write(path, geometry)) == geometry
-    voxels = np.arange(24).reshape(2, 3, 4)
-    np.testing.assert_array_equal(as_stored(arrange(voxels, geometry), read(path)), voxels)
-
-
-def test_nothing_is_stored_that_says_nothing(path: Path) -> None:
-    write(path, GEOMETRY)
-    with h5py.File(path) if path.suffix == ".h5" else np.load(path) as file:
-        assert set(file) == {"image", "label", "spacing", "origin", "direction", "affine", "axis_order"}
-
-
-@pytest.mark.parametrize("geometry", [GEOMETRY, None])
-def test_axes_are_believed_unless_a_file_says_otherwise(path: Path, geometry: Geometry | None) -> None:
-    assert says_axes(write(path, geometry)) is True
-    change(path, oriented=np.bool_(True))
-    assert says_axes(path) is True
-    change(path, oriented=np.bool_(False))
-    assert says_axes(path) is False
-    assert says_axes(write(path, geometry, oriented=False)) is (geometry is None)
-    assert read(path) == geometry
-
-
-NOT_UNDERSTOOD = "its geometry is not understood"
-BAD: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
-    "another letter": (read, {"flips": np.bytes_("xw")}, f"{NOT_UNDERSTOOD} (flips 'xw')"),
-    "a letter twice": (read, {"flips": np.bytes_("xx")}, f"{NOT_UNDERSTOOD} (flips 'xx')"),
-    "a number of times": (says_axes, {"oriented": np.array([False, False])}, "'oriented' is (2,) of bool"),
-    "a number": (says_axes, {"oriented": np.float64(0.0)}, "'oriented' is () of float64; expected true or false"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_what_is_not_understood_is_refused_by_name(path: Path, kind: str) -> None:
-    function, arrays, message = BAD[kind]
-    write(path, replace(GEOMETRY, flips="x"))
-    change(path, **arrays)
-    with pytest.raises(ValueError) as caught:
-        function(path)
-    assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
-
-
-def test_no_file_at_all_is_damage(path: Path) -> None:
-    path.write_bytes(b"no such thing")
-    with pytest.raises(ValueError, match="is not a readable"):
-        says_axes(path)

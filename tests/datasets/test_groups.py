@@ -14,7 +14,7 @@ from datasets import inspect
 from datasets.base import Defects
 from datasets.folds import draw_folds, read_folds, write_folds
 from datasets.groups import read_groups
-from datasets.pairs import find_pairs
+from datasets.sets.folder import find_cases
 from evaluation.summary import read_summary
 from tests.conftest import ROOT
 from tests.own_data import write_pictures
@@ -25,7 +25,7 @@ PAIRS = 12
 def grouped(root: Path, of: int = 2) -> tuple[Path, dict[str, str]]:
     """Images, so many of each person."""
     write_pictures(root, PAIRS * of)
-    groups = {pair.name: f"person {number // of}" for number, pair in enumerate(find_pairs(root))}
+    groups = {case.name: f"person {number // of}" for number, case in enumerate(find_cases(root)[0])}
     write_groups(root, list(groups.items()))
     return root, groups
 

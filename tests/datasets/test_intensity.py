@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.intensity import Intensity, reading, scale_intensity
+from datasets.intensity import Intensity, scale_intensity
 
 
 def test_a_window() -> None:
@@ -53,7 +53,7 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="DATA.INTENSITY is 'log'; expected one of window, percentile, range"):
         Intensity("log")
     with pytest.raises(ValueError, match="window is 5 to 5"):
-        reading(window=(5, 5))
+        Intensity(window=(5, 5))
     with pytest.raises(ValueError, match="b.nii.*NaN"):
         scale_intensity(np.full((1, 2), np.nan), where="b.nii")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from datasets.base import Geometry
-from datasets.images import read_mask
+from datasets.readers.image import read_mask
 from evaluation.masks import write_image_mask, write_mask
 from tests.conftest import geometry as grid
 from tests.datasets.readers.test_nifti import run

@@ -159,7 +159,7 @@ def test_images_of_the_worst_the_median_and_the_best_case(
 
 
 def test_a_missing_overlay_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"b\.png: no such picture"):
+    with pytest.raises(FileNotFoundError, match=r"b\.png: no such image"):
         write_html(tmp_path / "report.html", summarize(results(), ORGANS), tmp_path, Provenance())
     assert not (tmp_path / "report.html").exists()
 

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Whatever the commands import on their way, so that no fork has to.
 _MODULES = (
-    "train test trainer losses networks datasets.loading datasets.phantom evaluation.masks evaluation.predict "
-    "evaluation.report evaluation.metrics datasets.inputs scripts.prepare_histology scripts.prepare_acdc "
+    "train test trainer losses networks datasets.loader datasets.sets.phantom evaluation.masks evaluation.predict "
+    "evaluation.report evaluation.metrics datasets.sets.prediction scripts.prepare_histology scripts.prepare_acdc "
     "scripts.preparation.acdc scripts.preparation.histology PIL.PngImagePlugin PIL.JpegImagePlugin "
     "PIL.BmpImagePlugin PIL.TiffImagePlugin scipy.ndimage tensorboardX tqdm SimpleITK safetensors.torch torch.optim "
     "PIL.Image concurrent.futures.thread torch._dynamo torchvision"

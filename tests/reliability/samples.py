@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
-from datasets import acdc
-from datasets.folder import look_through
+from datasets import inspect
+from datasets.intensity import Preprocessing
+from datasets.sets import acdc
 from tests.conftest import make_case
 
 NUCLEI = "TCGA-18-5592-01Z-00-DX1"  # a case of MoNuSeg that the papers train on
 
 _SIZE = (3, 40, 40)
-_PICTURES = (
-    *("png/scan.png", "pngs/one.png", "pngs/two.png", "mixed/more.png", "jpg/scan.jpg", "bmp/scan.bmp"),
-    *("tiff/scan.tif", "deflated/scan.tif"),
-)
 _OUTLINES = (((2, 3), (12, 4), (6, 15)), ((20.5, 20.25), (39, 22), (30, 39), (21, 30)))
 
 
 def write_scans(box: Path) -> None:
-    """What is predicted without labels: NIfTI, pictures in grey, a DICOM series."""
+    """What is predicted without labels: NIfTI."""
     voxels = np.random.default_rng(0).normal(0, 200, _SIZE).astype(np.float32)
-    for name in ("scan/scan.nii.gz", "scans/one.nii.gz", "scans/two.nii.gz", "mixed/scan.nii.gz"):
+    for name in ("scan/scan.nii.gz", "scans/one.nii.gz", "scans/two.nii.gz"):
         _write_nifti(box / name, voxels)
-    picture = Image.fromarray(voxels[0].clip(0, 255).astype(np.uint8))
-    for name in _PICTURES:
-        (box / name).parent.mkdir(exist_ok=True)
-        picture.save(box / name, **({"compression": "tiff_adobe_deflate"} if "deflated" in name else {}))
-    (box / "series").mkdir()
-    for index in range(4):
-        _write_dicom(box / f"series/{index:03d}.dcm", voxels[index % 3].astype(np.int16), index)
 
 
 def write_own_folders(box: Path) -> None:
-    """Folders of one's own, of pictures and of volumes, each looked through, and a copy of the first."""
+    """Folders of one's own, of images and of volumes, each inspected."""
     for seed, name in enumerate("abcd"):
         image, label = make_case(seed, _SIZE, 2)
         for part, array in (("images", (image * 255).astype(np.uint8)), ("labels", label * np.uint8(255))):
@@ -46,9 +35,8 @@ def write_own_folders(box: Path) -> None:
             path = box / f"own/{part}/{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array[0]).save(path)
-    shutil.copytree(box / "own", box / "looked")
-    for root in ("own", "looked", "volumes"):
-        look_through(box / root, box / root / "lists")
+    for root in ("own", "volumes"):
+        inspect("Folder", root_path=str(box / root), how=Preprocessing((), 0))
 
 
 def write_acdc(root: Path) -> None:
@@ -86,24 +74,3 @@ def write_downloads(box: Path) -> None:
 def _write_nifti(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(sitk.GetImageFromArray(array), str(path), useCompression=True)
-
-
-def _write_dicom(path: Path, plane: np.ndarray, number: int) -> None:
-    """One slice of a series along z, 2 mm from the last."""
-    image = sitk.GetImageFromArray(plane)
-    for key, value in {
-        "0008|0060": "CT",
-        "0008|0018": f"1.2.3.4.{number + 1}",
-        "0020|000d": "1.2.3",
-        "0020|000e": "1.2.3.4",
-        "0020|0032": f"1\\2\\{2 * number}",
-        "0020|0037": "1\\0\\0\\0\\1\\0",
-        "0028|1052": "-1024",
-        "0028|1053": "1",
-    }.items():
-        image.SetMetaData(key, value)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    writer.SetImageIO("GDCMImageIO")
-    writer.SetFileName(str(path))
-    writer.Execute(image)

@@ -83,10 +83,6 @@ class Sandbox:
         flags = ["--dataset", "Folder", "--root_path", self[root]]
         return self.train_words(*flags, *(["--cache", self.server.scratch / "cache"] if root == "volumes" else []))
 
-    def predict_words(self, given: str) -> list[object]:
-        """A prediction of one file or folder of the sandbox."""
-        return self.test_words("--input", self[given])
-
     def acdc_words(self) -> list[object]:
         """The test volume of ACDC."""
         flags = ["--dataset", "ACDC", "--volume_path", self["acdc"], "--num_classes", 9]

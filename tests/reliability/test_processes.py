@@ -16,7 +16,7 @@ import torch
 
 import utils
 from datasets import build_dataset
-from datasets.loading import build_loader
+from datasets.loader import build_loader
 from engine.distributed import Ranks
 from engine.resume import generator_states, restore_generators
 from losses import Criterion, KDloss

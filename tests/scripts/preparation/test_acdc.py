@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.acdc import AcdcSlices, AcdcStacks
+from datasets import build_dataset
 from datasets.base import read_list
-from datasets.synapse import read_npz_geometry, says_axes
+from datasets.readers.arrays import read_shapes
 from scripts import prepare_acdc
 from tests.conftest import ROOT
 
@@ -124,7 +124,7 @@ def test_voxels_and_geometry_arrive_as_specified(tmp_path: Path, order: str) -> 
             assert file["axis_order"].item().decode() == order
     how = {"intensity": "window", "window": [100.0, 500.0]} if window else {"intensity": "percentile", "window": None}
     assert (out / "lists/prepared.json").read_text(encoding="utf-8") == json.dumps({**how, "axis_order": order}) + "\n"
-    stacked = AcdcStacks(AcdcSlices(out / "valid", listed(out, "valid"), 4))
+    stacked = build_dataset("ACDC", "val", num_classes=4, root_path=str(out))
     assert [volume.name for volume in stacked] == ["case_019_ED", "case_019_ES"]
     for volume, frame in zip(stacked, (1, 12), strict=True):
         np.testing.assert_array_equal(volume.label, truth(1900 + frame).transpose(axes))
@@ -147,8 +147,9 @@ def test_the_spacing_is_that_of_pixdim(tmp_path: Path, capfd: pytest.CaptureFixt
             stamp(path, *codes)
     assert prepare(tmp_path / "raw", tmp_path / "out") == 0
     found = [*(tmp_path / "out/train").iterdir(), *(tmp_path / "out/test").iterdir()]
-    assert {read_npz_geometry(path).array_spacing for path in found} == {(10.0, 1.5625, 1.25)}
-    assert {says_axes(path) for path in found} == {codes != (0, 0)}
+    grids = [read_shapes(path, ())[1] for path in found]
+    assert {grid.array_spacing for grid in grids} == {(10.0, 1.5625, 1.25)}
+    assert {grid.oriented for grid in grids} == {codes != (0, 0)}
     said = capfd.readouterr().out
     assert ("WARNING: axes differ or are unknown" in said) == (codes == (0, 0))
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets import build_dataset
 from datasets.base import read_list
-from datasets.histology import PictureSlices, find_pairs
+from datasets.intensity import Intensity, Preprocessing
 from scripts import prepare_histology
 from scripts.preparation.histology import MISNAMED, fill
 from tests.conftest import ROOT
@@ -133,7 +134,8 @@ def test_MoNuSeg_becomes_images_and_masks(tmp_path: Path, capfd: pytest.CaptureF
         np.testing.assert_array_equal(read(out / part / "labelcol" / f"{name}.png"), np.where(mask, 255, 0))
         counts = f"nuclei 2, pixels of nuclei {mask.sum()}, of background {(~mask).sum()}, outlines without a pixel 1"
         assert f"{name}: {part}, 24 x 20 pixels; {counts}\n" in said.out
-    sample = PictureSlices(find_pairs(out, "train"))[0]
+    how = Preprocessing((0, 255), 3, Intensity("range"))
+    sample = build_dataset("MoNuSeg", "train", num_classes=2, root_path=str(out), preprocessing=how)[0]
     np.testing.assert_array_equal(sample.label, even_odd(nuclei(0)))
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.synapse import case_of, read_slice, read_volume, says_axes, slice_name
+from datasets import build_dataset
+from datasets.readers.arrays import read_arrays, read_shapes
+from datasets.sets.synapse import slice_name
 from evaluation.masks import write_mask
 from scripts import prepare_synapse
 from tests.scripts.preparation.test_acdc import save, spoil_voxel
@@ -64,7 +66,7 @@ def test_the_official_layout_gives_the_official_split(tmp_path: Path, capfd: pyt
 def test_voxels_labels_and_geometry_arrive_as_specified(tmp_path: Path, order: str, window: tuple) -> None:
     raw, out, (low, high) = official(tmp_path / "raw", 5, 8), tmp_path / "out", window
     assert prepare(raw, out, "--axis_order", order, *(("--window", *window) if order == "zyx" else ())) == 0
-    volume = read_volume(out / "test_vol_h5" / "case0008.npy.h5", 9)
+    (volume,) = build_dataset("Synapse", "test", num_classes=9, root_path=str(out))
     assert volume.image.dtype == np.float32 and volume.label.dtype == np.uint8
     axes = ["zyx".index(axis) for axis in order]
     mapped = np.vectorize(lambda value: BTCV.get(value, 0))
@@ -74,7 +76,7 @@ def test_voxels_labels_and_geometry_arrive_as_specified(tmp_path: Path, order: s
     assert volume.geometry.axis_order == order
     assert volume.geometry.spacing == (1.5625, 1.25, 10.0) and volume.geometry.origin == (-10.0, 20.5, 30.25)
     for z in range(3):
-        image, mask = read_slice(out / "train_npz" / f"case0005_slice00{z}.npz", 9)
+        image, mask = read_arrays(out / "train_npz" / f"case0005_slice00{z}.npz", ("image", "label")).values()
         np.testing.assert_allclose(image, scaled[5][z], atol=1e-6)
         np.testing.assert_array_equal(mask, mapped(organs(5)).transpose(axes)[z])
     with np.load(out / "train_npz" / "case0005_slice002.npz") as file:
@@ -89,7 +91,7 @@ def test_a_prepared_label_goes_back_onto_the_raw_file(tmp_path: Path) -> None:
     save(tmp_path / "raw" / "imagesTr" / "liver_1_0000.nii.gz", ct(1), direction=tilt)
     source = save(tmp_path / "raw" / "labelsTr" / "liver_1.nii.gz", organs(1, 9), direction=tilt)
     assert prepare(tmp_path / "raw", tmp_path / "out", "--labels", "synapse8", "--test_cases", "liver_1") == 0
-    volume = read_volume(tmp_path / "out" / "test_vol_h5" / "liver_1.npy.h5", 9)
+    (volume,) = build_dataset("Synapse", "test", num_classes=9, root_path=str(tmp_path / "out"))
     write_mask(tmp_path / "back.nii.gz", volume.label, volume.geometry)
     back, raw = sitk.ReadImage(str(tmp_path / "back.nii.gz")), sitk.ReadImage(str(source))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(raw))
@@ -107,7 +109,7 @@ def test_who_trains_and_who_tests(tmp_path: Path, capfd: pytest.CaptureFixture) 
     ):
         assert prepare(raw, out, *options.split()) == 0
         listed, volumes = lists(out)
-        assert list(dict.fromkeys(case_of(name) for name in listed)) == train and volumes == test
+        assert list(dict.fromkeys(name.split("_slice")[0] for name in listed)) == train and volumes == test
         assert said in capfd.readouterr().out
 
 
@@ -123,7 +125,11 @@ def test_mixed_orientations_unknown_ones_and_unlikely_labels_are_warned_about(tm
     said = capfd.readouterr().out
     assert "LPS: a; RAS: b; unknown axes: c" in said and "no raw label is above 8" in said
     made = {path.name[0]: path for path in (tmp_path / "out/train_npz").iterdir()}
-    assert {name: says_axes(path) for name, path in made.items()} == {"a": True, "b": True, "c": False}
+    assert {name: read_shapes(path, ())[1].oriented for name, path in made.items()} == {
+        "a": True,
+        "b": True,
+        "c": False,
+    }
     assert prepare(tmp_path / "raw", tmp_path / "out", "--labels", "synapse8", "--train_cases", "a") == 0
     assert "WARNING" not in capfd.readouterr().out
 

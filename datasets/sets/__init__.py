@@ -1,0 +1,1 @@
+"""The data sets, one a file: names of splits to cases, and cases to volumes."""

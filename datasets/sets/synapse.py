@@ -1,0 +1,132 @@
+"""Synapse: `train_npz/caseNNNN_sliceSSS.npz` to train on, `test_vol_h5/caseNNNN.npy.h5` to test on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from datasets.base import BadFile, Geometry, Volume, brief, check_pair, require_listed
+from datasets.case import Case, DataSet, Facts
+from datasets.intensity import Intensity
+from datasets.readers.arrays import GEOMETRY, geometry_from, read_arrays, read_shapes, write_arrays
+from datasets.readers.orientation import check_axes, orientation, reorient_volume
+
+ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
+PREPARED = "prepared.json"  # beside the lists: how scripts/prepare.py scaled the files it made
+
+
+def slice_name(case: str, index: int) -> str:
+    """Name of one slice of a case, as the published lists write it: `case0005_slice000`."""
+    return f"{case}_slice{index:03d}"
+
+
+def slice_path(folder: Path, name: str) -> Path:
+    """File of the slice `name`."""
+    return folder / f"{name}.npz"
+
+
+def volume_path(folder: Path, name: str) -> Path:
+    """File of the volume `name`; a list may write the name with or without `.npy.h5`."""
+    return folder / f"{name.removesuffix('.h5').removesuffix('.npy')}.npy.h5"
+
+
+def write(path: Path, image: np.ndarray, label: np.ndarray, geometry: Geometry | None = None) -> None:
+    """Write a slice (H, W) as npz or a volume (D, H, W) as h5, with the geometry of the volume where it is known."""
+    write_arrays(path, {"image": image, "label": label}, geometry)
+
+
+class ArraySet(DataSet):
+    """Slices and volumes that scripts/prepare.py wrote, an image and its label in one file; its lists name files."""
+
+    ships_split = True
+    image: ClassVar[str] = "image"  # its name in a file
+
+    def folder(self, name: str) -> Path:
+        """One of `folders`; the root may be one itself, as some published commands have it."""
+        beside = self.root.parent / name
+        is_one = self.root.name in self.folders and not (self.root / name).is_dir()
+        return beside if is_one and (beside.is_dir() or self.root.name == name) else self.root / name
+
+    def read(self, case: Case) -> Volume:
+        (path,) = case.images
+        stored = read_arrays(path, (self.image, "label"), GEOMETRY)
+        pair, how = (stored[self.image], stored["label"]), self.how
+        image, label = check_pair(*pair, self.num_classes, self._ndim(case), path, how.ignore)
+        volume = Volume(case.name, _stacked(image), _stacked(label), geometry_from(stored, path), source=path)
+        towards = how.orientation if image.ndim == 3 and volume.geometry and volume.geometry.oriented else ""
+        return reorient_volume(volume, towards)
+
+    def header(self, case: Case) -> Facts:
+        (path,) = case.images
+        shapes, geometry = read_shapes(path, (self.image, "label"))
+        image, label = shapes.values()
+        if image != label or len(image) != self._ndim(case) or 0 in image:
+            raise BadFile(
+                f"{path}: '{self.image}' has shape {image} and 'label' {label}; expected {self._ndim(case)} dimensions "
+                "and the same shape"
+            )
+        axes = orientation(geometry) if geometry and geometry.oriented else ""
+        return Facts((1, *image)[-3:], spacing=geometry.array_spacing if geometry else (), axes=axes)
+
+    def _ndim(self, case: Case) -> int:
+        return 3 if case.images[0].parent == self.folder(self.folders[-1]) else 2
+
+    def keys(self, facts: Iterable[Facts]) -> dict[str, Any]:
+        """What the files of the training cases say, by configuration key: where axes point, where all say so alike, and
+        how intensities were scaled, where that was written.
+
+        Raises:
+            ValueError: what was written is damaged; the message names it.
+        """
+        axes, path = {found.axes for found in facts}, self.lists / PREPARED
+        keys: dict[str, Any] = {"DATA.ORIENTATION": axes.pop()} if len(axes) == 1 else {}
+        if not path.is_file():
+            return keys
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            how = Intensity(known["intensity"], tuple(known["window"] or Intensity().window))
+            check_axes(known["axis_order"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: is not understood ({brief(error)}); prepare the data again, or remove it"
+            ) from None
+        return keys | {
+            "DATA.INTENSITY": how.how,
+            "DATA.WINDOW": list(how.window),
+            "DATA.AXIS_ORDER": known["axis_order"],
+        }
+
+
+class Synapse(ArraySet):
+    """The layout of TransUNet."""
+
+    classes = ORGANS
+    made_by = "prepare_synapse.py"
+    splits_apart = False
+    folders = ("train_npz", "test_vol_h5")
+    lists_of = {"train": "train.txt", "val": "val.txt", "test": "test_vol.txt"}
+
+    def group_of(self, name: str) -> str:
+        return name.rsplit("_slice", 1)[0].removesuffix(".h5").removesuffix(".npy")
+
+    volume_of = group_of
+
+    def cases(self, names: Sequence[str], split: str) -> list[Case]:
+        place = volume_path if split == "test" else slice_path
+        folder = self.folder(self.folders[split == "test"])
+        paths = [place(folder, name) for name in names]
+        repeated = next((path for path, count in Counter(paths).items() if count > 1), None)
+        if repeated:
+            raise ValueError(f"{repeated}: is named in the list more than once; expected every case once (--list_dir)")
+        require_listed(paths)
+        return [Case(path.name.removesuffix(".npz").removesuffix(".npy.h5"), (path,)) for path in paths]
+
+
+def _stacked(array: np.ndarray) -> np.ndarray:
+    """A slice as a volume of one."""
+    return array[None] if array.ndim == 2 else array
