@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -205,8 +206,12 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 def _begin_worker() -> None:
     """Leave Ctrl-C to the main process, and end with it: one that is killed says so to nobody."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    main = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (main.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
+
+
+def _end_with(main: BaseProcess) -> None:
+    main.join()
+    os._exit(1)
 
 
 def _report(plan: Plan, done: Sequence[tuple[Case, Facts]], out: Path) -> None:
