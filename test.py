@@ -24,7 +24,7 @@ from tqdm import tqdm
 import utils
 from configs.saved import config_text
 from configs.schema import Config
-from datasets.base import Volume, Volumes
+from datasets.case import Volume, Volumes
 from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks

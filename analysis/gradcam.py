@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 import utils
 from analysis.layers import Layer, channels_first, layer_maps, open_session, padded_size, regularized_stages
-from datasets.base import Volume
-from datasets.readers.orientation import upright
+from datasets.case import Volume
+from datasets.readers.grid import upright
 from datasets.transforms import resize_label
 from evaluation.inference import names_of
 from evaluation.overlay import display, richest_slice

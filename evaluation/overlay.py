@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from datasets.base import Volume
-from datasets.readers.orientation import upright
+from datasets.case import Volume
+from datasets.readers.grid import upright
 from utils import atomic_write, release_pages
 
 # Class 1 has the first. No two of these and of the errors' are nearer than 20 in CIEDE2000, or 12 without red or green.

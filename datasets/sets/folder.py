@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.base import Defect, Defects, Volume, defect_of, read_list, require_listed, warn_once
-from datasets.case import SPLITS, Case, DataSet, Facts
-from datasets.folds import folds_file, read_folds, write_folds
-from datasets.groups import divided, read_groups, units
+from datasets.case import SPLITS, Case, DataSet, Facts, Volume
+from datasets.errors import Defect, Defects, defect_of, warn_once
 from datasets.intensity import Preprocessing
 from datasets.label_values import label_table
 from datasets.pairing import files_in, pair
 from datasets.readers import is_image
 from datasets.sets.files import header_of, in_classes_of, inspect_case, read_case, warn_of_range
+from datasets.splits import divided, folds_file, read_folds, read_groups, read_list, require_listed, units, write_folds
 from datasets.verify import check_classes, look
 from utils import atomic_write
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from datasets.base import Geometry
+from datasets.case import Geometry
 from datasets.sets.synapse import ORGANS, slice_name, slice_path, volume_path, write
 
 FORMAT_VERSION = 1

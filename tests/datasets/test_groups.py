@@ -11,10 +11,9 @@ import pytest
 import test
 import train
 from datasets import inspect
-from datasets.base import Defects
-from datasets.folds import draw_folds, read_folds, write_folds
-from datasets.groups import read_groups
+from datasets.errors import Defects
 from datasets.sets.folder import find_cases
+from datasets.splits import draw_folds, read_folds, read_groups, write_folds
 from evaluation.summary import read_summary
 from tests.conftest import ROOT
 from tests.own_data import write_pictures

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from datasets.base import Geometry, Volume
+from datasets.case import Geometry, Volume
 from evaluation import overlay
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from configs.config import get_config
 from configs.schema import Config
 from datasets import locate
-from datasets.base import IGNORE, Defects
+from datasets.case import IGNORE
+from datasets.errors import Defects
 from datasets.sets import folder
 from evaluation.inference import inspect_data, names_of, open_volumes
 from tests.own_data import picture, volume, write_nifti, write_pictures, write_volumes

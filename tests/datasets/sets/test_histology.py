@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs.config import get_config
 from configs.schema import Config
-from datasets.base import Defects
+from datasets.errors import Defects
 from datasets.sets.histology import find_cases
 from evaluation.inference import inspect_data, open_volumes
 from tests.conftest import SHARED

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base import Defects
+from datasets.errors import Defects
 from datasets.intensity import Intensity, Preprocessing
 from datasets.readers.nifti import NiftiImage, read_image
 from datasets.sets.prediction import InputVolumes
