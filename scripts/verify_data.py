@@ -49,7 +49,7 @@ def unlisted(dataset: DataSet, splits: Iterable[Sequence[Path]]) -> list[Defect]
 
 
 def scaled_otherwise(dataset: DataSet, facts: Mapping[Case, Facts]) -> list[Defect]:
-    """Files of Synapse and ACDC whose intensities are not from 0 to 1, or all the same where a label marks something."""
+    """Files of Synapse and ACDC whose intensities are not from 0 to 1, or all the same under a label."""
     from datasets.errors import Defect
     from datasets.sets.synapse import ArraySet
 
