@@ -274,7 +274,7 @@ def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Pa
         root, within = root.parent, False
     elif looks_like_folder(root) and not any((root / one).is_dir() for one in (*kind.folders, "train", "Train_Folder")):
         raise ValueError(f"{root}: holds images and labels, and nothing of {name}; expected --dataset Folder for such")
-    if list_dir and not Path(list_dir).is_dir():
+    if list_dir and not Path(list_dir).is_dir() and kind is not Folder:  # whose split is written there
         raise FileNotFoundError(
             f"{list_dir}: no such folder of lists; expected train.txt and the like in it (--list_dir)"
         )

@@ -85,6 +85,13 @@ def test_the_split_is_made_once(tmp_path: Path) -> None:
     assert [len(opened(root, split, VAL_CASES=3)) for split in ("train", "val")] == [13, 3]
 
 
+def test_the_split_may_go_to_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "own", 6)
+    config = inspected(root, LIST_DIR=str(tmp_path / "lists/of mine"))
+    assert (tmp_path / "lists/of mine/train.txt").is_file() and not (root / "lists").exists()
+    assert len(open_volumes(config, "train")) == 4
+
+
 def test_a_second_time_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_pictures(tmp_path / "own", 10)
     first, seen, read = inspected(root), [], folder.inspect_case
