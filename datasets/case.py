@@ -98,15 +98,15 @@ class Geometry:
 class Volume:
     """One case: `image` (D, H, W) or (D, 3, H, W) float32, `label` (D, H, W) uint8 or None, geometry where it is known.
 
-    `image` may be read only as far as it is asked for: a `SlicedImage`. A picture is a volume of one slice that is
-    measured and written in two dimensions: `is_picture`; `source` is then the file that it came from.
+    `image` may be read only as far as it is asked for: a `SlicedImage`. A 2-D image is a volume of one slice that is
+    measured and written in two dimensions: `is_image`; `source` is then the file that it came from.
     """
 
     name: str
     image: np.ndarray | SlicedImage
     label: np.ndarray | None = None
     geometry: Geometry | None = None
-    is_picture: bool = False
+    is_image: bool = False
     source: Path | None = None
 
 

@@ -56,7 +56,7 @@ def draw_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[s
         _panel("prediction", image, predicted, classes),
         _panel("errors" if wrong.any() else "no errors", dimmed, wrong, ERRORS, opacity=1.0),
     ]
-    title = volume.name if volume.is_picture else f"{volume.name}, slice {index + 1} of {len(prediction)}"
+    title = volume.name if volume.is_image else f"{volume.name}, slice {index + 1} of {len(prediction)}"
     return _draw(title, panels[::2] if label is None else panels)
 
 

@@ -207,7 +207,7 @@ def test_a_test_writes_nothing_where_the_configuration_of_a_run_says(
     configure(DATASET="Phantom", PHANTOM={"SIZE": 16, "DEPTH": 1, "TRAIN_CASES": 1, "TEST_CASES": 1})
     assert f"{data}: no such data folder" in refused(test_command.main, words)
     assert test_command.main([*map(str, words), "--root_path", str(tmp_path / "own")]) == 0
-    own_data.write_pictures(data)
+    own_data.write_images(data)
     before = sorted(data.rglob("*"))
     configure(DATASET="Folder")
     assert "--root_path" in refused(test_command.main, words) and sorted(data.rglob("*")) == before
@@ -226,7 +226,7 @@ def test_without_the_requirements_a_command_says_how_to_get_them(script: str) ->
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_bad_input_with_a_closed_stream(closed: str, tmp_path: Path) -> None:
     """Each defect of the data is a line of standard output."""
-    root = own_data.write_pictures(tmp_path / "data", 3)
+    root = own_data.write_images(tmp_path / "data", 3)
     (root / "labels/case 1.png").unlink()
     words = ["--dataset", "Folder", "--root_path", root, "--output_dir", tmp_path / "run"]
     command = ["sh", "-c", f'exec "$@" {closed}>&-', "-", sys.executable, "train.py", *words]

@@ -89,7 +89,7 @@ class InputVolumes(Sequence):
         intensity = Intensity("range") if of_ct else how.intensity
         image = ScaledImage(parts, intensity, case.images, self._limits.get(index))
         self._limits[index] = image.limits
-        return Volume(case.name, image, None, geometry, is_picture=is_image(path), source=path)
+        return Volume(case.name, image, None, geometry, is_image=is_image(path), source=path)
 
     def check(self, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
         """Read everything once, in bounded memory.

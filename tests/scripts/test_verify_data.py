@@ -16,7 +16,7 @@ from datasets.sets.phantom import prepare_phantom
 from datasets.sets.synapse import slice_path, volume_path, write
 from scripts import verify_data
 from tests.conftest import ROOT, make_case, make_synapse
-from tests.own_data import picture, write_pictures, write_volumes
+from tests.own_data import picture, write_images, write_volumes
 
 SHAPE = (3, 40, 40)
 
@@ -85,7 +85,7 @@ SETS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "ACDC": (make_acdc, "valid/case_002_sliceES_1.npz"),
     "GlaS": (make_histology, "train/img/1.png"),
     "MoNuSeg": (make_histology, "test/labelcol/0.png"),
-    "Folder": (write_pictures, "images/case 3.png"),
+    "Folder": (write_images, "images/case 3.png"),
 }
 
 
