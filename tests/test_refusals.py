@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -292,3 +293,14 @@ def test_out_of_memory_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, r
     monkeypatch.setattr(predict, "sum_heads", full)
     assert "out of memory; give a smaller --batch_size" in refused(test_command.main, ["--output_dir", run])
     assert "Many lines" in (run / "test_log.txt").read_text(encoding="utf-8"), "the whole story is in the log"
+
+
+def test_a_locale_without_utf_8_is_no_traceback(tmp_path: Path) -> None:
+    """POSIX, as on many clusters: what it cannot print is escaped."""
+    code = "import sys; from configs.arguments import run_guarded\n"
+    code += "def command():\n    print('M\\u00fcller \\u2713')\n    raise ValueError('no \\u00fcber')\n"
+    code += "sys.exit(run_guarded('x.py', command))"
+    env = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, timeout=100)
+    assert done.returncode == 2
+    assert (done.stdout, done.stderr) == (b"M\\xfcller \\u2713\n", b"x.py: error: no \\xfcber\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -192,7 +193,7 @@ PEOPLE: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
     "numbers as names": (both(lambda stem: f"img_{int(stem[-1]):04d}"), {}),
     "masks/": (lambda root: (root / "labels").rename(root / "masks"), {}),
     "imagesTr": (lambda root: [(root / f"{part}s").rename(root / f"{part}sTr") for part in ("image", "label")], {}),
-    "any letters": (nfd, {}),
+    **({"any letters": (nfd, {})} if sys.getfilesystemencoding() == "utf-8" else {}),
     "junk": (junk, {}),
     "RGBA": (lambda root: [Image.open(p).convert("RGBA").save(p) for p in (root / "images").iterdir()], {}),
     "masks in JPEG": (
