@@ -24,7 +24,7 @@ from tqdm import tqdm
 import utils
 from configs.saved import config_text
 from configs.schema import Config
-from datasets.base import Volume, Volumes
+from datasets.case import Volume, Volumes
 from datasets.transforms import resize_label
 from engine import distributed
 from engine.distributed import Ranks
@@ -69,7 +69,7 @@ def test(args: argparse.Namespace) -> int:
         if ranks.first and args.input:
             _log.info("%d masks in %s", len(cases), output_dir / "predictions")
         elif ranks.first:
-            unit = "pixels" if volumes[0].is_picture else "voxels"
+            unit = "pixels" if volumes[0].is_image else "voxels"
             write_report(cases, unit, output_dir, trained, provenance(trained, device))
     return 0
 
@@ -110,7 +110,7 @@ def predict(
         for done, place in enumerate(places):
             volume = volumes[place]
             left = tqdm.format_interval((time.monotonic() - begun) / done * (len(places) - done)) if done else "?"
-            shape = "x".join(map(str, volume.image.shape[volume.is_picture * -2 :]))
+            shape = "x".join(map(str, volume.image.shape[volume.is_image * -2 :]))
             _log.info("%d/%d  %s  %s  %s left", place + 1, len(volumes), volume.name, shape, left)
             mask = predict_volume(
                 network,
@@ -134,7 +134,7 @@ def predict(
 def write_case(output_dir: Path, volume: Volume, mask: np.ndarray, config: Config) -> None:
     """Write a predicted mask, in the values of the training labels, and its overlay."""
     folder, values = output_dir / "predictions", label_values(config)
-    if volume.is_picture:
+    if volume.is_image:
         write_image_mask(folder / volume.name, mask[0], values, volume.source)
     else:
         write_mask(folder / f"{volume.name}{mask_suffix(volume.source)}", mask, volume.geometry, values)
@@ -153,7 +153,7 @@ def score(volume: Volume, mask: np.ndarray, config: Config, device: torch.device
     if config.test.score_at == "network":
         size, spacings = config.data.img_size, [None]
         predicted, truth = resize_label(predicted, size), resize_label(truth, size)
-    if volume.is_picture:
+    if volume.is_image:
         predicted, truth = predicted[0], truth[0]
     how = {"method": config.test.metrics, "assd": config.test.assd}
     return compare_at_spacings(predicted, truth, config.model.num_classes, spacings, **how)

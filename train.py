@@ -25,8 +25,8 @@ from configs.saved import check_continues, config_text, is_of
 from configs.schema import Config, LossConfig, TrainConfig
 from datasets import describe, keep_folds
 from datasets.augment import Augmentation
-from datasets.base import IGNORE
 from datasets.cache import CachedSlices
+from datasets.case import IGNORE
 from datasets.loader import TrainingLoader, build_loader
 from engine import distributed
 from engine.checkpoint import LAST, PREVIOUS, Saved, read_checkpoint, read_last

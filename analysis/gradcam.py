@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 import utils
 from analysis.layers import Layer, channels_first, layer_maps, open_session, padded_size, regularized_stages
-from datasets.base import Volume
-from datasets.readers.orientation import upright
+from datasets.case import Volume
+from datasets.readers.grid import upright
 from datasets.transforms import resize_label
 from evaluation.inference import names_of
 from evaluation.overlay import display, richest_slice
@@ -98,7 +98,7 @@ def gradcam(args: argparse.Namespace) -> int:
         }
         arrays = {f"{layer.label}.map": heat for layer, heat in maps.items()}
         arrays |= {f"{layer.label}.heat": heat for layer, heat in heats.items()}
-        place = volume.name if volume.is_picture else f"{volume.name}_slice{number}"
+        place = volume.name if volume.is_image else f"{volume.name}_slice{number}"
         figure = draw(volume, number, names[target], masks, maps, heats)
         session.write(f"gradcam_{place}_{names[target].replace(' ', '_')}", figure, arrays, record)
     return 0
@@ -175,7 +175,7 @@ def draw(
         shown = (1 - opacity) * 0.75 * image.mean(axis=2, keepdims=True) + opacity * colormaps["inferno"](heat)[..., :3]
         panels.append((layer.label, shown, [layer.short_name, "{} x {}".format(*maps[layer].shape), share]))
     figure = Figure((2 * len(panels), min(2 * image.shape[0] / image.shape[1], 6) + 0.96), 150, layout="constrained")
-    place = volume.name if volume.is_picture else f"{volume.name}, slice {number} of {len(volume.image)}"
+    place = volume.name if volume.is_image else f"{volume.name}, slice {number} of {len(volume.image)}"
     figure.suptitle(f"Grad-CAM of {class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
     for axis, (title, pixels, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axis.imshow(pixels, interpolation="nearest")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import utils
 from configs.schema import Config
-from datasets.base import Volume, Volumes
+from datasets.case import Volume, Volumes
 from datasets.transforms import resize_image
 from engine.distributed import Ranks
 from evaluation.inference import Trained, find_trained, find_volumes, identity, load_network

@@ -203,7 +203,10 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
     be cleaned up; 1 says that another process of the same run is gone.
     """
     for name in ("stdout", "stderr"):  # None where it was closed
-        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (until the process ends)
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+        setattr(sys, name, stream)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what a locale such as POSIX cannot print
     try:
         with _sigterm_as_exit(), redirect_stdout(cast(TextIO, _Visible(sys.stdout))):
             return command()

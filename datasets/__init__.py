@@ -7,11 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets.base import Defects, Slices, Volumes
 from datasets.cache import CachedSlices
-from datasets.case import Case, DataSet
-from datasets.folds import folds_file, held_out, read_folds, write_folds
-from datasets.groups import read_groups
+from datasets.case import Case, DataSet, Slices, Volumes
+from datasets.errors import Defects
 from datasets.intensity import Preprocessing
 from datasets.sets import phantom
 from datasets.sets.acdc import Acdc
@@ -20,6 +18,7 @@ from datasets.sets.folder import Folder, inspect_folder, looks_like_folder
 from datasets.sets.histology import GlaS, MoNuSeg, find_cases, twice
 from datasets.sets.synapse import ArraySet, Synapse
 from datasets.slices import CaseSlices, CaseVolumes, StackedVolumes
+from datasets.splits import folds_file, held_out, read_folds, read_groups, split_cases, write_folds
 from datasets.verify import SAMPLE, check_classes, leakage, look, verify
 
 __all__ = [
@@ -224,7 +223,7 @@ def keep_folds(
     data folder if it has none; keywords as of `build_dataset`.
 
     Raises:
-        ValueError, OSError: as in `datasets.folds.read_folds` and `write_folds`.
+        ValueError, OSError: as in `datasets.splits.read_folds` and `write_folds`.
     """
     where = {"root_path": root_path, "list_dir": list_dir}
     dataset = open_dataset(name, **where, how=preprocessing, suffix=suffix)
@@ -275,7 +274,7 @@ def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Pa
         root, within = root.parent, False
     elif looks_like_folder(root) and not any((root / one).is_dir() for one in (*kind.folders, "train", "Train_Folder")):
         raise ValueError(f"{root}: holds images and labels, and nothing of {name}; expected --dataset Folder for such")
-    if list_dir and not Path(list_dir).is_dir():
+    if list_dir and not Path(list_dir).is_dir() and kind is not Folder:  # whose split is written there
         raise FileNotFoundError(
             f"{list_dir}: no such folder of lists; expected train.txt and the like in it (--list_dir)"
         )
@@ -283,35 +282,3 @@ def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Pa
     candidates = (Path(f"lists/lists_{name}"), beside / "lists")[name == "Folder" :]
     fallback = _SHIPPED / name.lower() if kind.ships_split else beside / "lists"
     return root, Path(list_dir) if list_dir else next((c for c in candidates if c.is_dir()), fallback)
-
-
-def split_cases(
-    names: Sequence[str], listed: Sequence[str], val_cases: int, group_of: Callable[[str], str], where: Path
-) -> tuple[list[str], list[str]]:
-    """Divide training names into training and validation, by whole groups.
-
-    `listed` names the groups (or slices of theirs) that validate; `val_cases` holds out that many of the last groups in
-    order instead; `where` is the list, for messages.
-
-    Raises:
-        ValueError: nothing would be left to train on, or the list names a case that is not there.
-    """
-    groups = sorted({group_of(name) for name in names})
-    if val_cases:
-        held = set(groups[len(groups) - val_cases :] if val_cases < len(groups) else groups)
-    else:
-        held = {group_of(name) for name in listed}
-        names = list(dict.fromkeys([*names, *(name for name in listed if name != group_of(name))]))
-        lost = held - {group_of(name) for name in names}
-        if lost:
-            raise ValueError(
-                f"{where}: names the case {min(lost)}, of which no slice is listed; "
-                "expected slices or cases of train.txt"
-            )
-    train = [name for name in names if group_of(name) not in held]
-    if not train:
-        raise ValueError(
-            f"validation holds out all {len(held)} cases and leaves none to train on; "
-            f"expected fewer (--val_cases, {where.name})"
-        )
-    return train, [name for name in names if group_of(name) in held]

@@ -10,7 +10,9 @@ import os
 import secrets
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
@@ -19,8 +21,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import IGNORE, Sample, check_label, read_through
-from datasets.case import Case, DataSet
+from datasets.case import IGNORE, Case, DataSet, Sample
+from datasets.label_values import check_label
 from datasets.slices import CaseSlices
 
 _log = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ class _Part:
             self.folder.mkdir(parents=True, exist_ok=True)
             data = open(partial, "wb")  # noqa: SIM115 (only errors of writing are explained, not those of reading)
         try:
-            for sample in progress(read_through(self.source)):
+            for sample in progress(_read_through(self.source)):
                 with _explained(self.folder):
                     data.write(_record(sample))
                 shapes.append(sample.image.shape)
@@ -169,6 +171,21 @@ class _Part:
     def _set(self, shapes: list[Shape]) -> None:
         starts = accumulate((_record_bytes(shape) for shape in shapes[:-1]), initial=0)
         self._places = list(zip(starts, shapes, strict=True))
+
+
+def _read_through(dataset: CaseSlices, threads: int = 8) -> Iterator[Sample]:
+    """Read every item, in order, some ahead of the one that is handed out; the first error ends it."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque = deque()
+        try:
+            for index in range(len(dataset)):
+                ahead.append(pool.submit(dataset.__getitem__, index))
+                if len(ahead) == threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _digest(content: Any) -> str:

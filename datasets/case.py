@@ -3,17 +3,126 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+import nibabel as nib
 import numpy as np
 
-from datasets.base import Volume, read_list
-from datasets.intensity import Preprocessing
-from datasets.readers.orientation import orientation
+from datasets.splits import read_list
+
+if TYPE_CHECKING:
+    from datasets.intensity import Preprocessing
 
 SPLITS = ("train", "val", "test")
+IGNORE = 255  # in a label of classes: neither trained nor scored
+
+
+class Sample(NamedTuple):
+    """One training slice: `image` (H, W) or, in color, (3, H, W) float32, `label` (H, W) uint8, and its `name`."""
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+class Slices(Protocol):
+    """Training slices by index, and the file that each is read from."""
+
+    names: list[str]
+    num_classes: int
+
+    @property
+    def files(self) -> list[Path]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class SlicedImage(Protocol):
+    """A volume that is read a range of slices at a time, so that it need not fit into memory."""
+
+    shape: tuple[int, ...]
+    ndim: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, slices: slice) -> np.ndarray:
+        """The slices of a range, float32."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Position of a voxel grid in the patient, in SimpleITK's terms (mm, LPS).
+
+    `spacing` and `origin` are (x, y, z); `direction` is the row-major 3x3 matrix. `axis_order` says how our
+    arrays (D, H, W) follow from the file's (x, y, z): "zxy" is the published Synapse order, "zyx" is the one
+    SimpleITK hands out. `flips` names the axes of the file that our arrays run through backwards, such as "xy".
+    Where it is not known where the axes point it is not `oriented`: the distances hold, the directions need not.
+    `header` is that of the NIfTI file it was read from, which its mask is written with; it is not compared.
+    """
+
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
+    origin: tuple[float, ...] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    axis_order: str = "zyx"
+    flips: str = ""
+    oriented: bool = True
+    header: nib.Nifti1Header | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def array_spacing(self) -> tuple[float, float, float]:
+        """Spacing in mm along the array's own axes (D, H, W)."""
+        by_axis = dict(zip("xyz", self.spacing, strict=True))
+        return tuple(by_axis[axis] for axis in self.axis_order)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """NIfTI's 4x4 matrix from voxel (x, y, z) to RAS mm, float64."""
+        lps_to_ras = np.diag([-1.0, -1.0, 1.0])
+        affine = np.eye(4)
+        affine[:3, :3] = lps_to_ras @ np.reshape(self.direction, (3, 3)) @ np.diag(self.spacing)
+        affine[:3, 3] = lps_to_ras @ np.asarray(self.origin)
+        return affine
+
+    @property
+    def orientation(self) -> str:
+        """Where the file's x, y and z axes point, such as "RAS", to the right, anterior and superior; "" if unknown."""
+        return "".join(nib.aff2axcodes(self.affine)) if self.oriented else ""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One case: `image` (D, H, W) or (D, 3, H, W) float32, `label` (D, H, W) uint8 or None, geometry where it is known.
+
+    `image` may be read only as far as it is asked for: a `SlicedImage`. A 2-D image is a volume of one slice that is
+    measured and written in two dimensions: `is_image`; `source` is then the file that it came from.
+    """
+
+    name: str
+    image: np.ndarray | SlicedImage
+    label: np.ndarray | None = None
+    geometry: Geometry | None = None
+    is_image: bool = False
+    source: Path | None = None
+
+
+class Volumes(Protocol):
+    """Volumes by index, and the names of their cases."""
+
+    @property
+    def cases(self) -> list[str]: ...
+
+    def group_of(self, name: str) -> str: ...
+
+    def check(self, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Volume: ...
 
 
 class Case(NamedTuple):
@@ -125,5 +234,5 @@ def facts_of(volume: Volume) -> Facts:
     labels = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
     where: dict[str, Any] = {}
     if geometry is not None:
-        where = {"spacing": geometry.array_spacing, "axes": orientation(geometry) if geometry.oriented else ""}
+        where = {"spacing": geometry.array_spacing, "axes": geometry.orientation}
     return Facts(image.shape, str(image.dtype), float(image.min()), float(image.max()), labels, **where)

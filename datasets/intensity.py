@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datasets.base import SlicedImage, check_image
+from datasets.case import SlicedImage
 
 HOW = ("window", "percentile", "range")
 PERCENTILES = (0.5, 99.5)
@@ -113,3 +113,19 @@ def _percentiles(image: SlicedImage | np.ndarray) -> tuple[float, float]:
     sampled = np.concatenate([block[..., ::step, ::step].copy() for block in blocks])  # a view would keep its block
     low, high = (float(value) for value in np.percentile(sampled, PERCENTILES))
     return (low, high) if low < high else (float(sampled.min()), float(sampled.max()))
+
+
+def check_image(image: np.ndarray, where: object) -> np.ndarray:
+    """Return the image as float32, or raise a ValueError naming `where` if it is not made of finite numbers."""
+    if image.dtype.kind not in "fiub":
+        raise ValueError(f"{where}: 'image' has dtype {image.dtype}; expected numbers")
+    if image.size == 0:
+        raise ValueError(f"{where}: 'image' has shape {image.shape}; expected at least one pixel")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        image = np.asarray(image, dtype=np.float32)
+    if not np.isfinite(image).all():
+        count = int((~np.isfinite(image)).sum())
+        raise ValueError(
+            f"{where}: 'image' holds {count} NaN or infinite values; expected finite numbers, fix the file"
+        )
+    return image

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import IGNORE, BadFile, Defect, Defects, warn_once
+from datasets.case import IGNORE
+from datasets.errors import BadFile, Defect, Defects, warn_once
 
 _NOISE, _FAINT = 64, 16  # how far JPEG's ringing takes many, or a few, values of a mask from 0 and 255
 _MAX_CLASSES = 64  # of more values that reach 255 one is no mask of classes
 _SHOWN = 8
+_MAX_FRACTION = 1e-3  # in a label of real numbers, as resampling and float32 leave it
 _JPEGS = (".jpg", ".jpeg")
 
 
@@ -129,3 +131,35 @@ def value_defects(path: object, values: Sequence[int], table: Sequence[int]) -> 
     else:
         what = f"holds {shown}; expected {expected}, so fix the file, or give --num_classes or DATA.LABEL_VALUES"
     return [Defect(Path(str(path)), what)]
+
+
+def check_label(label: np.ndarray, num_classes: int, where: object, ignore: int | None = None) -> np.ndarray:
+    """Return the label as uint8; a ValueError names `where` unless it holds whole numbers 0..num_classes-1.
+
+    Where it holds the value to `ignore`, it becomes IGNORE.
+    """
+    if label.dtype.kind not in "fiub":
+        raise ValueError(f"{where}: 'label' has dtype {label.dtype}; expected whole numbers")
+    label = round_label(label, where)
+    if ignore is not None and (ignored := label == ignore).any():
+        return np.where(ignored, np.uint8(IGNORE), check_label(np.where(ignored, 0, label), num_classes, where))
+    low, high = label.min(), label.max()
+    if low < 0 or high >= num_classes:
+        stray = int(low if low < 0 else high)
+        raise ValueError(
+            f"{where}: 'label' holds {stray}; expected 0..{num_classes - 1}, so fix the file or give --num_classes"
+        )
+    return label.astype(np.uint8)
+
+
+def round_label(label: np.ndarray, where: object) -> np.ndarray:
+    """A label whose numbers are whole to within 0.001, rounded; a ValueError names `where` if others are not."""
+    if label.dtype.kind != "f":
+        return label
+    if not np.isfinite(label).all():
+        raise ValueError(f"{where}: 'label' holds NaN or infinite values; expected whole numbers, a class per voxel")
+    whole = np.round(label)
+    stray = label[np.abs(label - whole) > _MAX_FRACTION]
+    if stray.size:
+        raise ValueError(f"{where}: 'label' holds {stray[0]:.9g}; expected whole numbers, a class per voxel")
+    return whole

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datasets.augment import Augmentation, Key
-from datasets.base import Sample, Slices
+from datasets.case import Sample, Slices
 from datasets.transforms import Draw, RandomGenerator
 
 _SHARED_MEMORY_IS_FULL = (

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datasets.base import LONGEST_NAME, Defect
 from datasets.case import Case
+from datasets.errors import MAX_NAME, Defect
 from datasets.readers import BESIDE, SUFFIXES, is_image, stem_of
 
 LABEL_SUFFIXES = ("_mask", "_segmentation", "_anno", "_gt", "_seg", "_label", "_labels", "_manual1")
@@ -104,6 +104,6 @@ def wrong_name(name: str) -> str:
         return (
             "has a name with a control character, or blanks around it; expected letters that can be printed, rename it"
         )
-    if len(name.encode()) > LONGEST_NAME:
-        return f"has a name of {len(name.encode())} bytes; expected {LONGEST_NAME} at most, rename it"
+    if len(name.encode()) > MAX_NAME:
+        return f"has a name of {len(name.encode())} bytes; expected {MAX_NAME} at most, rename it"
     return ""

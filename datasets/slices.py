@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import Defect, Defects, Sample, Slices, Volume
-from datasets.case import Case, DataSet
+from datasets.case import Case, DataSet, Sample, Slices, Volume
+from datasets.errors import Defect, Defects
 from datasets.sets.synapse import slice_name
 from datasets.verify import verify
 
@@ -117,7 +117,7 @@ class StackedVolumes(Sequence):
                 Defect(paths[0].with_name(f"{lost}.npz"), what)
                 for lost in dataset.missing([self._cases[index].name for index in members])
             ]
-            same = len({slices[index].image.shape for index in members}) == 1
+            same = len({dataset.header(self._cases[index]).shape for index in members}) == 1
             self._stacks += [(name, members)] if same else [(self._cases[index].name, [index]) for index in members]
         if defects:
             raise Defects("validation", defects)

@@ -50,7 +50,7 @@ class _Lookup(NamedTuple):
 
 @lru_cache(maxsize=_TABLES)
 def _lookup(shape: tuple[int, int], size: tuple[int, int], draw: Draw, device: torch.device) -> _Lookup:
-    """The table that applies a draw to a slice of `shape` and then resizes it to `size` by nearest neighbour."""
+    """The table that applies a draw to a slice of `shape` and then resizes it to `size` by nearest neighbor."""
     numbers = np.arange(1, shape[0] * shape[1] + 1, dtype=np.int32).reshape(shape)  # so that 0 comes from outside
     if draw.kind == "rot_flip":
         numbers = np.flip(np.rot90(numbers, draw.k), axis=draw.axis)
@@ -172,7 +172,7 @@ def rot_flip(image: Array, label: Array, k: int, axis: int) -> tuple[Array, Arra
 
 
 def rotate(image: Array, label: Array, angle: float) -> tuple[Array, Array]:
-    """Rotate by `angle` degrees about the centre, nearest neighbour, same shape, zeros outside; image and label alike.
+    """Rotate by `angle` degrees about the center, nearest neighbor, same shape, zeros outside; image and label alike.
 
     Args:
         image, label: (H, W) or (B, H, W), NumPy arrays or tensors.
@@ -197,7 +197,7 @@ def resize_image(image: Array, size: tuple[int, int]) -> Array:
 
 
 def resize_label(label: Array, size: tuple[int, int]) -> Array:
-    """Resize (H, W) or (B, H, W) to `size` by nearest neighbour, `scipy.ndimage.zoom(order=0)`."""
+    """Resize (H, W) or (B, H, W) to `size` by nearest neighbor, `scipy.ndimage.zoom(order=0)`."""
     size, shape = _checked_size(size), tuple(label.shape[-2:])
     if shape == size:
         return label
@@ -205,7 +205,7 @@ def resize_label(label: Array, size: tuple[int, int]) -> Array:
 
 
 def resize(image: Array, label: Array, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Resize an image by cubic spline and its label by nearest neighbour, each (H, W) or (B, H, W)."""
+    """Resize an image by cubic spline and its label by nearest neighbor, each (H, W) or (B, H, W)."""
     return resize_image(image, size), resize_label(label, size)
 
 
@@ -247,7 +247,7 @@ class RandomGenerator:
         draws = [draws] if isinstance(draws, Draw) else draws
         if len(draws) != (len(image) if image.ndim > 2 else 1):
             raise ValueError(f"RandomGenerator: got {len(draws)} draws for {tuple(image.shape)}; expected one a slice")
-        planes = image.reshape(-1, *image.shape[2:]) if image.ndim == 4 else image  # a colour is a slice like any other
+        planes = image.reshape(-1, *image.shape[2:]) if image.ndim == 4 else image  # a color is a slice like any other
         each_plane = [draw for draw in draws for _ in range(len(planes) // len(draws))] if image.ndim > 2 else draws
 
         def augment_image(batch: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import Defect, Defects, defect_of, warn_once
 from datasets.case import Case, DataSet, Facts
+from datasets.errors import Defect, Defects, defect_of, warn_once
 
 SAMPLE = (
     64  # slices that are read whole before a training: with one bad file in twenty, 96 % of data sets are found out

@@ -18,7 +18,7 @@ from configs.config import complete, get_config, to_dict
 from configs.saved import config_beside
 from configs.schema import AS_STORED, Config
 from datasets import build_dataset, class_names, inspect
-from datasets.base import Slices, Volumes
+from datasets.case import Slices, Volumes
 from datasets.intensity import Intensity, Preprocessing
 from datasets.sets.prediction import InputVolumes
 from engine.checkpoint import LAST, file_digest, read_checkpoint

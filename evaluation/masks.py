@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from datasets.base import Geometry
+from datasets.case import Geometry
 from datasets.readers import itk, nifti
 from utils import atomic_write
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from datasets.base import Volume
-from datasets.readers.orientation import upright
+from datasets.case import Volume
+from datasets.readers.grid import upright
 from utils import atomic_write, release_pages
 
 # Class 1 has the first. No two of these and of the errors' are nearer than 20 in CIEDE2000, or 12 without red or green.
@@ -56,7 +56,7 @@ def draw_overlay(volume: Volume, prediction: np.ndarray, class_names: Sequence[s
         _panel("prediction", image, predicted, classes),
         _panel("errors" if wrong.any() else "no errors", dimmed, wrong, ERRORS, opacity=1.0),
     ]
-    title = volume.name if volume.is_picture else f"{volume.name}, slice {index + 1} of {len(prediction)}"
+    title = volume.name if volume.is_image else f"{volume.name}, slice {index + 1} of {len(prediction)}"
     return _draw(title, panels[::2] if label is None else panels)
 
 

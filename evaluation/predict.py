@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.base import IGNORE, SlicedImage, Volume, Volumes
+from datasets.case import IGNORE, SlicedImage, Volume, Volumes
 from datasets.transforms import resize_image, resize_label
 from engine.distributed import Ranks
 from evaluation.metrics import dice_per_class

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 # Published checkpoints carry these; they follow from the architecture and are rebuilt with it.
 _DERIVED_BUFFERS = ("attn_mask", "relative_position_index")
+# Of our own and released files, Lightning, plain loops and nnU-Net; of DataParallel, torch.compile and Lightning.
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "network_weights")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _COUNTERS = "num_batches_tracked"  # of batch norm; old files lack them
 _MIN_COVERAGE = 0.9  # of the network's floats
 _REMEDY = "of a run's folder leave out --cfg, else give the --cfg it was trained with"
@@ -60,8 +63,8 @@ def load_weights(
 ) -> LoadReport:
     """Load a file into a network, whatever its form: nothing is changed where an error is raised.
 
-    A bare state_dict, one under `model` or `state_dict`, with or without `module.` or the network's own prefix, or
-    an ImageNet classifier that the network can start from (`Network.from_imagenet`).
+    A bare state_dict, or one in the wrapper and under the prefixes of plain loops, DataParallel, torch.compile,
+    Lightning or nnU-Net, or an ImageNet classifier that the network can start from (`Network.from_imagenet`).
 
     Args:
         network: one of ours, or any module.
@@ -74,8 +77,8 @@ def load_weights(
         FileNotFoundError: there is no such file.
         ValueError: the file is unreadable, of another architecture, width or class count, or holds NaN.
     """
-    state = _state_dict_of(read_checkpoint(path, trust=trust), path)
     own = network.state_dict()
+    state = _state_dict_of(read_checkpoint(path, trust=trust), path, own)
     head = getattr(network, "head_prefix", ())  # no key starts with one of no prefixes
     start: ImageNetStart | None = getattr(network, "from_imagenet", lambda state: None)(state)
     sources, converted = (start.sources, start.tensors) if start else (_own_names(state, own), {})
@@ -119,21 +122,29 @@ def _as_wide(weight: Tensor, own: Tensor) -> Tensor:
     return adapt_input_conv(own.shape[1], weight)
 
 
-def _state_dict_of(content: Mapping[str, object], path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint's content, out of any wrapper and without DataParallel's `module.`."""
-    for key in ("model", "state_dict"):
+def _state_dict_of(content: Mapping[str, object], path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint's content, out of any wrapper and without the prefixes that it gives names."""
+    for key in _WRAPPERS:
         inner = content.get(key)
         if isinstance(inner, Mapping):
             content = inner
-    state = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f"{path}: holds no tensors by name; expected a state_dict, bare or under model or state_dict")
+        raise ValueError(f"{path}: holds no tensors by name; expected a state_dict, bare or under {_WRAPPERS[0]}")
+    while prefix := next((one for one in _PREFIXES if _share(state, one) > 0.5 > _share(own, one)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     for name, value in state.items():
         if not is_dense(value):
             raise ValueError(
                 f"{path}: {name} is sparse, quantized, complex or empty; expected plain tensors, save it as such"
             )
     return state
+
+
+def _share(names: Iterable[str], prefix: str) -> float:
+    """The fraction of names that begin with a prefix."""
+    starts = [name.startswith(prefix) for name in names]
+    return sum(starts) / max(1, len(starts))
 
 
 def _own_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:

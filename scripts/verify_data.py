@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datasets.base import Defect
-    from datasets.case import DataSet, Facts
+    from datasets.case import Case, DataSet, Facts
+    from datasets.errors import Defect
+
+_ROUNDING = 1e-4  # what interpolation and float16 leave beyond 0 and 1 is no defect
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def unlisted(dataset: DataSet, splits: Iterable[Sequence[Path]]) -> list[Defect]:
     """Files of Synapse and ACDC that no list names."""
-    from datasets.base import Defect
+    from datasets.errors import Defect
     from datasets.sets.synapse import ArraySet
 
     if not isinstance(dataset, ArraySet):
@@ -44,6 +46,22 @@ def unlisted(dataset: DataSet, splits: Iterable[Sequence[Path]]) -> list[Defect]
     found = [path for name in dataset.folders for path in sorted(dataset.folder(name).glob("*.[nh][p5]*"))]
     what = f"no list names it; expected it in one in {dataset.lists}, name it there or move it away"
     return [Defect(path, what) for path in found if path.resolve() not in named]
+
+
+def scaled_otherwise(dataset: DataSet, facts: Mapping[Case, Facts]) -> list[Defect]:
+    """Files of Synapse and ACDC whose intensities are not from 0 to 1, or all the same under a label."""
+    from datasets.errors import Defect
+    from datasets.sets.synapse import ArraySet
+
+    defects = []
+    for case, found in facts.items() if isinstance(dataset, ArraySet) else ():
+        if found.low < -_ROUNDING or found.high > 1 + _ROUNDING:
+            what = f"its intensities are from {found.low:g} to {found.high:g}; expected 0 to 1, so clip and scale them"
+            defects.append(Defect(case.images[0], what))
+        elif found.low == found.high and set(found.labels) - {0}:
+            what = f"its image is {found.low:g} everywhere, and its label marks something; expected an image, copy it"
+            defects.append(Defect(case.images[0], what))
+    return defects
 
 
 def summary(split: str, facts: Sequence[Facts], groups: int, class_names: Sequence[str]) -> Iterator[str]:
@@ -67,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """Inspect as train.py does, read every file of every split, print each defect, and sum up."""
     from configs.config import Config, complete, get_config
     from datasets import open_dataset, train_and_val
-    from datasets.base import Defects
+    from datasets.errors import Defects
     from datasets.verify import absent_classes, leakage, look
     from engine.logger import progress_bar
     from evaluation.inference import inspect_data, names_of, preprocessing
@@ -101,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         except FileNotFoundError:  # there may be nothing to test on
             continue
         facts, more = look(cases, dataset.inspect, progress=progress_bar(f"reading {split}"), threads=args.jobs)
-        defects += more
+        defects += [*more, *scaled_otherwise(dataset, facts)]
         paths.append([path for case in cases for path in case.files])
         if facts:
             groups = len({dataset.group_of(case.name) for case in cases})

@@ -18,7 +18,7 @@ def picture(seed: int, size: tuple[int, int] = (40, 48), classes: int = 2) -> tu
     return np.stack([red, 255 - red, np.full_like(red, seed % 255)], axis=2), label[0]
 
 
-def write_pictures(root: Path, count: int = 10, *, classes: int = 2, suffix: str = ".png", scale: int = 0) -> Path:
+def write_images(root: Path, count: int = 10, *, classes: int = 2, suffix: str = ".png", scale: int = 0) -> Path:
     """`images/` and `labels/`; of two classes the masks hold 0 and 255, unless `scale` says otherwise."""
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()

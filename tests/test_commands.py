@@ -20,7 +20,7 @@ from scipy.ndimage import zoom
 import test as test_command
 import train as train_command
 from configs.config import get_config
-from datasets.base import Geometry, Volume
+from datasets.case import Geometry, Volume
 from evaluation.metrics import compare_classes
 from tests.configs.test_config import PUBLISHED_TEST, PUBLISHED_TRAIN
 from tests.conftest import NETWORK, ROOT, TINY_SWIN, geometry, make_synapse, train

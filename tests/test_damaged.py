@@ -15,7 +15,7 @@ import train as train_command
 from datasets.sets.synapse import slice_path, volume_path
 from tests.conftest import make_synapse
 from tests.datasets.readers.test_dicom import write_series
-from tests.own_data import volume, write_pictures, write_volumes
+from tests.own_data import volume, write_images, write_volumes
 
 
 def cut(content: bytes, keep: float) -> bytes:
@@ -37,7 +37,7 @@ FORMATS = (*IMAGES, *VOLUMES, ".mhd", ".dcm", ".npz", ".h5")
 def made(folder: Path, suffix: str) -> tuple[Path, Callable[[list[str]], int], list[str]]:
     """A data set of a format, the file of it that is damaged, and the command that reads it."""
     if suffix in IMAGES:
-        root = write_pictures(folder, 4)
+        root = write_images(folder, 4)
         for path in list((root / "images").iterdir()):
             # Large enough that a tenth is missing of the pixels, not of what stands behind them.
             image = Image.open(path).resize((96, 80))

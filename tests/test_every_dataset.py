@@ -20,7 +20,7 @@ from datasets import list_datasets
 from scripts import prepare_acdc, prepare_histology
 from tests.conftest import ROOT, SHARED, geometry
 from tests.networks.small import SMALL
-from tests.own_data import picture, volume, write_nifti, write_pictures, write_volumes
+from tests.own_data import picture, volume, write_images, write_nifti, write_volumes
 from tests.scripts.preparation import test_acdc as acdc
 from tests.scripts.preparation import test_histology as histology
 
@@ -113,7 +113,7 @@ def test_acdc_validates_by_class_unless_it_is_told_otherwise(prepared: dict[str,
 
 def test_a_users_path(tmp_path: Path) -> None:
     """Pictures of one's own in three commands: trained, evaluated, predicted."""
-    root, run, new = write_pictures(tmp_path / "own", 8), tmp_path / "run", tmp_path / "new"
+    root, run, new = write_images(tmp_path / "own", 8), tmp_path / "run", tmp_path / "new"
     new.mkdir()
     Image.fromarray(picture(99, (33, 57))[0]).save(new / "slide 1.png")
     words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
@@ -130,7 +130,7 @@ def test_cross_validation_in_one_command(
     tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    root, out = write_pictures(tmp_path / "own", 6), Path("-cv")  # a name like that of a flag
+    root, out = write_images(tmp_path / "own", 6), Path("-cv")  # a name like that of a flag
     words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
     words += [f"--output_dir={out}", "--folds", "2", "--max_epochs", "1", "--workers", "0", *UNET]
     assert train_command.main(words) == 0
@@ -177,7 +177,7 @@ def test_a_checkpoint_brings_what_it_was_trained_on(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_told_together_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    root = write_pictures(tmp_path / "own", 14)
+    root = write_images(tmp_path / "own", 14)
     (root / "labels/case 0.png").unlink()
     for index in range(1, 13):
         Image.fromarray(picture(index)[0]).save(root / f"labels/case {index}.png")
@@ -193,7 +193,7 @@ def test_what_is_wrong_is_told_together_and_nothing_is_written(tmp_path: Path, c
 
 
 def test_a_save_brings_its_configuration_wherever_it_lies(tmp_path: Path) -> None:
-    root, run = write_pictures(tmp_path / "own", 6), tmp_path / "run"
+    root, run = write_images(tmp_path / "own", 6), tmp_path / "run"
     words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
     assert train_command.main([*words, "--output_dir", str(run), "--max_epochs", "1", *UNET]) == 0
     moved, out = Path(shutil.copy(run / "last.pth", tmp_path / "mine.pth")), tmp_path / "out"

@@ -14,7 +14,7 @@ import test as test_command
 import train as train_command
 from configs.config import get_config
 from configs.schema import Config
-from datasets.base import Defects
+from datasets.errors import Defects
 from datasets.intensity import Preprocessing
 from datasets.readers import open_volume, read_image, read_mask
 from datasets.sets.prediction import InputVolumes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -207,7 +208,7 @@ def test_a_test_writes_nothing_where_the_configuration_of_a_run_says(
     configure(DATASET="Phantom", PHANTOM={"SIZE": 16, "DEPTH": 1, "TRAIN_CASES": 1, "TEST_CASES": 1})
     assert f"{data}: no such data folder" in refused(test_command.main, words)
     assert test_command.main([*map(str, words), "--root_path", str(tmp_path / "own")]) == 0
-    own_data.write_pictures(data)
+    own_data.write_images(data)
     before = sorted(data.rglob("*"))
     configure(DATASET="Folder")
     assert "--root_path" in refused(test_command.main, words) and sorted(data.rglob("*")) == before
@@ -226,7 +227,7 @@ def test_without_the_requirements_a_command_says_how_to_get_them(script: str) ->
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_bad_input_with_a_closed_stream(closed: str, tmp_path: Path) -> None:
     """Each defect of the data is a line of standard output."""
-    root = own_data.write_pictures(tmp_path / "data", 3)
+    root = own_data.write_images(tmp_path / "data", 3)
     (root / "labels/case 1.png").unlink()
     words = ["--dataset", "Folder", "--root_path", root, "--output_dir", tmp_path / "run"]
     command = ["sh", "-c", f'exec "$@" {closed}>&-', "-", sys.executable, "train.py", *words]
@@ -292,3 +293,14 @@ def test_out_of_memory_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, r
     monkeypatch.setattr(predict, "sum_heads", full)
     assert "out of memory; give a smaller --batch_size" in refused(test_command.main, ["--output_dir", run])
     assert "Many lines" in (run / "test_log.txt").read_text(encoding="utf-8"), "the whole story is in the log"
+
+
+def test_a_locale_without_utf_8_is_no_traceback(tmp_path: Path) -> None:
+    """POSIX, as on many clusters: what it cannot print is escaped."""
+    code = "import sys; from configs.arguments import run_guarded\n"
+    code += "def command():\n    print('M\\u00fcller \\u2713')\n    raise ValueError('no \\u00fcber')\n"
+    code += "sys.exit(run_guarded('x.py', command))"
+    env = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, timeout=100)
+    assert done.returncode == 2
+    assert (done.stdout, done.stderr) == (b"M\\xfcller \\u2713\n", b"x.py: error: no \\xfcber\n")

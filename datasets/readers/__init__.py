@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import Geometry, SlicedImage, round_label
+from datasets.case import Geometry, SlicedImage
+from datasets.label_values import round_label
 from datasets.readers import dicom, image, itk, nifti
 from datasets.readers.image import read_image, read_mask
 

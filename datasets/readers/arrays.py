@@ -13,7 +13,8 @@ from typing import IO
 import h5py
 import numpy as np
 
-from datasets.base import MAX_VOXELS, BadFile, Geometry, brief
+from datasets.case import Geometry
+from datasets.errors import MAX_VOXELS, BadFile, brief
 
 _NUMBERS = {"spacing": 3, "origin": 3, "direction": 9}
 _TEXTS = {"axis_order": "zyx", "flips": ""}  # and what they are where a file does not say it

@@ -17,8 +17,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
-from datasets.base import MAX_VOXELS, Defect, Defects, Geometry, brief, defect_of
-from datasets.readers.orientation import arrange, check_axes, reorient
+from datasets.case import Geometry
+from datasets.errors import MAX_VOXELS, Defect, Defects, brief, defect_of
+from datasets.readers.grid import arrange, check_axes, reorient
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 BESIDE = (".txt", ".json", ".csv")  # what may lie beside images, and is passed over

@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps
 
-from datasets.base import MAX_PIXELS, BadFile, brief
+from datasets.errors import MAX_PIXELS, BadFile, brief
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.base import MAX_VOXELS, Geometry
-from datasets.readers.orientation import arrange, as_stored, check_axes, reorient, slice_first
+from datasets.case import Geometry
+from datasets.errors import MAX_VOXELS
+from datasets.readers.grid import arrange, as_stored, check_axes, reorient, slice_first
 from utils import atomic_write
 
 SUFFIXES = (".mha", ".mhd", ".nrrd")

@@ -16,8 +16,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from datasets.base import MAX_VOXELS, Geometry, warn_once
-from datasets.readers.orientation import as_stored, check_axes, reorient, slice_first
+from datasets.case import Geometry
+from datasets.errors import MAX_VOXELS, warn_once
+from datasets.readers.grid import as_stored, check_axes, reorient, slice_first
 from utils import atomic_write, release_pages
 
 SUFFIXES = (".nii.gz", ".nii")

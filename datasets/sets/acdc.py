@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import Geometry, require_listed
-from datasets.case import Case
+from datasets.case import Case, Geometry
 from datasets.readers.arrays import write_arrays
 from datasets.sets.synapse import ArraySet
+from datasets.splits import require_listed
 
 CLASSES = ("right ventricle", "myocardium", "left ventricle")
 PHASES = ("ED", "ES")  # end of diastole, when the heart is widest, and end of systole

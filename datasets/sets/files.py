@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import BadFile, Geometry, SlicedImage, Volume, warn_once
-from datasets.case import Case, Facts, facts_of
-from datasets.geometry import check_same_grid
+from datasets.case import Case, Facts, Geometry, SlicedImage, Volume, facts_of
+from datasets.errors import BadFile, warn_once
 from datasets.intensity import Intensity, Preprocessing
 from datasets.label_values import to_classes
 from datasets.readers import is_image, open_volume, read_image, read_label, read_mask
-from datasets.readers.orientation import orientation
+from datasets.readers.grid import check_same_grid
 
 Raw = SlicedImage | np.ndarray
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts
@@ -124,7 +123,7 @@ def header_of(case: Case, how: Preprocessing) -> Facts:
     shape = tuple(parts[0].shape)
     if geometry is None:
         return Facts(shape)
-    return Facts(shape, spacing=geometry.array_spacing, axes=orientation(geometry) if geometry.oriented else "")
+    return Facts(shape, spacing=geometry.array_spacing, axes=geometry.orientation)
 
 
 def in_classes_of(facts: Facts, table: Sequence[int], threshold: int) -> Facts:

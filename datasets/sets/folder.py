@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.base import Defect, Defects, Volume, defect_of, read_list, require_listed, warn_once
-from datasets.case import SPLITS, Case, DataSet, Facts
-from datasets.folds import folds_file, read_folds, write_folds
-from datasets.groups import divided, read_groups, units
+from datasets.case import SPLITS, Case, DataSet, Facts, Volume
+from datasets.errors import Defect, Defects, defect_of, warn_once
 from datasets.intensity import Preprocessing
 from datasets.label_values import label_table
 from datasets.pairing import files_in, pair
 from datasets.readers import is_image
 from datasets.sets.files import header_of, in_classes_of, inspect_case, read_case, warn_of_range
+from datasets.splits import divided, folds_file, read_folds, read_groups, read_list, require_listed, units, write_folds
 from datasets.verify import check_classes, look
 from utils import atomic_write
 
@@ -147,7 +146,6 @@ def inspect_folder(
     orientation: str | None = None,
     folds: int = 0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-    threads: int = 4,
 ) -> dict[str, Any]:
     """Read every file of a folder, take its split from `lists`, or make one there; what it holds, by configuration key.
 
@@ -170,39 +168,28 @@ def inspect_folder(
         Defects: all that is wrong with the files, the lists or the classes.
         OSError: the lists cannot be written.
     """
-    cases, defects = find_cases(root, suffix)
-    groups: dict[str, str] = {}
-    try:
-        groups = read_groups(root, [case.name for case in cases])
-    except Defects as error:
-        defects += error.defects
-    info = read_info(root)
-    orientation = ORIENTATION if orientation is None else orientation
+    info, orientation = read_info(root), ORIENTATION if orientation is None else orientation
     raw = Preprocessing((), 0, axis_order="zyx", orientation=orientation, spacing=how.spacing)
-    known = _remembered(lists / _MEMORY, cases, str(raw))
-    facts, more = look(cases, partial(inspect_case, how=raw), progress=progress, threads=threads, known=known)
-    defects += more
-    are_volumes = bool(cases) and not is_image(cases[0].images[0])
-    if axis and cases and not are_volumes:
+    facts, groups, defects = _read_all(root, lists, raw, suffix, progress)
+    are_volumes = bool(facts) and not is_image(next(iter(facts)).images[0])
+    if axis and facts and not are_volumes:
         raise ValueError(f"--axis is {axis}, and {root} holds images; expected it for volumes alone, so leave it out")
     channels, odd = _channels(facts, channels, are_volumes)
-    defects += odd
     ignore = how.ignore if how.ignore is not None else info.ignore
     values = tuple(label_values) or (info.label_values if num_classes in (0, len(info.label_values)) else ())
     table: tuple[int, ...] = ()
-    if facts:
+    try:
         found = {case.label: tuple(v for v in one.labels if v != ignore) for case, one in facts.items() if case.label}
-        try:
-            table = label_table(found, num_classes, values=values, threshold=how.threshold)
-        except Defects as error:
-            defects += error.defects
-    if defects:
-        raise Defects(root, defects)
+        table = label_table(found, num_classes, values=values, threshold=how.threshold) if found else ()
+    except Defects as error:
+        odd += error.defects
+    if defects or odd:
+        raise Defects(root, [*defects, *odd])
     warn_of_range({} if are_volumes else facts, root, intensity)
     in_classes = {case.name: in_classes_of(one, table, how.threshold) for case, one in facts.items()}
     parts = _split(lists, in_classes, len(table), groups)
     in_folds = _folds(lists, [*parts["train"], *parts["val"]], folds, in_classes, len(table), groups) if folds else []
-    _write(lists, parts, {case.name: [_stamp(case, str(raw)), one] for case, one in facts.items()})
+    _write(lists, parts, {case.name: [_stamp(case, raw), one] for case, one in facts.items()})
     if folds:
         write_folds(folds_file(lists, folds), in_folds)
     names = tuple(class_names) or (info.class_names if table == info.label_values else ())
@@ -219,6 +206,26 @@ def inspect_folder(
         "DATA.INTENSITY": "percentile" if are_volumes else "range",
         "DATA.AXIS_ORDER": AXIS_ORDERS.get(axis, "zyx"),
     }
+
+
+def _read_all(
+    root: Path,
+    lists: Path,
+    raw: Preprocessing,
+    suffix: str,
+    progress: Callable[[Iterable[Any]], Iterable[Any]],
+) -> tuple[dict[Case, Facts], dict[str, str], list[Defect]]:
+    """What each case holds, the group of each, and what is wrong."""
+    cases, defects = find_cases(root, suffix)
+    groups: dict[str, str] = {}
+    try:
+        groups = read_groups(root, [case.name for case in cases])
+    except Defects as error:
+        defects += error.defects
+    threads = 4 if cases and is_image(cases[0].images[0]) else 2  # each with a volume in memory
+    known = _remembered(lists / _MEMORY, cases, raw)
+    facts, more = look(cases, partial(inspect_case, how=raw), progress=progress, threads=threads, known=known)
+    return facts, groups, [*defects, *more]
 
 
 def _channels(facts: Mapping[Case, Facts], asked: int, are_volumes: bool) -> tuple[int, list[Defect]]:
@@ -339,7 +346,7 @@ def _folds(
     raise Defects(path, [Defect(path, f"{what}, or fewer --num_classes")])
 
 
-def _remembered(path: Path, cases: Sequence[Case], how: str) -> dict[Case, Facts]:
+def _remembered(path: Path, cases: Sequence[Case], how: Preprocessing) -> dict[Case, Facts]:
     """The facts of the cases whose files have not changed since they were written."""
     try:
         if not path.is_file() or path.stat().st_size > _MAX_JSON:
@@ -357,10 +364,10 @@ def _remembered(path: Path, cases: Sequence[Case], how: str) -> dict[Case, Facts
         return {}  # damaged: everything is read
 
 
-def _stamp(case: Case, how: str) -> list[Any]:
+def _stamp(case: Case, how: Preprocessing) -> list[Any]:
     """What the facts of a case follow from, beside what is in its files."""
     stats = [path.stat() for path in case.files]
-    return [_VERSION, how, *(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))]
+    return [_VERSION, str(how), how.spacing, *(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))]
 
 
 def _write(lists: Path, parts: Mapping[str, Sequence[str]], memory: Mapping[str, Any]) -> None:

@@ -12,12 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from datasets.base import Defect, Defects, Volume, read_list, require_listed
-from datasets.case import Case, DataSet, Facts
+from datasets.case import Case, DataSet, Facts, Volume
+from datasets.errors import Defect, Defects
 from datasets.label_values import label_table
 from datasets.pairing import files_in, pair
 from datasets.sets.files import header_of, read_case
 from datasets.sets.folder import NAME
+from datasets.splits import read_list, require_listed
 
 ANNOTATED = "_anno"  # behind the name of a mask
 _FOLDERS = (("img", "images"), ("labelcol", "masks"))

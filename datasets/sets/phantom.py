@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from datasets.base import Geometry
+from datasets.case import Geometry
 from datasets.sets.synapse import ORGANS, slice_name, slice_path, volume_path, write
 
 FORMAT_VERSION = 1
@@ -65,10 +65,10 @@ class _Space:
         a, b, c = (w[:modes] for w in self._waves)
         return np.einsum("ijk,id,jh,kw->dhw", weight.astype(np.float32), a, b, c, optimize=True)
 
-    def ellipsoid(self, centre: _Point, radii: _Point, tilt: float = 0.0) -> np.ndarray:
+    def ellipsoid(self, center: _Point, radii: _Point, tilt: float = 0.0) -> np.ndarray:
         """The field of an ellipsoid turned by `tilt` degrees about the head-foot axis."""
         cos, sin = np.float32(np.cos(np.deg2rad(tilt))), np.float32(np.sin(np.deg2rad(tilt)))
-        z, x, y = (self.z - centre[0]) / radii[0], self.x - centre[1], self.y - centre[2]
+        z, x, y = (self.z - center[0]) / radii[0], self.x - center[1], self.y - center[2]
         x, y = (cos * x + sin * y) / radii[1], (cos * y - sin * x) / radii[2]
         distance = np.sqrt(z * z + x * x + y * y) + np.float32(1e-6)
         slope = np.sqrt((z / radii[0]) ** 2 + (x / radii[1]) ** 2 + (y / radii[2]) ** 2) + np.float32(1e-6)
@@ -149,10 +149,10 @@ class _Torso:
 
 
 def _kidney(space: _Space, side: float) -> np.ndarray:
-    centre = space.near((-32.0 + 6.0 * side, 62.0 * side, 40.0), 4.0)
+    center = space.near((-32.0 + 6.0 * side, 62.0 * side, 40.0), 4.0)
     radii = (space.vary(50.0, 0.12), space.vary(25.0, 0.12), space.vary(23.0, 0.12))
-    bean = space.ellipsoid(centre, radii, -25.0 * side)
-    hilum = space.ellipsoid((centre[0], centre[1] - 20.0 * side, centre[2] - 10.0), (18.0, 14.0, 8.0), -25.0 * side)
+    bean = space.ellipsoid(center, radii, -25.0 * side)
+    hilum = space.ellipsoid((center[0], center[1] - 20.0 * side, center[2] - 10.0), (18.0, 14.0, 8.0), -25.0 * side)
     return np.maximum(bean, -hilum)
 
 
@@ -164,10 +164,10 @@ def _liver(space: _Space) -> np.ndarray:
 
 
 def _spleen(space: _Space) -> np.ndarray:
-    centre = space.near((42.0, 88.0, 30.0), 5.0)
+    center = space.near((42.0, 88.0, 30.0), 5.0)
     size = space.vary(1.0, 0.18)
-    outer = space.ellipsoid(centre, (44.0 * size, 25.0 * size, 46.0 * size), -20.0)
-    hollow = space.ellipsoid((centre[0], centre[1] - 34.0, centre[2] - 8.0), (60.0, 24.0, 34.0), -20.0)
+    outer = space.ellipsoid(center, (44.0 * size, 25.0 * size, 46.0 * size), -20.0)
+    hollow = space.ellipsoid((center[0], center[1] - 34.0, center[2] - 8.0), (60.0, 24.0, 34.0), -20.0)
     return np.maximum(outer, -hollow) + space.smooth(2.0)
 
 

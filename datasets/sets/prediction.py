@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.base import BadFile, Defect, Defects, Volume, defect_of
-from datasets.case import Case
+from datasets.case import Case, Volume
+from datasets.errors import BadFile, Defect, Defects, defect_of
 from datasets.intensity import Intensity, Preprocessing
 from datasets.pairing import wrong_name
 from datasets.readers import BESIDE, SUFFIXES, is_image, is_volume, stem_of
 from datasets.readers.dicom import dicom_files, is_dicom
-from datasets.readers.orientation import check_axes
+from datasets.readers.grid import check_axes
 from datasets.sets.files import ScaledImage, open_parts
 
 _KINDS = f"images or volumes ({', '.join(SUFFIXES)}) or DICOM series"
@@ -89,7 +89,7 @@ class InputVolumes(Sequence):
         intensity = Intensity("range") if of_ct else how.intensity
         image = ScaledImage(parts, intensity, case.images, self._limits.get(index))
         self._limits[index] = image.limits
-        return Volume(case.name, image, None, geometry, is_picture=is_image(path), source=path)
+        return Volume(case.name, image, None, geometry, is_image=is_image(path), source=path)
 
     def check(self, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
         """Read everything once, in bounded memory.

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datasets.base import BadFile, Geometry, Volume, brief, check_pair, require_listed
-from datasets.case import Case, DataSet, Facts
-from datasets.intensity import Intensity
+from datasets.case import Case, DataSet, Facts, Geometry, Volume
+from datasets.errors import BadFile, brief
+from datasets.intensity import Intensity, check_image
+from datasets.label_values import check_label
 from datasets.readers.arrays import GEOMETRY, geometry_from, read_arrays, read_shapes, write_arrays
-from datasets.readers.orientation import check_axes, orientation, reorient_volume
+from datasets.readers.grid import check_axes, reorient_volume
+from datasets.splits import require_listed
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 PREPARED = "prepared.json"  # beside the lists: how scripts/prepare.py scaled the files it made
@@ -56,7 +58,7 @@ class ArraySet(DataSet):
         (path,) = case.images
         stored = read_arrays(path, (self.image, "label"), GEOMETRY)
         pair, how = (stored[self.image], stored["label"]), self.how
-        image, label = check_pair(*pair, self.num_classes, self._ndim(case), path, how.ignore)
+        image, label = _check_pair(*pair, self.num_classes, self._ndim(case), path, how.ignore)
         volume = Volume(case.name, _stacked(image), _stacked(label), geometry_from(stored, path), source=path)
         towards = how.orientation if image.ndim == 3 and volume.geometry and volume.geometry.oriented else ""
         return reorient_volume(volume, towards)
@@ -70,8 +72,8 @@ class ArraySet(DataSet):
                 f"{path}: '{self.image}' has shape {image} and 'label' {label}; expected {self._ndim(case)} dimensions "
                 "and the same shape"
             )
-        axes = orientation(geometry) if geometry and geometry.oriented else ""
-        return Facts((1, *image)[-3:], spacing=geometry.array_spacing if geometry else (), axes=axes)
+        where = {"spacing": geometry.array_spacing, "axes": geometry.orientation} if geometry else {}
+        return Facts((1, *image)[-3:], **where)
 
     def _ndim(self, case: Case) -> int:
         return 3 if case.images[0].parent == self.folder(self.folders[-1]) else 2
@@ -130,3 +132,14 @@ class Synapse(ArraySet):
 def _stacked(array: np.ndarray) -> np.ndarray:
     """A slice as a volume of one."""
     return array[None] if array.ndim == 2 else array
+
+
+def _check_pair(
+    image: np.ndarray, label: np.ndarray, num_classes: int, ndim: int, where: object, ignore: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Check an image and its label together; returns them as float32 and uint8."""
+    if image.ndim != ndim:
+        raise ValueError(f"{where}: 'image' has shape {image.shape}; expected {ndim} dimensions")
+    if image.shape != label.shape:
+        raise ValueError(f"{where}: 'image' has shape {image.shape} but 'label' {label.shape}; expected the same shape")
+    return check_image(image, where), check_label(label, num_classes, where, ignore)

@@ -19,10 +19,11 @@ from matplotlib.path import Path as Polygon
 from PIL import Image
 from scipy import ndimage
 
-from datasets.base import Defect, Defects, read_list
+from datasets.errors import Defect, Defects
 from datasets.label_values import label_table, mask_values, to_classes
 from datasets.readers import read_image, read_mask
 from datasets.sets.histology import ANNOTATED, find_cases
+from datasets.splits import read_list
 from scripts.preparation.pipeline import ROOT, Case, Facts, Plan
 
 SPLITS = ("train", "val", "test")

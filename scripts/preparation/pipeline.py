@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from datasets.base import Defect, Defects, defect_of
+from datasets.errors import Defect, Defects, defect_of
 from datasets.sets.synapse import PREPARED
 from utils import atomic_write, check_writable, locked
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from datasets.base import Defect, read_list
+from datasets.errors import Defect
 from datasets.intensity import scale_intensity
 from datasets.sets import synapse
+from datasets.splits import read_list
 from scripts.preparation.pipeline import ROOT, Case, Facts, Plan
 from scripts.preparation.volumes import Pair, read_pairs
 

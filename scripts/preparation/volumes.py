@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.base import Defect, Defects, Geometry, defect_of
-from datasets.geometry import check_same_grid
+from datasets.case import Geometry
+from datasets.errors import Defect, Defects, defect_of
 from datasets.readers import open_volume, read_label
-from datasets.readers.orientation import orientation
+from datasets.readers.grid import check_same_grid
 from scripts.preparation.pipeline import NO_AXES
 
 
@@ -80,7 +80,7 @@ def read_pairs(
         except ValueError as error:
             defects.append(defect_of(label, error))
         if not defects:
-            letters = orientation(geometry) if geometry.oriented else NO_AXES
+            letters = geometry.orientation or NO_AXES
             mapped = np.array(classes, np.uint8)[arrays[label].astype(np.uint8)]
             pairs.append(Pair(arrays[image], mapped, grids[0][2], letters, int(arrays[label].max())))
     if defects:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from analysis import gradcam, similarity
 from analysis.layers import spread_slices
-from datasets.base import Volume
+from datasets.case import Volume
 from datasets.readers.arrays import read_arrays
 from datasets.sets.synapse import volume_path
 from networks import build_network

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base import Defect, defect_of
+from datasets.errors import Defect, defect_of
 
 PATH = Path("a/b.nii")
 

@@ -14,9 +14,8 @@ import pytest
 
 import datasets.cache
 from datasets import build_dataset, inspect
-from datasets.base import Sample, Volume
 from datasets.cache import CachedSlices
-from datasets.case import Case
+from datasets.case import Case, Sample, Volume
 from datasets.intensity import Intensity, Preprocessing
 from datasets.loader import build_loader
 from datasets.sets.synapse import Synapse, slice_path, write

@@ -11,20 +11,19 @@ import pytest
 import test
 import train
 from datasets import inspect
-from datasets.base import Defects
-from datasets.folds import draw_folds, read_folds, write_folds
-from datasets.groups import read_groups
+from datasets.errors import Defects
 from datasets.sets.folder import find_cases
+from datasets.splits import draw_folds, read_folds, read_groups, write_folds
 from evaluation.summary import read_summary
 from tests.conftest import ROOT
-from tests.own_data import write_pictures
+from tests.own_data import write_images
 
 PAIRS = 12
 
 
 def grouped(root: Path, of: int = 2) -> tuple[Path, dict[str, str]]:
     """Images, so many of each person."""
-    write_pictures(root, PAIRS * of)
+    write_images(root, PAIRS * of)
     groups = {case.name: f"person {number // of}" for number, case in enumerate(find_cases(root)[0])}
     write_groups(root, list(groups.items()))
     return root, groups
@@ -53,7 +52,7 @@ def test_no_split_divides_a_person(tmp_path: Path, of: int) -> None:
 
 def test_without_the_file_and_with_a_person_a_case_the_split_is_the_same(tmp_path: Path) -> None:
     one, _ = grouped(tmp_path / "one", 1)
-    two = write_pictures(tmp_path / "two", PAIRS)
+    two = write_images(tmp_path / "two", PAIRS)
     for root in (one, two):
         inspect("Folder", root_path=str(root))
     assert parts_of(one) == parts_of(two) and read_groups(two) == {}

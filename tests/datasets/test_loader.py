@@ -11,7 +11,7 @@ import torch
 
 from datasets import build_dataset
 from datasets.augment import Augmentation
-from datasets.base import Sample
+from datasets.case import Sample
 from datasets.loader import Batch, EpochBatches, TrainingLoader, build_loader
 from datasets.transforms import RandomGenerator
 from tests.conftest import make_synapse

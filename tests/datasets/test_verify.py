@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from datasets import build_dataset, inspect, open_dataset
-from datasets.base import Defects, Geometry
-from datasets.case import DataSet, Facts
+from datasets.case import DataSet, Facts, Geometry
+from datasets.errors import Defects
 from datasets.intensity import Preprocessing
 from datasets.sets.synapse import slice_path, volume_path, write
 from datasets.verify import absent_classes, leakage, total_labels, verify

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from datasets.base import Geometry
+from datasets.case import Geometry
 from datasets.readers.image import read_mask
 from evaluation.masks import write_image_mask, write_mask
 from tests.conftest import geometry as grid

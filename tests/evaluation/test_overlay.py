@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from datasets.base import Geometry, Volume
+from datasets.case import Geometry, Volume
 from evaluation import overlay
 
 
@@ -133,7 +133,7 @@ def test_a_color_image_with_more_classes_than_listed_colors(channels: str) -> No
     image = np.zeros((1, 60, 80, 3))
     image[..., 1] = case.image + 800
     png = overlay.draw_overlay(
-        replace(case, image=image if channels == "last" else np.moveaxis(image, -1, 1), is_picture=True),
+        replace(case, image=image if channels == "last" else np.moveaxis(image, -1, 1), is_image=True),
         prediction * 10,
         [f"organ {index}" for index in range(1, 31)],
     )

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from datasets.base import Volume
+from datasets.case import Volume
 from evaluation.predict import predict_volume, prediction_memmap, validate
 from evaluation.sliding import sliding_window_logits
 from tests.reference import transforms as reference

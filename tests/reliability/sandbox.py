@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.folds import write_folds
+from datasets.splits import write_folds
 from tests.conftest import SMALL, make_synapse
 from tests.reliability import samples
 from tests.reliability.forkserver import ForkServer, Outcome

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train as train_command
-from datasets.base import Volume
+from datasets.case import Volume
 from evaluation.predict import prediction_memmap
 from tests.conftest import ROOT, make_synapse
 from tests.reliability import runs

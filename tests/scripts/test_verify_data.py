@@ -16,7 +16,7 @@ from datasets.sets.phantom import prepare_phantom
 from datasets.sets.synapse import slice_path, volume_path, write
 from scripts import verify_data
 from tests.conftest import ROOT, make_case, make_synapse
-from tests.own_data import picture, write_pictures, write_volumes
+from tests.own_data import picture, write_images, write_volumes
 
 SHAPE = (3, 40, 40)
 
@@ -85,7 +85,7 @@ SETS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "ACDC": (make_acdc, "valid/case_002_sliceES_1.npz"),
     "GlaS": (make_histology, "train/img/1.png"),
     "MoNuSeg": (make_histology, "test/labelcol/0.png"),
-    "Folder": (write_pictures, "images/case 3.png"),
+    "Folder": (write_images, "images/case 3.png"),
 }
 
 
@@ -132,7 +132,21 @@ def absent(root: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("plant", [unlisted, leaks, stray_label, absent])
+def in_hu(root: Path) -> Path:
+    path = slice_path(root / "train_npz", "case0000_slice001")
+    image, label = make_case(0, SHAPE)
+    write(path, image[1] * 2000 - 1000, label[1])
+    return path
+
+
+def flat(root: Path) -> Path:
+    path = volume_path(root / "test_vol_h5", "case0100")
+    image, label = make_case(100, SHAPE)
+    write(path, np.full_like(image, 0.5), label)
+    return path
+
+
+@pytest.mark.parametrize("plant", [unlisted, leaks, stray_label, absent, in_hu, flat])
 def test_one_planted_defect_is_the_one_line(synapse: Path, capsys: pytest.CaptureFixture, plant: Callable) -> None:
     path = plant(synapse)
     assert verify(synapse) == 1

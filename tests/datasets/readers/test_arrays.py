@@ -11,9 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
-from datasets.base import BadFile, Geometry
+from datasets.case import Geometry
+from datasets.errors import BadFile
 from datasets.readers.arrays import GEOMETRY, geometry_from, read_arrays, read_shapes, write_arrays
-from datasets.readers.orientation import arrange, as_stored, reorient
+from datasets.readers.grid import arrange, as_stored, reorient
 
 RNG = np.random.default_rng(0)
 IMAGE, LABEL = RNG.random((2, 14, 15), np.float32), RNG.integers(0, 9, (2, 14, 15), np.uint8)

@@ -14,7 +14,7 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from scipy.spatial.transform import Rotation
 
-from datasets.base import Defects
+from datasets.errors import Defects
 from datasets.readers.dicom import dicom_files, is_dicom, read_series
 from datasets.readers.nifti import read_image
 from tests.conftest import SHARED

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from datasets.base import BadFile
+from datasets.errors import BadFile
 from datasets.readers.image import read_image, read_mask
 
 RNG = np.random.default_rng(0)

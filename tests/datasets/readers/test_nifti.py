@@ -280,7 +280,7 @@ def run(code: str, *words: object, environment: dict[str, str] | None = None) ->
     """Run Python code in a process of its own; `peak()` is the most memory, in MiB, that it has held so far."""
     begin = (
         "import resource, sys, numpy as np\n"
-        "from datasets.base import Geometry\n"
+        "from datasets.case import Geometry\n"
         "from datasets.readers.nifti import open_image\n"
         "from evaluation.masks import write_mask\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"

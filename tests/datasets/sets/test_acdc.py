@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from datasets import build_dataset
-from datasets.base import Defects, Geometry
+from datasets.case import Geometry
+from datasets.errors import Defects
 from datasets.intensity import Preprocessing
 from datasets.sets.acdc import Acdc, slice_name, volume_name, write
 from tests.conftest import make_case

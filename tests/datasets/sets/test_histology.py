@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs.config import get_config
 from configs.schema import Config
-from datasets.base import Defects
+from datasets.errors import Defects
 from datasets.sets.histology import find_cases
 from evaluation.inference import inspect_data, open_volumes
 from tests.conftest import SHARED
@@ -87,7 +87,7 @@ def test_a_folder_for_each_split(tmp_path: Path, folders, halves, anno: str, suf
             np.testing.assert_array_equal(image, np.moveaxis(pixels(seed), 2, 0).astype(np.float32) / np.float32(255))
             np.testing.assert_array_equal(label, marked(seed) == 255)
             if split != "train":
-                assert item.is_picture and item.source == root / folder / halves[0] / f"{item.name}.{suffix}"
+                assert item.is_image and item.source == root / folder / halves[0] / f"{item.name}.{suffix}"
 
 
 def test_without_a_folder_to_validate_on_there_is_nothing(tmp_path: Path) -> None:

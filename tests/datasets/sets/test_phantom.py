@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from datasets.base import read_list
 from datasets.readers.arrays import read_arrays, read_shapes
 from datasets.sets import phantom
 from datasets.sets.phantom import make_phantom, prepare_phantom
 from datasets.sets.synapse import ORGANS, slice_path, volume_path
+from datasets.splits import read_list
 
 CLASSES = len(ORGANS) + 1
 SHAPE = (24, 96, 96)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base import Defects
+from datasets.errors import Defects
 from datasets.intensity import Intensity, Preprocessing
 from datasets.readers.nifti import NiftiImage, read_image
 from datasets.sets.prediction import InputVolumes
@@ -47,7 +47,7 @@ def test_a_nifti_file_is_one_volume_read_by_slices(tmp_path, voxels, name, orien
     [volume] = volumes
     array, geometry = read_image(path, "zxy", orientation)
     assert (volume.name, volume.source) == (name.removesuffix(".gz").removesuffix(".nii"), path)
-    assert volume.label is None and not volume.is_picture and volume.geometry == geometry
+    assert volume.label is None and not volume.is_image and volume.geometry == geometry
     assert isinstance(volume.image.parts[0], NiftiImage), "not all of it in memory"
     assert volume.image.shape == array.shape and volume.image.ndim == 3 and len(volume.image) == 4
     for part in (slice(None), slice(1, 3), slice(3, None)):
@@ -62,7 +62,7 @@ def test_a_dicom_series_is_one_volume(tmp_path, voxels, given):
     volumes = InputVolumes(folder if given == "folder" else folder / "002.dcm", CT)
     volumes.check()
     [volume] = volumes
-    assert (volume.name, volume.source, volume.is_picture) == ("series", folder, False)
+    assert (volume.name, volume.source, volume.is_image) == ("series", folder, False)
     assert volume.geometry.axis_order == "zxy" and volume.geometry.spacing == (0.5, 0.75, 2.0)
     np.testing.assert_allclose(volume.image[:], windowed(voxels.transpose(0, 2, 1)), atol=1e-6)
 
@@ -81,7 +81,7 @@ def test_a_folder_of_folders_holds_a_series_in_each(tmp_path, voxels):
 def test_a_grey_picture_is_a_volume_of_one_slice(tmp_path, suffix):
     pixels = picture(tmp_path / f"a{suffix}", 5, 7)
     [volume] = InputVolumes(tmp_path / f"a{suffix}", GREY)
-    assert (volume.name, volume.is_picture, volume.geometry) == ("a", True, None)
+    assert (volume.name, volume.is_image, volume.geometry) == ("a", True, None)
     assert volume.image.shape == (1, 5, 7)
     np.testing.assert_allclose(volume.image[:], pixels[None] / 255.0, atol=1e-6)
 
@@ -109,7 +109,7 @@ def test_a_folder_of_files_is_taken_in_the_order_of_their_names(tmp_path, voxels
     (tmp_path / "folder").mkdir()
     volumes = InputVolumes(tmp_path, CT)
     volumes.check()
-    assert [(volume.name, volume.is_picture) for volume in volumes] == [("a", False), ("b", True), ("c", False)]
+    assert [(volume.name, volume.is_image) for volume in volumes] == [("a", False), ("b", True), ("c", False)]
     np.testing.assert_allclose(volumes[1].image[:], pixels[None] / 255.0, atol=1e-6, err_msg="these are no HU")
 
 

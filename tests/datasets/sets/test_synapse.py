@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from datasets import build_dataset, class_names, inspect, list_datasets, split_cases
-from datasets.base import Geometry, read_list
+from datasets.case import Geometry
 from datasets.intensity import Preprocessing
 from datasets.sets.synapse import PREPARED, Synapse, slice_path, volume_path, write
+from datasets.splits import read_list
 from tests.conftest import ROOT, make_case, make_synapse
 
 build = partial(build_dataset, "Synapse", num_classes=9)

@@ -14,8 +14,8 @@ import pytest
 import SimpleITK as sitk
 
 from datasets import build_dataset
-from datasets.base import read_list
 from datasets.readers.arrays import read_shapes
+from datasets.splits import read_list
 from scripts import prepare_acdc
 from tests.conftest import ROOT
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.base import read_list
 from datasets.intensity import Intensity, Preprocessing
+from datasets.splits import read_list
 from scripts import prepare_histology
 from scripts.preparation.histology import MISNAMED, fill
 from tests.conftest import ROOT

@@ -10,9 +10,9 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from datasets.base import Geometry
+from datasets.case import Geometry
+from datasets.readers.grid import check_axes, reorient, upright
 from datasets.readers.nifti import open_image, read_image, write_mask
-from datasets.readers.orientation import check_axes, orientation, reorient, upright
 from tests.datasets.readers.test_nifti import NO_VALUES, numbers, save
 
 # All ways to name the ends of three axes, one of R and L, one of A and P, one of I and S.
@@ -28,7 +28,7 @@ def test_a_scan_is_the_same_array_in_every_orientation_and_its_mask_goes_back(tm
     for code in CODES:
         path, turned = tmp_path / f"{code}.nii", sitk.DICOMOrient(scan, code)
         sitk.WriteImage(turned, str(path))
-        assert orientation(open_image(path, whole=False).geometry) == code
+        assert open_image(path, whole=False).geometry.orientation == code
         array, geometry = read_image(path, "zxy", "RAS")
         np.testing.assert_array_equal(array, expected.transpose(0, 2, 1), err_msg=code)
         np.testing.assert_array_equal(open_image(path, "zxy", "RAS")[3:5], array[3:5], err_msg=code)
@@ -46,7 +46,7 @@ def test_oblique_axes_are_turned_to_the_nearest(towards: str) -> None:
         direction = Rotation.random(random_state=seed).as_matrix() @ np.diag([1.0, 1.0, -1.0 if seed % 2 else 1.0])
         geometry = reorient(Geometry((0.7, 0.8, 2.0), direction=tuple(direction.ravel())), "xyz", towards)
         theirs = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction.ravel().tolist())
-        assert orientation(geometry) == theirs, seed
+        assert geometry.orientation == theirs, seed
         for letter, axis in zip(towards, geometry.axis_order, strict=True):
             along = direction.T["xyz".index(axis)] * (-1.0 if axis in geometry.flips else 1.0)
             patient_axis = next(i for i, pair in enumerate(("RL", "AP", "IS")) if letter in pair)

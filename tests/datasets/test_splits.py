@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.folds import draw_folds, held_out, read_folds, write_folds
+from datasets.splits import draw_folds, held_out, read_folds, write_folds
 
 CASES = [f"case{i:02d}" for i in range(11)]
 

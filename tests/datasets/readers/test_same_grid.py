@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.base import Geometry
-from datasets.geometry import check_same_grid
+from datasets.case import Geometry
+from datasets.readers.grid import check_same_grid
 from datasets.readers.nifti import read_image
 from tests.datasets.readers.test_nifti import save_forms
 
