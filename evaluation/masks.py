@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import IFDRational
 
 from datasets.case import Geometry
-from datasets.readers import itk, nifti
+from datasets.readers import ITK
+from datasets.readers.image import is_tiff
 from utils import atomic_write
 
 _RESOLUTION = (282, 283, 296)  # TIFF tags: pixels per unit along x and y, and the unit
@@ -22,14 +24,17 @@ def write_mask(path: Path | str, mask: np.ndarray, geometry: Geometry | None, la
     Without a geometry the array is taken as (z, y, x) at unit spacing, as the published code writes it. `label_values`,
     such as (0, 255), are written for class 0, 1, ...; the classes themselves where it is empty.
     """
-    reader = itk if Path(path).suffix.lower() in itk.SUFFIXES else nifti
-    reader.write_mask(Path(path), mask, geometry or Geometry(), _as_uint8(label_values))
+    if Path(path).suffix.lower() in ITK:
+        from datasets.readers.itk import write_mask as write  # 90 MB, which most do without
+    else:
+        from datasets.readers.nifti import write_mask as write
+    write(Path(path), mask, geometry or Geometry(), _as_uint8(label_values))
 
 
 def mask_suffix(source: Path | None) -> str:
     """The suffix of the mask of a volume: that of the file it came from, or .nii.gz."""
     suffix = source.suffix.lower() if source else ""
-    return {".mhd": ".mha"}.get(suffix, suffix) if suffix in itk.SUFFIXES else ".nii.gz"
+    return {".mhd": ".mha"}.get(suffix, suffix) if suffix in ITK else ".nii.gz"
 
 
 def write_image_mask(path: Path, mask: np.ndarray, label_values: Sequence[int], source: Path | None) -> Path:
@@ -39,10 +44,12 @@ def write_image_mask(path: Path, mask: np.ndarray, label_values: Sequence[int], 
     """
     image = Image.fromarray(_as_uint8(label_values)[mask])
     tags = None
-    if source is not None:
-        with Image.open(source) as original:
-            if isinstance(original, TiffImageFile):
-                tags = {tag: original.tag_v2[tag] for tag in _RESOLUTION if tag in original.tag_v2}
+    if source is not None and is_tiff(source):
+        with tifffile.TiffFile(source) as original:
+            found = {
+                tag: original.pages.first.tags[tag].value for tag in _RESOLUTION if tag in original.pages.first.tags
+            }
+        tags = {tag: IFDRational(*value) if isinstance(value, tuple) else value for tag, value in found.items()}
     path = path.with_name(path.name + (".png" if tags is None else ".tif"))
     # Not compressed: libtiff would round the resolution.
     atomic_write(path, lambda partial: image.save(partial, tiffinfo=tags))

@@ -19,7 +19,7 @@ from datasets.intensity import Preprocessing
 from datasets.readers import open_volume, read_image, read_mask
 from datasets.sets.prediction import InputVolumes
 from evaluation.inference import inspect_data, open_volumes
-from evaluation.masks import write_mask
+from evaluation.masks import write_image_mask, write_mask
 from tests.conftest import ROOT
 
 FAULTS = ROOT / "tests/faults"
@@ -147,9 +147,13 @@ def test_18_two_channels(inspected) -> None:
 
 
 @pytest.mark.parametrize("name", ["planar16.tif", "tiled16.tif"])
-def test_19_planar_and_tiled_tiff(name: str) -> None:
+def test_19_planar_and_tiled_tiff(tmp_path: Path, name: str) -> None:
     image = read_image(FAULTS / "19_planar_tiled_16bit_rgb" / name)
     assert image.shape == (70, 64, 3) and image.dtype == np.uint16
     np.testing.assert_array_equal(image, read_image(FAULTS / "19_planar_tiled_16bit_rgb/tiled16.tif"))
+    mask = (image[..., 0] > 9999).astype(np.uint8)
+    written = write_image_mask(tmp_path / "mask", mask, (0, 255), FAULTS / "19_planar_tiled_16bit_rgb" / name)
+    assert written.suffix == ".tif"
+    np.testing.assert_array_equal(read_mask(written), mask * 255)
     with pytest.raises(ValueError, match="in color"):
         read_mask(FAULTS / "19_planar_tiled_16bit_rgb" / name)

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "evaluation/inference": ({"configs", "datasets", "networks", "engine"}, {"torch"}),
     "evaluation": (
         {"datasets", "utils", "engine"},
-        {"numpy", "scipy", "torch", "SimpleITK", "medpy", "matplotlib", "PIL", "jinja2"},
+        {"numpy", "scipy", "torch", "medpy", "matplotlib", "PIL", "tifffile", "jinja2"},
     ),
     "analysis": (
         {"selfreg", "configs", "datasets", "networks", "evaluation", "engine", "utils"},

@@ -8,14 +8,15 @@ import numpy as np
 
 from datasets.case import Geometry, SlicedImage
 from datasets.label_values import round_label
-from datasets.readers import dicom, image, itk, nifti
+from datasets.readers import dicom, image, nifti
 from datasets.readers.image import read_image, read_mask
 
 __all__ = ["SUFFIXES", "is_image", "is_volume", "open_volume", "read_image", "read_label", "read_mask", "stem_of"]
 
-VOLUMES = (*nifti.SUFFIXES, *itk.SUFFIXES)
+ITK = (".mha", ".mhd", ".nrrd")
+VOLUMES = (*nifti.SUFFIXES, *ITK)
 SUFFIXES = (*image.SUFFIXES, *VOLUMES)
-BESIDE = (*itk.BESIDE, ".txt", ".csv", ".json", ".md", ".xml", ".xls", ".xlsx", ".ini", ".db")  # are passed over
+BESIDE = (".raw", ".zraw", ".txt", ".csv", ".json", ".md", ".xml", ".xls", ".xlsx", ".ini", ".db")  # are passed over
 
 
 def is_volume(path: Path) -> bool:
@@ -46,7 +47,9 @@ def open_volume(
     """
     if path.is_dir():
         return dicom.read_series(path, axis_order, orientation)
-    if path.name.lower().endswith(itk.SUFFIXES):
+    if path.name.lower().endswith(ITK):
+        from datasets.readers import itk  # 90 MB, which most do without
+
         return itk.read_image(path, axis_order, orientation)
     opened = nifti.open_image(path, axis_order, orientation, whole=whole, spacing=spacing)
     return opened, opened.geometry

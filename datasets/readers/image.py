@@ -80,6 +80,12 @@ def read_mask(path: Path) -> np.ndarray:
     return np.ascontiguousarray(mask, dtype=np.uint8)
 
 
+def is_tiff(path: Path) -> bool:
+    """Whether a file is TIFF by its content."""
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF
+
+
 def _without_alpha(pixels: np.ndarray, path: Path) -> np.ndarray:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if channels in (2, 4):

@@ -16,8 +16,6 @@ from datasets.errors import MAX_VOXELS
 from datasets.readers.grid import arrange, as_stored, check_axes, reorient, slice_first
 from utils import atomic_write
 
-SUFFIXES = (".mha", ".mhd", ".nrrd")
-BESIDE = (".raw", ".zraw")  # the voxels of an .mhd
 _MAX_HEADER = 2**16  # bytes
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # every failure becomes an exception of one line

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from datasets.readers import itk, nifti, open_volume, read_label
+from datasets.readers import ITK, itk, nifti, open_volume, read_label
 from evaluation.masks import mask_suffix, write_mask
 from tests.datasets.readers.test_nifti import numbers
 
@@ -26,7 +26,7 @@ def scan(voxels: np.ndarray = VOXELS) -> sitk.Image:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("suffix", itk.SUFFIXES)
+@pytest.mark.parametrize("suffix", ITK)
 def test_a_volume_is_read_as_its_nifti_and_its_mask_written_in_kind(
     tmp_path: Path, suffix: str, compressed: bool
 ) -> None:
@@ -49,13 +49,13 @@ def test_a_volume_is_read_as_its_nifti_and_its_mask_written_in_kind(
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("suffix", itk.SUFFIXES)
+@pytest.mark.parametrize("suffix", ITK)
 def test_a_damaged_volume_is_refused_in_one_line(
     tmp_path: Path, suffix: str, compressed: bool, capfd: pytest.CaptureFixture
 ) -> None:
     source = tmp_path / f"a{suffix}"
     sitk.WriteImage(scan(), str(source), compressed)
-    voxels = next((path for path in tmp_path.iterdir() if path.suffix in itk.BESIDE), source)
+    voxels = next((path for path in tmp_path.iterdir() if path.suffix in (".raw", ".zraw")), source)
     content = voxels.read_bytes()
     flipped = bytearray(content)
     flipped[-100] ^= 1
