@@ -13,7 +13,7 @@ from tqdm import tqdm
 import utils
 from configs import arguments, schema
 from configs.arguments import FLAGS, overrides_of, train_parser
-from configs.config import default_tree, get_config, to_dict
+from configs.config import complete, default_tree, get_config, to_dict
 from configs.defaults import SECTION_OF
 from configs.saved import check_continues, config_text, is_of
 from evaluation.inference import network_of
@@ -326,3 +326,18 @@ def test_what_is_printed_or_logged_moves_no_cursor(capsys: pytest.CaptureFixture
 def test_a_missing_file() -> None:
     with pytest.raises(FileNotFoundError, match="absent.yaml: no such configuration"):
         get_config("absent.yaml")
+
+
+def test_flags_of_a_folder_of_one_s_own() -> None:
+    words = "--class_names liver spleen --mask_threshold 128 --label_suffix _lab --num_classes 3".split()
+    config = get_config(overrides=overrides_of(train_parser().parse_args(words[:3] + words[-4:])))
+    assert (config.data.class_names, config.data.label_suffix) == (("liver", "spleen"), "_lab")
+    config = complete(config, {"DATA.LABEL_VALUES": [0, 1, 2]})
+    assert config.data.class_names == ("liver", "spleen")
+    with pytest.raises(ValueError, match="DATA.CLASS_NAMES has 2 names for 2 classes"):
+        complete(get_config(overrides={"DATA.CLASS_NAMES": ["liver", "spleen"], "MODEL.NUM_CLASSES": 2}))
+    with pytest.raises(ValueError, match="DATA.MASK_THRESHOLD gives two classes"):
+        get_config(overrides={"DATA.MASK_THRESHOLD": 128, "DATA.LABEL_VALUES": [0, 1, 2]})
+    facts = {"DATA.IGNORE_LABEL": 3, "DATA.CLASS_NAMES": ["anterior", "posterior"], "MODEL.NUM_CLASSES": 3}
+    filled = complete(get_config(overrides={"DATA.DATASET": "Folder"}), facts).data
+    assert (filled.ignore_label, filled.class_names) == (3, ("anterior", "posterior"))

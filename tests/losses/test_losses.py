@@ -145,3 +145,18 @@ def test_gradient_norms_are_those_of_each_part(lambda_1: float, lambda_2: float)
     assert norms == pytest.approx(expected, rel=1e-12)
     criterion(logits, y, features)["loss"].backward()  # the graph is still there
     assert network.weights.grad is not None
+
+
+def test_ignored_pixels_count_neither_in_cross_entropy_nor_in_dice() -> None:
+    """As if they were not there; where all are ignored, nothing is learned, and nothing is nan."""
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True), torch.randint(0, 3, (2, 8, 8))
+    ignored = torch.zeros(2, 8, 8, dtype=torch.bool)
+    ignored[:, :, 5:] = True
+    terms = Criterion(3, ignore_index=255)(logits, label.masked_fill(ignored, 255))
+    expected = Criterion(3)(logits[:, :, :, :5], label[:, :, :5])
+    for name in ("loss", "ce", "dice_loss"):
+        torch.testing.assert_close(terms[name], expected[name])
+    terms["loss"].backward()
+    assert not logits.grad[:, :, :, 5:].any() and logits.grad[:, :, :, :5].any()
+    assert torch.isfinite(Criterion(3, ignore_index=255)(logits, torch.full_like(label, 255))["loss"])
