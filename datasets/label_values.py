@@ -74,8 +74,8 @@ def _gap(found: Mapping[Path, Sequence[int]], folder: Path, all_values: set[int]
     path = next((path for path, values in found.items() if beyond[0] in values), folder)
     what = f"holds {beyond[0]}, and all labels together {shown}; expected 0, 1, 2, ... without a gap"
     kept = ", ".join(str(value) for value in sorted(all_values | {0}) if value != 255)
-    ignored = " (and DATA.IGNORE_LABEL 255, if it is to be left out)" if 255 in beyond else ""
-    return Defect(path, f'{what}, so give --opts DATA.LABEL_VALUES "[{kept if ignored else shown}]"{ignored}')
+    ignored = f', or "[{kept}]" and DATA.IGNORE_LABEL 255 where that is to be left out' if 255 in beyond else ""
+    return Defect(path, f'{what}, so give --opts DATA.LABEL_VALUES "[{shown}]"{ignored}')
 
 
 def to_classes(

@@ -12,7 +12,7 @@ from datasets.case import Case, Volume
 from datasets.errors import BadFile, Defect, Defects, defect_of
 from datasets.intensity import Intensity, Preprocessing
 from datasets.pairing import wrong_name
-from datasets.readers import BESIDE, SUFFIXES, is_image, is_volume, stem_of
+from datasets.readers import BESIDE, SUFFIXES, is_image, is_volume, read_image, stem_of
 from datasets.readers.dicom import dicom_files, is_dicom
 from datasets.readers.grid import check_axes
 from datasets.sets.files import ScaledImage, open_parts
@@ -136,16 +136,31 @@ def _find(path: Path, channels: int) -> Iterator[_Input]:
 
 
 def _cases(files: Sequence[Path], channels: int, defect: str) -> Iterator[_Input]:
-    """Files as cases; those of the channels of one case together, where the network takes several."""
-    numbered = {path: _CHANNEL.fullmatch(stem_of(path)) for path in files}
-    if channels == 1 or not all(numbered.values()):
+    """Files as cases; those of the channels of one case together, where the network takes several.
+
+    Three channels may be one RGB image: numbers behind names then count only where they are 0, 1, 2 of every case, and
+    the files are no RGB images.
+    """
+    numbered = [(path, _CHANNEL.fullmatch(stem_of(path))) for path in files]
+    grouped: dict[str, dict[int, Path]] = {}
+    for path, found in numbered:
+        if found and path != (first := grouped.setdefault(found[1], {}).setdefault(int(found[2]), path)):
+            yield _Input(
+                Case(stem_of(path), (path,)), f"has the name of {first.name}; expected one of each, rename one"
+            )
+    expected = list(range(channels))
+    is_whole = {name: sorted(images) == expected for name, images in grouped.items()}
+    if channels == 1 or not all(found for _, found in numbered) or (channels == 3 and not all(is_whole.values())):
         yield from (_file(path, defect) for path in files)
         return
-    grouped: dict[str, list[Path]] = {}
-    for path, found in numbered.items():
-        grouped.setdefault(found[1] if found else "", []).append(path)
+    if channels == 3 and is_image(files[0]) and read_image(files[0]).ndim == 3:
+        yield from (_file(path, defect) for path in files)
+        return
     for name, images in grouped.items():
-        yield _Input(Case(name, tuple(images)), defect or _file(images[0]).defect)
+        found_numbers, wanted = (", ".join(f"_{number:04d}" for number in one) for one in (sorted(images), expected))
+        lacking = f"has the channels {found_numbers}; expected {wanted}, as the network was trained on"
+        case = Case(name, tuple(images[number] for number in sorted(images)))
+        yield _Input(case, defect or _file(case.images[0]).defect or lacking * (not is_whole[name]))
 
 
 def _file(path: Path, defect: str = "") -> _Input:

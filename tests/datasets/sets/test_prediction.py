@@ -270,6 +270,26 @@ def test_several_files_are_the_channels_of_a_case(tmp_path, voxels, kind):
             raw = stored[f"{volume.name}_{channel:04d}"]
             low, high = np.percentile(raw, (0.5, 99.5))
             np.testing.assert_allclose(volume.image[:][:, channel], ((raw - low) / (high - low)).clip(0, 1), atol=1e-6)
-    next(tmp_path.glob("b_0001*")).unlink()
-    with pytest.raises(Defects, match="b_0000.*has 1 channel; expected 2, as the network was trained on"):
+    first = next(tmp_path.glob("b_0001*"))
+    twin = shutil.copy(first, first.with_name("b_0001.nii" if kind == "volumes" else "b_0001.bmp"))
+    with pytest.raises(Defects, match="b_0001.*has the name of b_0001"):
         InputVolumes(tmp_path, how).check()
+    Path(twin).unlink()
+    first.unlink()
+    with pytest.raises(Defects, match="b_0000.*has the channels _0000; expected _0000, _0001"):
+        InputVolumes(tmp_path, how).check()
+    path = next(tmp_path.glob("b_0000*"))
+    path.rename(path.with_name(path.name.replace("_0000", "_0002")))
+    with pytest.raises(Defects, match="b_0002.*has the channels _0002; expected _0000, _0001"):
+        InputVolumes(tmp_path, how).check()
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 1, 2)])
+def test_numbers_behind_the_names_of_rgb_images_are_no_channels(tmp_path, numbers):
+    for number in numbers:
+        picture(tmp_path / f"frame_{number:04d}.png", 5, 7, 3)
+    assert InputVolumes(tmp_path, COLOR).cases == [f"frame_{number:04d}" for number in numbers]
+    for number in range(3):  # but of three grey ones they are
+        picture(tmp_path / f"frame_{number:04d}.png", 5, 7)
+    (tmp_path / "frame_0003.png").unlink(missing_ok=True)
+    assert InputVolumes(tmp_path, COLOR).cases == ["frame"]
