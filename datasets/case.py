@@ -218,6 +218,10 @@ class DataSet(ABC):
             ValueError, OSError: a file is damaged, or cannot be used; the message names it.
         """
 
+    def geometry_of(self, case: Case) -> Geometry | None:
+        """Where the volume of a case lies, where that is known; errors as of `read`."""
+        return self.read(case).geometry
+
     @abstractmethod
     def header(self, case: Case) -> Facts:
         """What the headers of its files tell; errors as of `read`."""

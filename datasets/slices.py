@@ -144,7 +144,7 @@ class StackedVolumes(Sequence):
         name, members = self._stacks[index]
         samples = [self.slices[member] for member in members]
         image, label = np.stack([sample.image for sample in samples]), np.stack([sample.label for sample in samples])
-        geometry = self.dataset.read(self._cases[members[0]]).geometry
+        geometry = self.dataset.geometry_of(self._cases[members[0]])
         return Volume(name, image, label, geometry)
 
     def check(self, progress: Progress = iter) -> None:

@@ -21,6 +21,7 @@ _TEXTS = {"axis_order": "zyx", "flips": ""}  # and what they are where a file do
 _ORIENTED = "oriented"  # false where it is not known where the axes point
 GEOMETRY = (*_NUMBERS, *_TEXTS, _ORIENTED)
 
+_BLOCK = 2**18  # bytes, which stay in a cache of the processor
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # Where two threads parse at once, Python 3.11 may raise a SystemError: github.com/python/cpython/issues/106905
 _ONE_AT_A_TIME = Lock()
@@ -40,7 +41,11 @@ class Stored:
             return np.asarray(self._source[()])
         stream, in_columns = self._source
         flat = np.empty(math.prod(self.shape), self.dtype)
-        if stream.readinto(flat.view(np.uint8)) != flat.nbytes or stream.read(1):  # the end has the checksum
+        memory, position = memoryview(flat.view(np.uint8)), 0
+        while block := stream.read(min(_BLOCK, flat.nbytes - position)):
+            memory[position : position + len(block)] = block
+            position += len(block)
+        if position < flat.nbytes or stream.read(1):  # the end has the checksum
             raise ValueError(f"not the {flat.nbytes} bytes of an array of {self.shape}")
         return flat.reshape(self.shape, order="F" if in_columns else "C")
 

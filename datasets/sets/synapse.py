@@ -56,12 +56,17 @@ class ArraySet(DataSet):
 
     def read(self, case: Case) -> Volume:
         (path,) = case.images
-        stored = read_arrays(path, (self.image, "label"), GEOMETRY)
+        # A slice is read once a step: where it lies is read where that is asked for.
+        is_slice = self._ndim(case) == 2
+        stored = read_arrays(path, (self.image, "label"), () if is_slice else GEOMETRY)
         pair, how = (stored[self.image], stored["label"]), self.how
         image, label = _check_pair(*pair, self.num_classes, self._ndim(case), path, how.ignore)
         volume = Volume(case.name, _stacked(image), _stacked(label), geometry_from(stored, path), source=path)
         towards = how.orientation if image.ndim == 3 and volume.geometry and volume.geometry.oriented else ""
         return reorient_volume(volume, towards)
+
+    def geometry_of(self, case: Case) -> Geometry | None:
+        return read_shapes(case.images[0], ())[1]
 
     def header(self, case: Case) -> Facts:
         (path,) = case.images
