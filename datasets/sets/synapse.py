@@ -80,6 +80,10 @@ class ArraySet(DataSet):
         where = {"spacing": geometry.array_spacing, "axes": geometry.orientation} if geometry else {}
         return Facts((1, *image)[-3:], **where)
 
+    def inspect(self, case: Case) -> Facts:
+        facts, header = super().inspect(case), self.header(case)
+        return facts._replace(spacing=header.spacing, axes=header.axes)
+
     def _ndim(self, case: Case) -> int:
         return 3 if case.images[0].parent == self.folder(self.folders[-1]) else 2
 
