@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets.cache import CachedSlices
 from datasets.case import Case, DataSet, Slices, Volumes
-from datasets.errors import Defects
 from datasets.intensity import Preprocessing
 from datasets.sets import phantom
 from datasets.sets.acdc import Acdc
-from datasets.sets.files import in_classes_of, inspect_case
 from datasets.sets.folder import Folder, inspect_folder, looks_like_folder
-from datasets.sets.histology import GlaS, MoNuSeg, find_cases, twice
+from datasets.sets.histology import GlaS, MoNuSeg
 from datasets.sets.synapse import ArraySet, Synapse
 from datasets.slices import CaseSlices, CaseVolumes, StackedVolumes
 from datasets.splits import folds_file, held_out, read_folds, read_groups, split_cases, write_folds
-from datasets.verify import SAMPLE, check_classes, leakage, look, verify
+from datasets.verify import verify
 
 __all__ = [
     "DATASETS",
@@ -45,7 +42,7 @@ DATASETS: dict[str, type[DataSet]] = {
     "MoNuSeg": MoNuSeg,
     "Folder": Folder,
 }
-_SHIPPED = Path(__file__).parent / "splits"
+_SHIPPED = Path(__file__).parent / "lists"
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -109,33 +106,8 @@ def inspect(
     if lists.is_dir() and lists.parent != _SHIPPED:
         folders["DATA.LIST_DIR"] = str(lists)
     dataset = open_dataset(name, root_path=root_path, list_dir=list_dir, num_classes=num_classes, how=how)
-    if isinstance(dataset, ArraySet):
-        names = _all_names(dataset, 0)
-        if defects := leakage(dataset):
-            raise Defects(root, defects)
-        facts = verify(dataset, dataset.cases(names, "train"), SAMPLE, progress=progress, threads=8)
-        return folders | dataset.keys(facts.values())
-    assert isinstance(dataset, MoNuSeg)
-    splits: dict[Case, str] = {}
-    problems = []
-    for split in ("train", "val", "test"):
-        try:
-            cases, more = find_cases(root, split)
-        except FileNotFoundError:
-            if split != "test":  # training does without
-                raise
-            continue
-        splits |= dict.fromkeys(cases, split)
-        problems += more
-    found, more = look(list(splits), partial(inspect_case, how=dataset.how), progress=progress)
-    keys, wrong = dataset.keys(found)
-    problems += [*more, *wrong, *twice(splits)]
-    if problems:
-        raise Defects(root, problems)
-    table, threshold = keys["DATA.LABEL_VALUES"], keys.get("DATA.MASK_THRESHOLD", how.threshold)
-    trained = [in_classes_of(facts, table, threshold) for case, facts in found.items() if splits[case] == "train"]
-    check_classes(trained, dataset.classes, root)
-    return folders | keys
+    assert isinstance(dataset, ArraySet | MoNuSeg)
+    return folders | dataset.inspect_all(progress)
 
 
 def build_dataset(
@@ -179,8 +151,8 @@ def build_dataset(
     if split == "test" and not folds:
         return CaseVolumes(dataset, dataset.cases(dataset.names("test"), "test"))
     if split == "test":
-        names = _all_names(dataset, folds)
-        return _volumes(dataset, held_out(names, _read_folds(dataset, names, folds)[fold], _of_fold(dataset))[1], "")
+        names = dataset.training_names(bool(folds))
+        return _volumes(dataset, held_out(names, _read_folds(dataset, folds)[fold], dataset.case_of)[1], "")
     train, held = train_and_val(dataset, val_cases, folds, fold)
     if split == "val":
         return _volumes(dataset, held, cache)
@@ -189,10 +161,9 @@ def build_dataset(
 
 def train_and_val(dataset: DataSet, val_cases: int = 0, folds: int = 0, fold: int = 0) -> tuple[list[str], list[str]]:
     """The names that train and those that validate; arguments and errors as of `build_dataset`."""
-    names, listed = _all_names(dataset, folds), dataset.names("val")
+    names, listed = dataset.training_names(bool(folds)), dataset.names("val")
     if folds:
-        listed, parts = [], _read_folds(dataset, names, folds)
-        names, _ = held_out(names, parts[fold], _of_fold(dataset))
+        listed, (names, _) = [], held_out(names, _read_folds(dataset, folds)[fold], dataset.case_of)
     return split_cases(names, listed, val_cases, dataset.group_of, dataset.lists / dataset.lists_of["val"])
 
 
@@ -229,31 +200,17 @@ def keep_folds(
     dataset = open_dataset(name, **where, how=preprocessing, suffix=suffix)
     path = _folds_file(dataset, folds)
     if not path.is_file():
-        write_folds(path, _read_folds(dataset, _all_names(dataset, folds), folds))
+        write_folds(path, _read_folds(dataset, folds))
 
 
-def _read_folds(dataset: DataSet, names: Sequence[str], folds: int) -> list[list[str]]:
-    groups = read_groups(dataset.root) if isinstance(dataset, Folder) else {}
-    return read_folds(_folds_file(dataset, folds), map(_of_fold(dataset), names), folds, groups=groups)
-
-
-def _of_fold(dataset: DataSet) -> Callable[[str], str]:
-    """What folds are of: cases, whose groups a file has, or groups themselves."""
-    return str if isinstance(dataset, Folder) else dataset.group_of
+def _read_folds(dataset: DataSet, folds: int) -> list[list[str]]:
+    cases = map(dataset.case_of, dataset.training_names(whole=True))
+    return read_folds(_folds_file(dataset, folds), cases, folds, groups=dataset.groups)
 
 
 def _folds_file(dataset: DataSet, folds: int) -> Path:
     has_lists = dataset.lists.parent != _SHIPPED and dataset.lists.is_dir()
     return folds_file(dataset.lists if has_lists else dataset.root, folds)
-
-
-def _all_names(dataset: DataSet, folds: int) -> list[str]:
-    """The training names and, where they are not among these already, those that validate."""
-    names, listed = dataset.names("train"), dataset.names("val")
-    if not (folds or dataset.splits_apart):
-        return list(names)
-    more = listed if dataset.splits_apart else [name for name in listed if name != dataset.group_of(name)]
-    return list(dict.fromkeys([*names, *more]))
 
 
 def locate(name: str, root_path: str = "", list_dir: str = "") -> tuple[Path, Path]:

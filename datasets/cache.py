@@ -46,24 +46,19 @@ class CachedSlices(Dataset):
     """
 
     def __init__(self, dataset: DataSet, cases: Sequence[Case], folder: str | Path) -> None:
-        self.source, self.folder = CaseSlices(dataset, cases), Path(folder)
-        self.num_classes = dataset.num_classes
+        self.folder, self.num_classes = Path(folder), dataset.num_classes
         groups = [[case] for case in cases] if dataset.has_volumes else [list(cases)] * bool(cases)
         self.parts = [_Part(CaseSlices(dataset, group), self.folder) for group in groups]
         self._ends = list(accumulate(len(part.source) for part in self.parts))
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the slices."""
-        return self.source.names
+        self.names = [name for part in self.parts for name in part.source.names]
 
     @property
     def files(self) -> list[Path]:
         """The first image file of each slice."""
-        return self.source.files
+        return [path for part in self.parts for path in part.source.files]
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample as views of the mapped file, which cannot be written to."""

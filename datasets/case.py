@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -26,6 +26,11 @@ class Sample(NamedTuple):
     image: np.ndarray
     label: np.ndarray
     name: str
+
+
+def slice_name(case: str, index: int) -> str:
+    """Name of one slice of a case, as the published lists of Synapse write it: `case0005_slice000`."""
+    return f"{case}_slice{index:03d}"
 
 
 class Slices(Protocol):
@@ -171,7 +176,7 @@ class DataSet(ABC):
 
     classes: ClassVar[tuple[str, ...]] = ()
     made_by: ClassVar[str] = ""  # the script that prepares it
-    ships_split: ClassVar[bool] = False  # datasets/splits names its cases
+    ships_split: ClassVar[bool] = False  # datasets/lists names its cases
     folders: ClassVar[tuple[str, ...]] = ()
     lists_of: ClassVar[dict[str, str]] = {split: f"{split}.txt" for split in SPLITS}
     splits_apart: ClassVar[bool] = True  # what validates is not in the list of the training
@@ -180,6 +185,7 @@ class DataSet(ABC):
 
     def __init__(self, root: Path, lists: Path, num_classes: int, how: Preprocessing) -> None:
         self.root, self.lists, self.num_classes, self.how = root, lists, num_classes, how
+        self.groups: Mapping[str, str] = {}  # of groups.csv
 
     def names(self, split: str) -> list[str]:
         """The names in the list of a split; none where there is no list of what validates.
@@ -190,9 +196,21 @@ class DataSet(ABC):
         path = self.lists / self.lists_of[split]
         return [] if split == "val" and not path.is_file() else read_list(path)
 
+    def training_names(self, whole: bool = False) -> list[str]:
+        """The names of the cases, or slices, that train or validate; without `whole`, names in train.txt stand for all
+        where that holds those that validate, too."""
+        names, listed = self.names("train"), self.names("val")
+        if not self.splits_apart:
+            listed = [name for name in listed if whole and name != self.group_of(name)]
+        return list(dict.fromkeys([*names, *listed]))
+
     def group_of(self, name: str) -> str:
         """The patient that a name belongs to, whom no split divides."""
         return name
+
+    def case_of(self, name: str) -> str:
+        """What folds are made of: the patient of a name, or a case whose group `groups` has."""
+        return self.group_of(name)
 
     def volume_of(self, name: str) -> str:
         """The volume that a training slice is of."""

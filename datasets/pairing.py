@@ -13,7 +13,7 @@ from datasets.readers import BESIDE, SUFFIXES, is_image, stem_of
 
 LABEL_SUFFIXES = ("_mask", "_segmentation", "_anno", "_gt", "_seg", "_label", "_labels", "_manual1")
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net
 
 
 def files_in(folder: Path, defects: list[Defect]) -> list[Path]:
@@ -43,7 +43,7 @@ def pair(images: Iterable[Path], labels: Iterable[Path], defects: list[Defect], 
     label_of: dict[str, str] = {}
     for path in images:
         stem = stem_of(path)
-        numbered = _CHANNEL.fullmatch(stem)
+        numbered = CHANNEL.fullmatch(stem)
         found = _label_name(stem, suffixes, by_label)
         name, number = (stem, 0)
         if not found and numbered and (found := _label_name(numbered[1], suffixes, by_label)):

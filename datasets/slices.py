@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.case import Case, DataSet, Sample, Slices, Volume
+from datasets.case import Case, DataSet, Sample, Slices, Volume, slice_name
 from datasets.errors import Defect, Defects
-from datasets.sets.synapse import slice_name
 from datasets.verify import verify
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]

@@ -16,6 +16,7 @@ from datasets.errors import MAX_NAME, Defect, Defects, shorten
 from utils import atomic_write
 
 GROUPS = "groups.csv"  # beside images/ and labels/
+ANY_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]+")  # of a line of a list
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _MAX_LIST = 2**26  # bytes; a million slices take a third

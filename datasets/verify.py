@@ -102,9 +102,9 @@ def absent_classes(facts: Iterable[Facts], names: Sequence[str], where: Path) ->
     return [Defect(where, what)] if totals and absent else []
 
 
-def check_classes(facts: Iterable[Facts], names: Sequence[str], where: Path) -> None:
+def check_classes(facts: Sequence[Facts], names: Sequence[str], where: Path) -> None:
     """Warn of classes that no training case holds; raises Defects where none holds any."""
-    defects = absent_classes(facts := list(facts), names, where)
+    defects = absent_classes(facts, names, where)
     if defects and not set(total_labels(facts)) & set(range(1, len(names) + 1)):
         raise Defects(where, defects)
     for defect in defects:

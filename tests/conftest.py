@@ -12,7 +12,8 @@ import SimpleITK as sitk
 import torch
 
 import train as train_command
-from datasets.sets.synapse import slice_name, slice_path, volume_path, write
+from datasets.case import slice_name
+from datasets.sets.synapse import slice_path, volume_path, write
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -166,7 +166,7 @@ def constants(study: Study) -> set[str]:
         for one in (cfg, full)
     ]
     tests = len(RESULTS["runs"][0]["cases"])
-    listed = (ROOT / "datasets/splits/monuseg/train.txt").read_text(encoding="utf-8").split()
+    listed = (ROOT / "datasets/lists/monuseg/train.txt").read_text(encoding="utf-8").split()
     validation, batch = cfg.data.val_cases, cfg.data.batch_size
     training = len(listed) - validation
     numbers = [

@@ -9,14 +9,14 @@ import numpy as np
 from datasets.case import Geometry, SlicedImage
 from datasets.label_values import round_label
 from datasets.readers import dicom, image, nifti
+from datasets.readers.dicom import BESIDE
 from datasets.readers.image import read_image, read_mask
 
-__all__ = ["SUFFIXES", "is_image", "is_volume", "open_volume", "read_image", "read_label", "read_mask", "stem_of"]
+__all__ = ["BESIDE", "is_image", "is_volume", "open_volume", "read_image", "read_label", "read_mask", "stem_of"]
 
 ITK = (".mha", ".mhd", ".nrrd")
 VOLUMES = (*nifti.SUFFIXES, *ITK)
 SUFFIXES = (*image.SUFFIXES, *VOLUMES)
-BESIDE = (".raw", ".zraw", ".txt", ".csv", ".json", ".md", ".xml", ".xls", ".xlsx", ".ini", ".db")  # are passed over
 
 
 def is_volume(path: Path) -> bool:

@@ -27,7 +27,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 _ONE_AT_A_TIME = Lock()
 
 
-class Stored:
+class _Stored:
     """An array in an open file, by what its header claims; `read` gives it."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, source: h5py.Dataset | tuple[IO[bytes], bool]) -> None:
@@ -57,20 +57,20 @@ def read_arrays(path: Path, names: Sequence[str], optional: Sequence[str] = ()) 
         FileNotFoundError: there is no such file.
         BadFile: it is damaged, lacks one of `names`, or reaches for other files.
     """
-    with opened(path) as file:
+    with _opened(path) as file:
         return {name: array.read() for name, array in _find(file, names, optional, path)}
 
 
 def read_shapes(path: Path, names: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], Geometry | None]:
     """The shapes of arrays, without their numbers, and the geometry beside them; errors as of `read_arrays`."""
-    with opened(path) as file:
+    with _opened(path) as file:
         shapes = {name: array.shape for name, array in _find(file, names, (), path)}
         stored = {name: array.read() for name, array in _find(file, (), GEOMETRY, path)}
     return shapes, geometry_from(stored, path)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File | zipfile.ZipFile]:
+def _opened(path: Path) -> Iterator[h5py.File | zipfile.ZipFile]:
     """An npz or h5 file; whatever is raised of its damage becomes a BadFile."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected one with an image and its 'label'")
@@ -86,7 +86,7 @@ def opened(path: Path) -> Iterator[h5py.File | zipfile.ZipFile]:
 
 def _find(
     file: h5py.File | zipfile.ZipFile, names: Sequence[str], optional: Sequence[str], path: Path
-) -> Iterator[tuple[str, Stored]]:
+) -> Iterator[tuple[str, _Stored]]:
     is_h5 = isinstance(file, h5py.File)
     found = list(file) if is_h5 else [name.removesuffix(".npy") for name in file.namelist()]
     for name in names:
@@ -98,13 +98,13 @@ def _find(
             array = file[name] if isinstance(link, h5py.HardLink) else None
             if not isinstance(array, h5py.Dataset) or array.shape is None or array.external or array.is_virtual:
                 raise BadFile(f"{path}: '{name}' is not an array of this file; expected the numbers themselves in it")
-            yield name, Stored(array.shape, array.dtype, array)
+            yield name, _Stored(array.shape, array.dtype, array)
         else:
             with file.open(f"{name}.npy") as stream:
                 header = _HEADERS[np.lib.format.read_magic(stream)]
                 with _ONE_AT_A_TIME:
                     shape, in_columns, dtype = header(stream)
-                yield name, Stored(shape, dtype, (stream, in_columns))
+                yield name, _Stored(shape, dtype, (stream, in_columns))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], geometry: Geometry | None = None) -> None:

@@ -22,7 +22,8 @@ from datasets.errors import MAX_VOXELS, Defect, Defects, brief, defect_of
 from datasets.readers.grid import arrange, check_axes, reorient
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-BESIDE = (".txt", ".json", ".csv")  # what may lie beside images, and is passed over
+# What may lie beside images, and is passed over.
+BESIDE = (".raw", ".zraw", ".txt", ".csv", ".json", ".md", ".xml", ".xls", ".xlsx", ".ini", ".db")
 
 _INDEX = "dicomdir"  # the name of a table of contents
 _MARK, _MARK_AT = b"DICM", 128

@@ -77,6 +77,11 @@ def open_parts(case: Case, how: Preprocessing, *, whole: bool = False) -> tuple[
     return [part for part, _ in opened], geometry
 
 
+def count_channels(parts: Sequence[Raw]) -> int:
+    """The channels of an image in parts (D, H, W) or (D, C, H, W)."""
+    return sum(part.shape[1] if part.ndim == 4 else 1 for part in parts)
+
+
 def _as_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """Pixels (H, W) or (H, W, 3) as (1, H, W) or (1, 3, H, W); grey becomes RGB, and RGB grey, where that is wanted."""
     if pixels.ndim == 2:
@@ -93,8 +98,8 @@ def read_case(case: Case, how: Preprocessing) -> Volume:
         ValueError, OSError: a file is damaged or cannot be used, or image and label differ in size or place.
     """
     parts, geometry = open_parts(case, how)
-    if sum(_channels(part) for part in parts) != how.channels:
-        found = f"has {sum(_channels(part) for part in parts)} channels but MODEL.IN_CHANNELS is {how.channels}"
+    if (channels := count_channels(parts)) != how.channels:
+        found = f"has {channels} channels but MODEL.IN_CHANNELS is {how.channels}"
         raise BadFile(f"{case.images[0]}: {found}; expected the same number in every case")
     label = _read_label(case, parts[0], geometry, how)
     image = ScaledImage(parts, how.intensity, case.images)[:]
@@ -112,7 +117,7 @@ def inspect_case(case: Case, how: Preprocessing) -> Facts:
             raise BadFile(f"{path}: holds NaN or infinite values; expected finite numbers, fix the file")
     facts = facts_of(Volume(case.name, arrays[0], label, geometry))
     low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
-    channels = sum(map(_channels, parts))
+    channels = count_channels(parts)
     shape = facts.shape if channels == 1 else (facts.shape[0], channels, *facts.shape[-2:])
     return facts._replace(shape=shape, low=low, high=high)
 
@@ -155,10 +160,6 @@ def _read_label(case: Case, image: Raw, geometry: Geometry | None, how: Preproce
     if low < 0 or high > 255:
         raise BadFile(f"{path}: holds {(low if low < 0 else high):.9g}; expected 0 to 255, the class of each voxel")
     return label.astype(np.uint8)
-
-
-def _channels(part: Raw) -> int:
-    return part.shape[1] if part.ndim == 4 else 1
 
 
 def warn_of_range(facts: dict[Case, Facts], where: Path, how: str) -> None:

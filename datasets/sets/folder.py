@@ -6,7 +6,6 @@ Nothing is written before everything has been read, and nothing at all where som
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -22,13 +21,22 @@ from datasets.label_values import label_table
 from datasets.pairing import files_in, pair
 from datasets.readers import is_image
 from datasets.sets.files import header_of, in_classes_of, inspect_case, read_case, warn_of_range
-from datasets.splits import divided, folds_file, read_folds, read_groups, read_list, require_listed, units, write_folds
+from datasets.splits import (
+    ANY_NAME,
+    divided,
+    folds_file,
+    read_folds,
+    read_groups,
+    read_list,
+    require_listed,
+    units,
+    write_folds,
+)
 from datasets.verify import check_classes, look
 from utils import atomic_write
 
 AXIS_ORDERS = {"z": "zyx", "y": "yzx", "x": "xzy"}  # slices along an axis first
 ORIENTATION = "LPS"  # axial slices then lie as a radiologist reads them
-NAME = re.compile(r"[^\x00-\x1f\x7f/\\]+")  # a line of a list
 
 _IMAGES, _LABELS = ("images", "imagesTr"), ("labels", "labelsTr", "masks")
 _MEMORY = "inspected.json"  # what was found in files, by their sizes and time stamps
@@ -60,14 +68,17 @@ class Folder(DataSet):
             raise Defects(root, defects)
         self._cases = {case.name: case for case in cases}
         self.has_volumes = not is_image(cases[0].images[0])
-        self._groups = read_groups(root)
+        self.groups = read_groups(root)
 
     def names(self, split: str) -> list[str]:
         path = self.lists / f"{split}.txt"
-        return read_list(path, NAME) if _is_there(path) else []
+        return read_list(path, ANY_NAME) if _is_there(path) else []
 
     def group_of(self, name: str) -> str:
-        return self._groups.get(name, name)
+        return self.groups.get(name, name)
+
+    def case_of(self, name: str) -> str:
+        return name
 
     def cases(self, names: Sequence[str], split: str) -> list[Case]:
         require_listed(self.root / _IMAGES[0] / name for name in names if name not in self._cases)
@@ -285,7 +296,7 @@ def _listed(lists: Path, cases: Mapping[str, Facts], defects: list[Defect]) -> d
     for split in SPLITS:
         path = lists / f"{split}.txt"
         try:
-            parts[split] = read_list(path, NAME) if _is_there(path) else []
+            parts[split] = read_list(path, ANY_NAME) if _is_there(path) else []
         except (ValueError, OSError) as error:
             defects.append(defect_of(path, error))
         for name in parts[split]:

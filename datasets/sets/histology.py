@@ -7,18 +7,19 @@ and `labelcol/`, or `images/` and `masks/`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from datasets.case import Case, DataSet, Facts, Volume
+from datasets.case import SPLITS, Case, DataSet, Facts, Volume
 from datasets.errors import Defect, Defects
 from datasets.label_values import label_table
 from datasets.pairing import files_in, pair
-from datasets.sets.files import header_of, read_case
-from datasets.sets.folder import NAME
-from datasets.splits import read_list, require_listed
+from datasets.sets.files import header_of, in_classes_of, inspect_case, read_case
+from datasets.splits import ANY_NAME, read_list, require_listed
+from datasets.verify import check_classes, look
 
 ANNOTATED = "_anno"  # behind the name of a mask
 _FOLDERS = (("img", "images"), ("labelcol", "masks"))
@@ -36,11 +37,12 @@ class MoNuSeg(DataSet):
     classes = ("nucleus",)
     made_by = "prepare_histology.py"
     names_are_unique = False
+    threshold: ClassVar[int] = 0  # of the masks, where none is given
 
     def names(self, split: str) -> list[str]:
         found = [case.name for case in self._found(split)]
         path = self.lists / f"{split}.txt"
-        return read_list(path, NAME) if path.is_file() else found
+        return read_list(path, ANY_NAME) if path.is_file() else found
 
     def cases(self, names: Sequence[str], split: str) -> list[Case]:
         found = {
@@ -61,22 +63,44 @@ class MoNuSeg(DataSet):
             raise Defects(self.root, defects)
         return cases
 
-    def keys(self, facts: Mapping[Case, Facts]) -> tuple[dict[str, Any], list[Defect]]:
-        """What the masks hold for both classes, by configuration key, and what is wrong."""
+    def inspect_all(self, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> dict[str, Any]:
+        """Read every image and mask; returns what the masks hold for both classes, by configuration key.
+
+        Raises:
+            Defects: all that is wrong with them.
+            FileNotFoundError: there is nothing to train on.
+        """
+        splits: dict[Case, str] = {}
+        defects: list[Defect] = []
+        for split in SPLITS:
+            try:
+                cases, more = find_cases(self.root, split)
+            except FileNotFoundError:
+                if split != "test":  # training does without
+                    raise
+                continue
+            splits |= dict.fromkeys(cases, split)
+            defects += more
+        found, more = look(list(splits), partial(inspect_case, how=self.how), progress=progress)
+        threshold, table = self.how.threshold or self.threshold, (0, 255)
+        values = {case.label: tuple(facts.labels) for case, facts in found.items() if case.label}
         try:
-            values = {case.label: tuple(found.labels) for case, found in facts.items() if case.label}
-            return {"DATA.LABEL_VALUES": list(label_table(values, 2, threshold=self.how.threshold))}, []
+            table = label_table(values, 2, threshold=threshold) if values else table
         except Defects as error:
-            return {}, list(error.defects)
+            defects += error.defects
+        defects += [*more, *_repeated(splits)]
+        if defects:
+            raise Defects(self.root, defects)
+        trained = [in_classes_of(facts, table, threshold) for case, facts in found.items() if splits[case] == "train"]
+        check_classes(trained, self.classes, self.root)
+        return {"DATA.LABEL_VALUES": list(table)} | ({"DATA.MASK_THRESHOLD": threshold} if threshold else {})
 
 
 class GlaS(MoNuSeg):
     """The same, whose masks number the glands: what is not 0 is class 1."""
 
     classes = ("gland",)
-
-    def keys(self, facts: Mapping[Case, Facts]) -> tuple[dict[str, Any], list[Defect]]:
-        return {"DATA.LABEL_VALUES": [0, 255], "DATA.MASK_THRESHOLD": self.how.threshold or 1}, []
+    threshold = 1
 
 
 def find_cases(root: Path, split: str) -> tuple[list[Case], list[Defect]]:
@@ -126,7 +150,7 @@ def _divided(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return [path for path in files if path not in masks], masks
 
 
-def twice(cases: Mapping[Case, str]) -> list[Defect]:
+def _repeated(cases: Mapping[Case, str]) -> list[Defect]:
     """Images that are in two splits, and those that train and validate under one name."""
     names: dict[str, Path] = {}
     contents: dict[bytes, tuple[str, Path]] = {}

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from datasets.case import Geometry
-from datasets.sets.synapse import ORGANS, slice_name, slice_path, volume_path, write
+from datasets.case import Geometry, slice_name
+from datasets.sets.synapse import ORGANS, slice_path, volume_path, write
 
 FORMAT_VERSION = 1
 EXTENT = (200.0, 300.0, 300.0)  # mm along (D, H, W): towards the head, the patient's left, the back

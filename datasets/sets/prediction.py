@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import NamedTuple
 from datasets.case import Case, Volume
 from datasets.errors import BadFile, Defect, Defects, defect_of
 from datasets.intensity import Intensity, Preprocessing
-from datasets.pairing import wrong_name
+from datasets.pairing import CHANNEL, wrong_name
 from datasets.readers import BESIDE, SUFFIXES, is_image, is_volume, read_image, stem_of
 from datasets.readers.dicom import dicom_files, is_dicom
 from datasets.readers.grid import check_axes
-from datasets.sets.files import ScaledImage, open_parts
+from datasets.sets.files import ScaledImage, count_channels, open_parts
 
 _KINDS = f"images or volumes ({', '.join(SUFFIXES)}) or DICOM series"
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 class _Input(NamedTuple):
@@ -78,7 +76,7 @@ class InputVolumes(Sequence):
             raise Defects(self.path, [Defect(path, defect)])
         taken = replace(how, channels=3 if how.channels == 3 else 0)  # grey becomes RGB, but RGB never grey
         parts, geometry = open_parts(case, taken, whole=index not in self._limits)
-        channels = sum(part.shape[1] if part.ndim == 4 else 1 for part in parts)
+        channels = count_channels(parts)
         if channels != how.channels:
             found = (
                 f"has {channels} channel{'s' * (channels > 1)}; expected {how.channels}, as the network was trained on"
@@ -141,7 +139,7 @@ def _cases(files: Sequence[Path], channels: int, defect: str) -> Iterator[_Input
     Three channels may be one RGB image: numbers behind names then count only where they are 0, 1, 2 of every case, and
     the files are no RGB images.
     """
-    numbered = [(path, _CHANNEL.fullmatch(stem_of(path))) for path in files]
+    numbered = [(path, CHANNEL.fullmatch(stem_of(path))) for path in files]
     grouped: dict[str, dict[int, Path]] = {}
     for path, found in numbered:
         if found and path != (first := grouped.setdefault(found[1], {}).setdefault(int(found[2]), path)):

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from datasets.case import Case, DataSet, Facts, Geometry, Volume
-from datasets.errors import BadFile, brief
+from datasets.errors import BadFile, Defects, brief
 from datasets.intensity import Intensity, check_image
 from datasets.label_values import check_label
 from datasets.readers.arrays import GEOMETRY, geometry_from, read_arrays, read_shapes, write_arrays
 from datasets.readers.grid import check_axes, reorient_volume
 from datasets.splits import require_listed
+from datasets.verify import SAMPLE, leakage, verify
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 PREPARED = "prepared.json"  # beside the lists: how scripts/prepare.py scaled the files it made
-
-
-def slice_name(case: str, index: int) -> str:
-    """Name of one slice of a case, as the published lists write it: `case0005_slice000`."""
-    return f"{case}_slice{index:03d}"
 
 
 def slice_path(folder: Path, name: str) -> Path:
@@ -87,13 +83,18 @@ class ArraySet(DataSet):
     def _ndim(self, case: Case) -> int:
         return 3 if case.images[0].parent == self.folder(self.folders[-1]) else 2
 
-    def keys(self, facts: Iterable[Facts]) -> dict[str, Any]:
-        """What the files of the training cases say, by configuration key: where axes point, where all say so alike, and
-        how intensities were scaled, where that was written.
+    def inspect_all(self, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> dict[str, Any]:
+        """Read a sample of what trains and validates, and all headers; returns, by configuration key, where axes point,
+        where all files say so alike, and how intensities were scaled, where that was written.
 
         Raises:
-            ValueError: what was written is damaged; the message names it.
+            Defects: all that is wrong with the files and the lists.
+            ValueError: what was written of the scaling is damaged; the message names it.
         """
+        if defects := leakage(self):
+            raise Defects(self.root, defects)
+        cases = self.cases(self.training_names(), "train")
+        facts = verify(self, cases, SAMPLE, progress=progress, threads=8).values()
         axes, path = {found.axes for found in facts}, self.lists / PREPARED
         keys: dict[str, Any] = {"DATA.ORIENTATION": axes.pop()} if len(axes) == 1 else {}
         if not path.is_file():

@@ -28,7 +28,7 @@ def plan(args: argparse.Namespace) -> Plan:
     """The patients 001 to 100 below RAW, in the split of the papers."""
     if (args.scale == "window") != bool(args.window):
         raise ValueError(f"--scale is {args.scale}; expected --window LOW HIGH with --scale window and with no other")
-    lists = {split: ROOT / f"datasets/splits/acdc/{split}.txt" for split in SPLITS}
+    lists = {split: ROOT / f"datasets/lists/acdc/{split}.txt" for split in SPLITS}
     split_of = {name: split for split, path in lists.items() for name in read_list(path)}
     cases, left_out, defects = find_cases(args.raw, split_of)
     found = f"{len(cases)} patients below {args.raw}; {len(split_of) - len(cases)} of the split are not there"

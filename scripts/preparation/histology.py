@@ -79,7 +79,7 @@ def find_outlined(raw: Path, split: str) -> tuple[list[Case], str, list[Defect]]
 
     One that the papers do not have tests where a folder of it says so, and else trains.
     """
-    lists = {part: ROOT / f"datasets/splits/monuseg/{part}.txt" for part in ("train", "test")}
+    lists = {part: ROOT / f"datasets/lists/monuseg/{part}.txt" for part in ("train", "test")}
     papers = {MISNAMED.get(name, name): part for part, path in lists.items() for name in read_list(path)}
     found: dict[str, dict[str, Path]] = {}
     cases, defects = [], []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from datasets.case import slice_name
 from datasets.errors import Defect
 from datasets.intensity import scale_intensity
 from datasets.sets import synapse
@@ -96,7 +97,7 @@ def choose_split(
         ValueError: an asked-for case is not there, or is asked for twice.
     """
     if test_cases is None and train_cases is None:
-        shipped = {split: read_list(ROOT / f"datasets/splits/synapse/{split}.txt") for split in ("train", "test_vol")}
+        shipped = {split: read_list(ROOT / f"datasets/lists/synapse/{split}.txt") for split in ("train", "test_vol")}
         if set(names) <= {*(name.rsplit("_slice", 1)[0] for name in shipped["train"]), *shipped["test_vol"]}:
             return {name: "test" if name in shipped["test_vol"] else "train" for name in names}, "the official one"
         return dict.fromkeys(names, "train"), "all train, not being the official cases; --test_cases chooses"
@@ -131,7 +132,7 @@ def write(case: Case, pair: Pair, out: Path, *, labels: str, window: tuple[float
     folder = out / ("train_npz" if case.split == "train" else "test_vol_h5")
     folder.mkdir(parents=True)
     if case.split == "train":
-        entries = [synapse.slice_name(case.name, index) for index in range(len(image))]
+        entries = [slice_name(case.name, index) for index in range(len(image))]
         for name, pixels, classes in zip(entries, image, pair.label, strict=True):
             synapse.write(synapse.slice_path(folder, name), pixels, classes, pair.geometry)
     else:

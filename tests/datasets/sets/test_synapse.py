@@ -21,8 +21,8 @@ GRID = Geometry((0.7, 0.8, 3.0), (-10.5, 20.25, 7.0), (1, 0, 0, 0, -1, 0, 0, 0, 
 
 
 def test_splits_as_published() -> None:
-    train = read_list(ROOT / "datasets/splits/synapse/train.txt")
-    test = read_list(ROOT / "datasets/splits/synapse/test_vol.txt")
+    train = read_list(ROOT / "datasets/lists/synapse/train.txt")
+    test = read_list(ROOT / "datasets/lists/synapse/test_vol.txt")
     assert len(train) == len(set(train)) == 2211
     cases = {name.split("_")[0] for name in train}
     assert len(cases) == 18 and len(test) == 12 and not cases & set(test)

@@ -75,7 +75,7 @@ def listed(out: Path, name: str) -> list[str]:
 
 
 def test_the_shipped_split_is_that_of_the_papers() -> None:
-    lists = {name: read_list(ROOT / "datasets/splits/acdc" / f"{name}.txt") for name in ("train", "valid", "test")}
+    lists = {name: read_list(ROOT / "datasets/lists/acdc" / f"{name}.txt") for name in ("train", "valid", "test")}
     assert lists["valid"] == [f"case_{n}" for n in VALID.split()]
     assert lists["test"] == [f"case_{n}" for n in TEST.split()]
     everyone = sorted(name for names in lists.values() for name in names)

@@ -141,7 +141,7 @@ def test_MoNuSeg_becomes_images_and_masks(tmp_path: Path, capfd: pytest.CaptureF
 
 def test_the_papers_split_takes_the_tiles_that_the_papers_folder_holds(tmp_path: Path, capfd) -> None:
     """Of the official download, where they have their right names; what is missing is an error, by name."""
-    papers = {part: read_list(ROOT / "datasets/splits/monuseg" / f"{part}.txt") for part in ("train", "test")}
+    papers = {part: read_list(ROOT / "datasets/lists/monuseg" / f"{part}.txt") for part in ("train", "test")}
     assert (len(papers["train"]), len(papers["test"]), len(MISNAMED)) == (30, 14, 7)
     assert set(MISNAMED) < set(papers["train"]) and not set(MISNAMED.values()) & {*papers["train"], *papers["test"]}
     raw, out = monuseg(tmp_path / "raw"), tmp_path / "out"

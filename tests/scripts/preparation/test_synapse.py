@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 
 from datasets import build_dataset
+from datasets.case import slice_name
 from datasets.readers.arrays import read_arrays, read_shapes
-from datasets.sets.synapse import slice_name
 from evaluation.masks import write_mask
 from scripts import prepare_synapse
 from tests.scripts.preparation.test_acdc import save, spoil_voxel
