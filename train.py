@@ -343,7 +343,7 @@ def begin_run(trainer: Trainer, config: Config, saved: Saved | None, output_dir:
     if saved:
         trainer.bring_best(saved.path.parent)
     text = config_text(config, utils.environment(trainer.ranks.device))
-    utils.atomic_write(output_dir / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    utils.write_text(output_dir / "config.yaml", text)
     millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     processes = f" in {trainer.ranks.world} processes" if trainer.ranks.world > 1 else ""
     what = f"{config.model.type} on {data.dataset}: {trainer.loader.sampler.length} slices, {millions:.1f} M parameters"

@@ -196,6 +196,11 @@ def atomic_write(path: Path, write: Callable[[Path], object], *, keep: Path | No
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8 by `atomic_write`, its line ends as they are."""
+    atomic_write(path, lambda partial: partial.write_bytes(text.encode()))
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process alone, making it where it is missing; what is left empty is removed.

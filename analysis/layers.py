@@ -129,7 +129,7 @@ class Session:
         self.output.mkdir(parents=True, exist_ok=True)
         utils.atomic_write(path["png"], lambda file: figure.savefig(file, format="png"))
         utils.atomic_write(path["npz"], lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-        utils.atomic_write(path["json"], lambda file: file.write_text(text, encoding="utf-8"))
+        utils.write_text(path["json"], text)
         _log.info("figure: %s", path["png"])
 
 

@@ -146,8 +146,9 @@ def build_dataset(
     if split not in ("train", "val", "test"):
         raise ValueError(f"split is {split!r}; expected train, val or test")
     how = preprocessing or Preprocessing(tuple(range(num_classes)))
-    where = {"root_path": root_path, "list_dir": list_dir}
-    dataset = open_dataset(name, **where, num_classes=num_classes, how=how, suffix=suffix)
+    dataset = open_dataset(
+        name, root_path=root_path, list_dir=list_dir, num_classes=num_classes, how=how, suffix=suffix
+    )
     if split == "test" and not folds:
         return CaseVolumes(dataset, dataset.cases(dataset.names("test"), "test"))
     if split == "test":
@@ -196,8 +197,7 @@ def keep_folds(
     Raises:
         ValueError, OSError: as in `datasets.splits.read_folds` and `write_folds`.
     """
-    where = {"root_path": root_path, "list_dir": list_dir}
-    dataset = open_dataset(name, **where, how=preprocessing, suffix=suffix)
+    dataset = open_dataset(name, root_path=root_path, list_dir=list_dir, how=preprocessing, suffix=suffix)
     path = _folds_file(dataset, folds)
     if not path.is_file():
         write_folds(path, _read_folds(dataset, folds))

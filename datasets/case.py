@@ -52,11 +52,12 @@ class SlicedImage(Protocol):
 
     shape: tuple[int, ...]
     ndim: int
+    dtype: np.dtype
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, slices: slice) -> np.ndarray:
-        """The slices of a range, float32."""
+        """The slices of a range."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Geometry:
     @property
     def array_spacing(self) -> tuple[float, float, float]:
         """Spacing in mm along the array's own axes (D, H, W)."""
-        by_axis = dict(zip("xyz", self.spacing, strict=True))
-        return tuple(by_axis[axis] for axis in self.axis_order)
+        depth, height, width = (self.spacing["xyz".index(axis)] for axis in self.axis_order)
+        return depth, height, width
 
     @property
     def affine(self) -> np.ndarray:
@@ -162,6 +163,10 @@ class Facts(NamedTuple):
     def channels(self) -> int:
         """Of the image."""
         return self.shape[1] if len(self.shape) == 4 else 1
+
+    def located(self, geometry: Geometry | None) -> Facts:
+        """The same, with spacing and axes where they are known."""
+        return self._replace(spacing=geometry.array_spacing, axes=geometry.orientation) if geometry else self
 
 
 class DataSet(ABC):
@@ -251,10 +256,9 @@ class DataSet(ABC):
 
 def facts_of(volume: Volume) -> Facts:
     """What a volume in memory holds; its label is uint8."""
-    image, label, geometry = np.asarray(volume.image), volume.label, volume.geometry
-    counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in label) if label is not None else np.zeros(0)
+    image, counts = np.asarray(volume.image), np.zeros(256, int)
+    for plane in volume.label if volume.label is not None else ():
+        counts += np.bincount(plane.ravel(), minlength=256)
     labels = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
-    where: dict[str, Any] = {}
-    if geometry is not None:
-        where = {"spacing": geometry.array_spacing, "axes": geometry.orientation}
-    return Facts(image.shape, str(image.dtype), float(image.min()), float(image.max()), labels, **where)
+    facts = Facts(image.shape, str(image.dtype), float(image.min()), float(image.max()), labels)
+    return facts.located(volume.geometry)

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -165,12 +165,12 @@ class TrainingLoader:
     @property
     def sampler(self) -> EpochBatches:
         """The order of the epoch; set its `epoch` and `start` before iterating."""
-        return self.reader.batch_sampler
+        return cast(EpochBatches, self.reader.batch_sampler)
 
     @property
     def dataset(self) -> DrawnSlices:
         """The slices with their draws."""
-        return self.reader.dataset
+        return cast(DrawnSlices, self.reader.dataset)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -178,7 +178,7 @@ class TrainingLoader:
     def close(self) -> None:
         """End the workers: at exit Python would send them SIGTERM, which they ignore, and wait forever."""
         if self.reader._iterator is not None:
-            self.reader._iterator._shutdown_workers()
+            self.reader._iterator._shutdown_workers()  # type: ignore[attr-defined]
         for worker in multiprocessing.active_children() if self.reader.num_workers else ():
             worker.kill()
 
@@ -207,8 +207,8 @@ class TrainingLoader:
         label = torch.empty((count, *transform.size), dtype=torch.uint8, device=self.device)
         for group in raw.groups:
             # From pinned memory these return at once, and the device does the rest while the next batch is read.
-            there = (part.to(self.device, non_blocking=True) for part in (group.image, group.label))
-            image[group.places], label[group.places] = transform(*there, group.draws)
+            there = [part.to(self.device, non_blocking=True) for part in (group.image, group.label)]
+            image[group.places], label[group.places] = transform(there[0], there[1], group.draws)
         if self.augmentation:
             image, label = self.augmentation(image, label, raw.keys)
         return Batch(image, label, raw.names)

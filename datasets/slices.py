@@ -58,13 +58,15 @@ class CaseSlices(Dataset):
                 volume = self._volume(number)
         else:
             volume = self._read(number)
-        return Sample(volume.image[plane], volume.label[plane], self.names[index])
+        image, label = volume.image[plane : plane + 1], volume.label
+        assert label is not None
+        return Sample(image[0], label[plane], self.names[index])
 
     def _read(self, number: int) -> Volume:
         return self.dataset.read(self.cases[number])
 
 
-class CaseVolumes(Sequence):
+class CaseVolumes:
     """Cases as volumes, read one at a time as they are asked for."""
 
     def __init__(self, dataset: DataSet, cases: Sequence[Case]) -> None:
@@ -90,7 +92,7 @@ class CaseVolumes(Sequence):
         verify(self.dataset, self._cases, progress=progress, threads=2)
 
 
-class StackedVolumes(Sequence):
+class StackedVolumes:
     """Slices of files of their own put back together as volumes; where they differ in size, each is a volume itself.
 
     Args:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 
 from datasets.errors import MAX_NAME, Defect, Defects, shorten
-from utils import atomic_write
+from utils import write_text
 
 GROUPS = "groups.csv"  # beside images/ and labels/
 ANY_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]+")  # of a line of a list
@@ -220,7 +220,7 @@ def write_folds(path: Path, parts: Sequence[Sequence[str]]) -> None:
     """
     text = json.dumps({"folds": [list(part) for part in parts]}, indent=1) + "\n"
     try:
-        atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_text(path, text)
     except OSError as error:
         raise OSError(
             f"{path}: the folds cannot be written there ({error.strerror}); name a folder by --list_dir"

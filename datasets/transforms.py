@@ -221,7 +221,7 @@ class RandomGenerator:
     """
 
     def __init__(self, size: tuple[int, int], rot_flip: float = 0.5, rotate: float = 0.5) -> None:
-        self.size, self.rot_flip, self.rotate = tuple(size), rot_flip, rotate
+        self.size, self.rot_flip, self.rotate = (size[0], size[1]), rot_flip, rotate
 
     def draw(self, coins: random.Random | Any = random, integers: np.random.RandomState | Any = np.random) -> Draw:
         """Draw as the published code does: choices from Python's `random`, numbers from NumPy's `randint`.
@@ -257,8 +257,10 @@ class RandomGenerator:
 
         def augment_label(batch: Tensor) -> Tensor:
             # Both steps are look-ups, so that one in their combined table gives the small result at once.
-            shape, each = tuple(batch.shape[1:]), zip(batch.split(1), draws, strict=True)
-            return torch.cat([_gather(one, _lookup(shape, self.size, draw, one.device)) for one, draw in each])
+            each = zip(batch.split(1), draws, strict=True)
+            return torch.cat(
+                [_gather(one, _lookup(tuple(batch.shape[1:]), self.size, draw, one.device)) for one, draw in each]
+            )
 
         planes = _apply(planes, augment_image)
         return planes.reshape(*image.shape[:-2], *self.size), _apply(label, augment_label)

@@ -16,7 +16,7 @@ from datasets.readers import read_image
 from evaluation import charts
 from evaluation.metrics import OVERLAPS
 from evaluation.summary import CONVENTIONS, TITLES, Summary, number
-from utils import atomic_write
+from utils import write_text
 
 Overlay = tuple[str, str, list[str]]  # title, caption, and the halves of a PNG as data URLs
 Chart = tuple[str, str, str]  # title, caption, and the SVG
@@ -62,7 +62,7 @@ def write_html(path: Path, summary: Summary, overlays: Path, provenance: Provena
         curves=_curves(provenance.curves),
         provenance=provenance,
     )
-    atomic_write(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+    write_text(path, page)
 
 
 def render(template: str, **context: object) -> str:

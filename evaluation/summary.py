@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import METRICS, OVERLAPS, ClassScores
-from utils import atomic_write, first_line
+from utils import first_line, write_text
 
 Json = dict[str, Any]  # nested, as it is written to a file and read back; None where undefined
 
@@ -163,13 +163,12 @@ def write_csv(path: Path, summary: Summary) -> None:
     for case, scores in zip(summary.cases, summary.scores, strict=True):
         for label, (name, row) in enumerate(zip(summary.classes, scores, strict=True), start=1):
             table.writerow([case, label, name, *named(columns, row.ravel()).values()])
-    atomic_write(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8", newline=""))
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a summary, or another result, as JSON."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, writer: str) -> Any:

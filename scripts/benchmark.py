@@ -45,7 +45,7 @@ def benchmark(args: argparse.Namespace) -> int:
             else:
                 found = measure(comparison, args.rounds)
             records.append({"row": row, **found})
-            utils.atomic_write(args.output, lambda path: path.write_text(json.dumps(report, indent=2)))
+            utils.write_text(args.output, json.dumps(report, indent=2))
     print(table(pd.DataFrame(records)))
     return 0
 

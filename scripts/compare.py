@@ -31,7 +31,7 @@ def compare(args: argparse.Namespace) -> int:
     content = page(comparison, *names, images)
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "comparison.json", comparison)
-    utils.atomic_write(args.output / "comparison.html", lambda path: path.write_text(content, encoding="utf-8"))
+    utils.write_text(args.output / "comparison.html", content)
     print(f"{format_comparison(comparison, *names)}\n\n{args.output / 'comparison.html'}")
     return 0
 

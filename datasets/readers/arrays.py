@@ -41,7 +41,7 @@ class _Stored:
             return np.asarray(self._source[()])
         stream, in_columns = self._source
         flat = np.empty(math.prod(self.shape), self.dtype)
-        memory, position = memoryview(flat.view(np.uint8)), 0
+        memory, position = flat.view(np.uint8).data, 0
         while block := stream.read(min(_BLOCK, flat.nbytes - position)):
             memory[position : position + len(block)] = block
             position += len(block)
@@ -87,13 +87,12 @@ def _opened(path: Path) -> Iterator[h5py.File | zipfile.ZipFile]:
 def _find(
     file: h5py.File | zipfile.ZipFile, names: Sequence[str], optional: Sequence[str], path: Path
 ) -> Iterator[tuple[str, _Stored]]:
-    is_h5 = isinstance(file, h5py.File)
-    found = list(file) if is_h5 else [name.removesuffix(".npy") for name in file.namelist()]
+    found = [n.removesuffix(".npy") for n in file.namelist()] if isinstance(file, zipfile.ZipFile) else list(file)
     for name in names:
         if name not in found:
             raise BadFile(f"{path}: has no '{name}', only {', '.join(found)[:160] or 'nothing'}; expected it, make it")
     for name in (*names, *(name for name in optional if name in found)):
-        if is_h5:
+        if not isinstance(file, zipfile.ZipFile):
             link = file.get(name, getlink=True)
             array = file[name] if isinstance(link, h5py.HardLink) else None
             if not isinstance(array, h5py.Dataset) or array.shape is None or array.external or array.is_virtual:
@@ -111,7 +110,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], geometry: Geometr
     """Write arrays and, where it is known, their geometry as npz, always the same bytes, or as h5 with checksums."""
     stored = {**arrays, **({} if geometry is None else geometry_arrays(geometry))}
     if path.suffix != ".h5":
-        np.savez(path, **stored)
+        np.savez(path, **stored)  # type: ignore[arg-type]
         return
     with h5py.File(path, "w") as file:
         for name, array in stored.items():
@@ -123,10 +122,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], geometry: Geometr
 def geometry_arrays(geometry: Geometry) -> dict[str, np.ndarray]:
     """A geometry as arrays by name, which `geometry_from` reads."""
     arrays = {name: np.asarray(getattr(geometry, name)) for name in _NUMBERS}
-    arrays |= {"affine": geometry.affine, "axis_order": np.bytes_(geometry.axis_order)}
+    arrays |= {"affine": geometry.affine, "axis_order": np.asarray(geometry.axis_order.encode())}
     if geometry.flips:
-        arrays["flips"] = np.bytes_(geometry.flips)
-    return arrays if geometry.oriented else arrays | {_ORIENTED: np.bool_(False)}
+        arrays["flips"] = np.asarray(geometry.flips.encode())
+    return arrays if geometry.oriented else arrays | {_ORIENTED: np.asarray(False)}
 
 
 def geometry_from(stored: Mapping[str, np.ndarray], path: Path) -> Geometry | None:
@@ -148,7 +147,7 @@ def geometry_from(stored: Mapping[str, np.ndarray], path: Path) -> Geometry | No
         volume = abs(np.linalg.det(np.reshape(numbers["direction"], (3, 3)))) if finite else 0
         if not 0.5 < volume < 2 or min(numbers["spacing"]) <= 0:
             raise ValueError(f"spacing {numbers['spacing']}, direction {numbers['direction']}")
-        return Geometry(**numbers, axis_order=order, flips=flips, oriented=oriented)
+        return Geometry(numbers["spacing"], numbers["origin"], numbers["direction"], order, flips, oriented)
     except (ValueError, KeyError, TypeError) as error:
         raise BadFile(
             f"{path}: its geometry is not understood ({brief(error)}); expected 'spacing' and 'origin' of 3 numbers, "

@@ -6,9 +6,9 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import imagecodecs
 import numpy as np
@@ -195,7 +195,7 @@ def _numbers(
         advice = "expected a slice of a CT or MR" if "NumberOfFrames" not in header else "convert it, by dcm2niix"
         raise ValueError(f"{path}: does not say where it lies (no {key}); {advice}")
     try:
-        numbers = tuple(float(number) for number in (value if count > 1 else [value]))
+        numbers = tuple(map(float, cast(Iterable, value) if count > 1 else [value]))
     except (ValueError, TypeError):
         numbers = ()
     if len(numbers) != count or not np.isfinite(numbers).all():

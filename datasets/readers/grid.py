@@ -20,14 +20,14 @@ _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "I": "S", "S": "I"}
 
 def arrange(stored: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Voxels [z, y, x], as a file has them, along the axes of our arrays: a view (D, H, W)."""
-    flipped = np.flip(stored, ["zyx".index(axis) for axis in geometry.flips])
+    flipped = np.flip(stored, tuple("zyx".index(axis) for axis in geometry.flips))
     return flipped.transpose(["zyx".index(axis) for axis in geometry.axis_order])
 
 
 def as_stored(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     """The inverse of `arrange`: an array (D, H, W) as [z, y, x] of its file, a view."""
     stored = array.transpose([geometry.axis_order.index(axis) for axis in "zyx"])
-    return np.flip(stored, ["zyx".index(axis) for axis in geometry.flips])
+    return np.flip(stored, tuple("zyx".index(axis) for axis in geometry.flips))
 
 
 def _letters(geometry: Geometry) -> str:
@@ -56,11 +56,12 @@ def reorient_volume(volume: Volume, towards: str) -> Volume:
     if volume.geometry is None or not towards:
         return volume
     geometry = reorient(volume.geometry, volume.geometry.axis_order, towards)
-    image, label = (
-        array if array is None else np.ascontiguousarray(arrange(as_stored(array, volume.geometry), geometry))
+    turned = [
+        np.ascontiguousarray(arrange(as_stored(np.asarray(array), volume.geometry), geometry))
         for array in (volume.image, volume.label)
-    )
-    return replace(volume, image=image, label=label, geometry=geometry)
+        if array is not None
+    ]
+    return replace(volume, image=turned[0], label=turned[1] if len(turned) > 1 else None, geometry=geometry)
 
 
 def upright(image: np.ndarray, geometry: Geometry | None) -> np.ndarray:
@@ -115,7 +116,7 @@ def check_same_grid(
     turned_alike = len({(one.axis_order, one.flips) for one in both}) == 1
     if not axes <= _MAX_DIFFERENCE or not shift <= _MAX_SHIFT or not turned_alike:
         near = {
-            key: np.allclose(*(getattr(one, key) for one in both), atol=_MAX_DIFFERENCE)
+            key: np.allclose(getattr(geometry, key), getattr(image_geometry, key), atol=_MAX_DIFFERENCE)
             for key in ("spacing", "origin", "direction")
         }
         key = next((key for key in ("spacing", "direction") if not near[key]), "origin")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import struct
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import imagecodecs
 import numpy as np
@@ -133,15 +134,10 @@ def _read_by_pillow(path: Path, head: bytes) -> _Decoded:
                 raise BadFile(f"{path}: has 16 bits a color and EXIF; expected one, {_MAGICK} -auto-orient NEW.png")
             return _Decoded(imagecodecs.png_decode(path.read_bytes()), 16)
         turned = ImageOps.exif_transpose(image)
-        if turned.mode == "P" and "transparency" not in turned.info:
-            return _Decoded(np.asarray(turned), 8, np.reshape(turned.getpalette(), (-1, 3)).astype(np.uint8))
         if turned.mode in ("P", "PA"):
-            alpha = np.asarray(turned.convert("RGBA"))[..., 3]
-            if (alpha != 255).any():
-                raise BadFile(
-                    f"{path}: is transparent in places; expected an opaque image, {_MAGICK} -alpha off NEW.png"
-                )
-            colors = np.reshape(turned.getpalette(), (-1, 3)).astype(np.uint8)
+            if turned.mode == "PA" or "transparency" in turned.info:
+                _without_alpha(np.asarray(turned.convert("RGBA")), path)
+            colors = np.array(turned.getpalette(), np.uint8).reshape(-1, 3)
             return _Decoded(np.asarray(turned.getchannel(0) if turned.mode == "PA" else turned), 8, colors)
         if "transparency" in turned.info:
             turned = turned.convert("LA" if turned.mode == "L" else "RGBA")
@@ -177,12 +173,13 @@ def _read_bmp(path: Path, head: bytes) -> _Decoded | None:
 
 def _read_tiff(path: Path) -> _Decoded:
     with tifffile.TiffFile(path) as file:
-        pages = [page for page in file.pages if not page.is_reduced]  # a pyramid has smaller ones, too
+        # A pyramid has smaller ones, too.
+        pages = [page for page in cast(Iterable[tifffile.TiffPage], file.pages) if not page.is_reduced]
         if len(pages) != 1:
             raise BadFile(f"{path}: holds {len(pages)} images; expected one, {_MAGICK} NEW-%d.png")
         (page,) = pages
         _check_size(page.imagelength, page.imagewidth, path)
-        kind, bits = page.photometric.name, page.bitspersample
+        kind, bits = tifffile.PHOTOMETRIC(page.photometric).name, page.bitspersample
         if page.sampleformat != 1 or bits not in (1, 2, 4, 8, 10, 12, 14, 16) or page.imagedepth != 1:
             scale = f"{_MAGICK} -auto-level -depth 16 NEW.png"
             raise BadFile(
@@ -204,7 +201,7 @@ def _read_tiff(path: Path) -> _Decoded:
         if kind == "MINISWHITE":
             pixels = pixels.dtype.type(2**bits - 1) - pixels
         pixels = _oriented(pixels, int(page.tags[_ORIENTATION].value) if _ORIENTATION in page.tags else 1)
-        if kind == "PALETTE":
+        if page.colormap is not None and kind == "PALETTE":
             return _Decoded(pixels, 8, (page.colormap.T >> 8).astype(np.uint8))
         return _Decoded(pixels, bits)
 

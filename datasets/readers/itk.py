@@ -66,7 +66,7 @@ def _meta_bytes(path: Path) -> int:
         last = re.search(rb"^ElementDataFile *= *(.*?) *\r?\n", text, re.MULTILINE)
         name = last.group(1).decode(errors="replace") if last else ""
         is_local = name.upper() == "LOCAL"
-        if not name or not re.search(rb"^NDims *= *\d", text, re.MULTILINE):
+        if not last or not name or not re.search(rb"^NDims *= *\d", text, re.MULTILINE):
             raise _unreadable(path, "its header ends early")
         if not is_local and (Path(name).name != name or not (path.parent / name).is_file()):
             raise _unreadable(path, f"its ElementDataFile is {name[:80]!r} and not a file beside it")

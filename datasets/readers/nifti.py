@@ -33,11 +33,11 @@ _MAX_CODE = 5  # of qform and sform
 
 
 class _Nifti1(nib.Nifti1Header):
-    quaternion_threshold = 1e-4  # that a quaternion may be longer than 1, as writers round
+    quaternion_threshold = np.float64(1e-4)  # that a quaternion may be longer than 1, as writers round
 
 
 class _Nifti2(nib.Nifti2Header):
-    quaternion_threshold = 1e-4
+    quaternion_threshold = np.float64(1e-4)
 
 
 class NiftiImage:
@@ -251,7 +251,7 @@ def _is_compressed(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
+def _read(stream: BinaryIO | gzip.GzipFile, size: int, path: Path) -> bytes:
     try:
         return stream.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -354,8 +354,9 @@ def _geometry(header: nib.Nifti1Header, path: Path, spacing: str) -> Geometry:
             f"{path}: its pixdim is ({shown[0]}) mm, but its affine has ({shown[1]}), which is taken; "
             "--opts DATA.SPACING pixdim takes the former"
         )
-    numbers = (tuple(values.ravel().tolist()) for values in (lengths, lps[:, 3], direction))
-    return Geometry(*numbers, oriented=bool(header["qform_code"] or header["sform_code"]), header=header)
+    size, origin, axes = (tuple(values.ravel().tolist()) for values in (lengths, lps[:, 3], direction))
+    is_oriented = bool(header["qform_code"] or header["sform_code"])
+    return Geometry(size, origin, axes, oriented=is_oriented, header=header)
 
 
 def _unreadable(path: Path, why: str) -> ValueError:

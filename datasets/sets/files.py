@@ -41,7 +41,7 @@ class ScaledImage:
         self.limits = limits or [intensity.limits(part, file) for part, file in zip(parts, files, strict=True)]
         shape = tuple(parts[0].shape)
         self.shape = shape if len(parts) == 1 else (shape[0], len(parts), *shape[1:])
-        self.ndim = len(self.shape)
+        self.ndim, self.dtype = len(self.shape), np.dtype(np.float32)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -125,10 +125,7 @@ def inspect_case(case: Case, how: Preprocessing) -> Facts:
 def header_of(case: Case, how: Preprocessing) -> Facts:
     """The shape of a case, and of a volume its spacing and axes."""
     parts, geometry = open_parts(case, how)
-    shape = tuple(parts[0].shape)
-    if geometry is None:
-        return Facts(shape)
-    return Facts(shape, spacing=geometry.array_spacing, axes=geometry.orientation)
+    return Facts(tuple(parts[0].shape)).located(geometry)
 
 
 def in_classes_of(facts: Facts, table: Sequence[int], threshold: int) -> Facts:

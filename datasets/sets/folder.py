@@ -33,12 +33,12 @@ from datasets.splits import (
     write_folds,
 )
 from datasets.verify import check_classes, look
-from utils import atomic_write
+from utils import write_text
 
 AXIS_ORDERS = {"z": "zyx", "y": "yzx", "x": "xzy"}  # slices along an axis first
 ORIENTATION = "LPS"  # axial slices then lie as a radiologist reads them
 
-_IMAGES, _LABELS = ("images", "imagesTr"), ("labels", "labelsTr", "masks")
+_HALVES = ("images", "imagesTr"), ("labels", "labelsTr", "masks")
 _MEMORY = "inspected.json"  # what was found in files, by their sizes and time stamps
 _VERSION = 3  # of it
 _FRACTIONS = {"val": 0.1, "test": 0.2}  # of the cases; the rest train
@@ -59,7 +59,7 @@ class Info(NamedTuple):
 class Folder(DataSet):
     """Images or volumes with labels; a name in a list is a case."""
 
-    folders = (*_IMAGES, *_LABELS)
+    folders = sum(_HALVES, ())
 
     def __init__(self, root: Path, lists: Path, num_classes: int, how: Preprocessing, suffix: str = "") -> None:
         super().__init__(root, lists, num_classes, how)
@@ -81,7 +81,7 @@ class Folder(DataSet):
         return name
 
     def cases(self, names: Sequence[str], split: str) -> list[Case]:
-        require_listed(self.root / _IMAGES[0] / name for name in names if name not in self._cases)
+        require_listed(self.root / _HALVES[0][0] / name for name in names if name not in self._cases)
         return [self._cases[name] for name in names]
 
     def read(self, case: Case) -> Volume:
@@ -97,21 +97,20 @@ def find_cases(root: Path, suffix: str = "") -> tuple[list[Case], list[Defect]]:
     Raises:
         FileNotFoundError: it has no images/ or no labels/.
     """
-    folders = [next((root / name for name in names if (root / name).is_dir()), None) for names in (_IMAGES, _LABELS)]
-    for folder, names in zip(folders, (_IMAGES, _LABELS), strict=True):
-        if folder is None:
-            expected = "images/ and labels/ (or nnU-Net's imagesTr/ and labelsTr/) of files of the same names"
-            raise FileNotFoundError(f"{root / names[0]}: no such folder; expected {root} with {expected}")
+    images, labels = (next((root / name for name in names if (root / name).is_dir()), None) for names in _HALVES)
+    if not images or not labels:
+        expected = "images/ and labels/ (or nnU-Net's imagesTr/ and labelsTr/) of files of the same names"
+        raise FileNotFoundError(f"{root / _HALVES[bool(images)][0]}: no such folder; expected {root} with {expected}")
     defects: list[Defect] = []
-    cases = pair(*(files_in(folder, defects) for folder in folders if folder), defects, suffix)
+    cases = pair(files_in(images, defects), files_in(labels, defects), defects, suffix)
     if not cases and not defects:
-        defects.append(Defect(folders[0] or root, f"is empty; expected images or volumes, and labels in {_LABELS[0]}/"))
+        defects.append(Defect(images, "is empty; expected images or volumes, and labels in labels/"))
     return cases, defects
 
 
 def looks_like_folder(root: Path) -> bool:
     """Whether a data folder is one for --dataset Folder."""
-    return all(any((root / name).is_dir() for name in names) for names in (_IMAGES, _LABELS))
+    return all(any((root / name).is_dir() for name in names) for names in _HALVES)
 
 
 def read_info(root: Path) -> Info:
@@ -390,7 +389,7 @@ def _write(lists: Path, parts: Mapping[str, Sequence[str]], memory: Mapping[str,
     try:
         lists.mkdir(parents=True, exist_ok=True)
         for name, text in {_MEMORY: json.dumps(memory), **({} if has_lists else files)}.items():
-            atomic_write(lists / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+            write_text(lists / name, text)
     except OSError as error:
         if has_lists:
             return  # only the next start will take as long

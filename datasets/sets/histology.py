@@ -82,7 +82,7 @@ class MoNuSeg(DataSet):
             splits |= dict.fromkeys(cases, split)
             defects += more
         found, more = look(list(splits), partial(inspect_case, how=self.how), progress=progress)
-        threshold, table = self.how.threshold or self.threshold, (0, 255)
+        threshold, table = self.how.threshold or self.threshold, tuple[int, ...]((0, 255))
         values = {case.label: tuple(facts.labels) for case, facts in found.items() if case.label}
         try:
             table = label_table(values, 2, threshold=threshold) if values else table

@@ -54,7 +54,8 @@ class _Space:
 
     def near(self, point: _Point, by: float) -> _Point:
         """A point near `point`, `by` mm away along each axis (one standard deviation)."""
-        return tuple(float(v) for v in np.asarray(point) + np.clip(self.rng.normal(size=3), -2.0, 2.0) * by)
+        z, x, y = (np.asarray(point) + np.clip(self.rng.normal(size=3), -2.0, 2.0) * by).tolist()
+        return z, x, y
 
     def smooth(self, amplitude: float, modes: int = 4) -> np.ndarray:
         """A random smooth field with standard deviation `amplitude`, made of the first `modes` waves of each axis."""

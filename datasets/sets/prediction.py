@@ -26,7 +26,7 @@ class _Input(NamedTuple):
     defect: str = ""
 
 
-class InputVolumes(Sequence):
+class InputVolumes:
     """The images in a file or a folder as `Volume`s without labels, each opened as it is asked for.
 
     NIfTI is read slice by slice as the network takes it; of a DICOM file, the series of its folder is taken. In a

@@ -73,8 +73,7 @@ class ArraySet(DataSet):
                 f"{path}: '{self.image}' has shape {image} and 'label' {label}; expected {self._ndim(case)} dimensions "
                 "and the same shape"
             )
-        where = {"spacing": geometry.array_spacing, "axes": geometry.orientation} if geometry else {}
-        return Facts((1, *image)[-3:], **where)
+        return Facts((1, *image)[-3:]).located(geometry)
 
     def inspect(self, case: Case) -> Facts:
         facts, header = super().inspect(case), self.header(case)

@@ -21,7 +21,7 @@ from engine.logger import read_curves
 from evaluation.inference import is_done
 from evaluation.summary import CONVENTIONS, TITLES, Json, read_json, read_summary, write_json
 from scripts.studies.plan import Plain, Run, Study
-from utils import atomic_write, check_writable, no_link
+from utils import check_writable, no_link, write_text
 
 _log = logging.getLogger("study.py")
 
@@ -165,8 +165,7 @@ def write_results(path: Path, results: Plain) -> None:
     """Write them, a line a run, so that a difference of two versions is that of their runs."""
     head = json.dumps({key: value for key, value in results.items() if key != "runs"}, allow_nan=False)
     runs = ",\n".join(json.dumps(run, separators=(",", ":"), allow_nan=False) for run in results["runs"])
-    text = f'{head[:-1]}, "runs": [\n{runs}\n]}}\n'
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, f'{head[:-1]}, "runs": [\n{runs}\n]}}\n')
 
 
 def _results(folder: Path) -> Json:
