@@ -1,4 +1,4 @@
-"""Folders of one's own, written small: pictures with masks, volumes with labels."""
+"""Custom data sets, written small: images with masks, volumes with labels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 from tests.conftest import make_case
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 48), classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """An RGB picture (H, W, 3) uint8 and a mask (H, W) uint8 of blocks, 0..classes-1, which its redness tells."""
+def draw_image(seed: int, size: tuple[int, int] = (40, 48), classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """An RGB draw_image (H, W, 3) uint8 and a mask (H, W) uint8 of blocks, 0..classes-1, which its redness tells."""
     image, label = make_case(seed, (1, *size), classes)
     red = (image[0] * 200).astype(np.uint8)
     return np.stack([red, 255 - red, np.full_like(red, seed % 255)], axis=2), label[0]
@@ -23,7 +23,7 @@ def write_images(root: Path, count: int = 10, *, classes: int = 2, suffix: str =
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()
     for index in range(count):
-        image, mask = picture(index, classes=classes)
+        image, mask = draw_image(index, classes=classes)
         Image.fromarray(image).save(root / f"images/case {index}{suffix}")
         Image.fromarray(mask * (scale or (255 if classes == 2 else 1))).save(root / f"labels/case {index}.png")
     return root

@@ -20,7 +20,7 @@ from datasets import list_datasets
 from scripts import prepare_acdc, prepare_histology
 from tests.conftest import ROOT, SHARED, geometry
 from tests.networks.small import SMALL
-from tests.own_data import picture, volume, write_images, write_nifti, write_volumes
+from tests.own_data import draw_image, volume, write_images, write_nifti, write_volumes
 from tests.scripts.preparation import test_acdc as acdc
 from tests.scripts.preparation import test_histology as histology
 
@@ -115,7 +115,7 @@ def test_a_users_path(tmp_path: Path) -> None:
     """Pictures of one's own in three commands: trained, evaluated, predicted."""
     root, run, new = write_images(tmp_path / "own", 8), tmp_path / "run", tmp_path / "new"
     new.mkdir()
-    Image.fromarray(picture(99, (33, 57))[0]).save(new / "slide 1.png")
+    Image.fromarray(draw_image(99, (33, 57))[0]).save(new / "slide 1.png")
     words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
     assert train_command.main([*words, "--output_dir", str(run), "--max_epochs", "2", *UNET]) == 0
     assert test_command.main(["--output_dir", str(run)]) == 0
@@ -180,7 +180,7 @@ def test_what_is_wrong_is_told_together_and_nothing_is_written(tmp_path: Path, c
     root = write_images(tmp_path / "own", 14)
     (root / "labels/case 0.png").unlink()
     for index in range(1, 13):
-        Image.fromarray(picture(index)[0]).save(root / f"labels/case {index}.png")
+        Image.fromarray(draw_image(index)[0]).save(root / f"labels/case {index}.png")
     (root / "images/case 13.png").write_bytes(b"")
     before = sorted(tmp_path.rglob("*"))
     words = ["--dataset", "Folder", "--root_path", str(root), "--cfg", str(ROOT / "configs/unet_224.yaml")]
@@ -210,9 +210,9 @@ ONE_PICTURE_IN_TWO_PARTS = {
 
 
 def as_shared(root: Path) -> Path:
-    """One picture with its mask in each of UCTransNet's folders."""
+    """One draw_image with its mask in each of UCTransNet's folders."""
     for seed, part in enumerate(("Train_Folder", "Val_Folder", "Test_Folder")):
-        for folder, array in zip(("img", "labelcol"), picture(seed), strict=True):
+        for folder, array in zip(("img", "labelcol"), draw_image(seed), strict=True):
             (root / part / folder).mkdir(parents=True)
             Image.fromarray(array * (255 if folder == "labelcol" else 1)).save(root / part / folder / f"{seed}.png")
     return root

@@ -116,8 +116,8 @@ def test_any_orientation_gives_one_mask_on_its_own_grid(run: Path, tmp_path: Pat
     assert (masks[0] == masks[1]).all() and masks[0].any()
 
 
-def test_overlay_is_a_picture(run: Path) -> None:
+def test_overlay_is_an_image(run: Path) -> None:
     from PIL import Image
 
-    with Image.open(run / "overlays/ct02.png") as picture:
-        assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 24)) > 100
+    with Image.open(run / "overlays/ct02.png") as draw_image:
+        assert draw_image.width > 600 and len(draw_image.convert("RGB").getcolors(1 << 24)) > 100

@@ -39,7 +39,7 @@ def open_volume(
     path: Path, axis_order: str = "zxy", orientation: str = "", *, spacing: str = "affine", whole: bool = False
 ) -> tuple[SlicedImage | np.ndarray, Geometry]:
     """A volume (D, H, W) as stored, and its geometry; see `datasets.readers.nifti.open_image`. A folder is a DICOM
-    series. Only NIfTI is read by slices; `whole` sees that all of it can be read.
+    series. NIfTI is read by slices, MetaImage and NRRD whole; `whole` sees that all of it can be read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,7 +50,10 @@ def open_volume(
     if path.name.lower().endswith(ITK):
         from datasets.readers import itk  # 90 MB, which most do without
 
-        return itk.read_image(path, axis_order, orientation)
+        image = itk.ItkImage(path, axis_order, orientation)
+        if whole:
+            image.check()
+        return image, image.geometry
     opened = nifti.open_image(path, axis_order, orientation, whole=whole, spacing=spacing)
     return opened, opened.geometry
 

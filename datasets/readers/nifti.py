@@ -43,8 +43,8 @@ class _Nifti2(nib.Nifti2Header):
 class NiftiImage:
     """The numbers of a NIfTI file as (D, H, W), read from it a range of slices at a time: a `SlicedImage`.
 
-    An image of one slice is (1, H, W). A compressed file is unpacked at the first read, into a temporary file that has
-    no name and is removed with the object.
+    An image of one slice is (1, H, W). A compressed file is decompressed at the first read, into a temporary file that
+    has no name and is removed with the object.
     """
 
     ndim = 3
@@ -78,7 +78,7 @@ class NiftiImage:
 
         Raises:
             ValueError: the file was changed, or is damaged; the message names it.
-            OSError: there is no room to unpack it; the message names the temporary folder.
+            OSError: there is no room to decompress it; the message names the temporary folder.
         """
         rows = range(len(self))[slices]
         if not rows:
@@ -108,7 +108,7 @@ class NiftiImage:
         return slices
 
     def check(self) -> None:
-        """Unpack a compressed file, and look at every number.
+        """Decompress a compressed file, and look at every number.
 
         Raises:
             ValueError: it is damaged, or holds NaN or infinite values.
@@ -143,7 +143,7 @@ class NiftiImage:
     def _open(self) -> BinaryIO:
         if self._file is None:
             is_compressed = _is_compressed(self.path)
-            self._file = _unpack(self.path, self._end) if is_compressed else self.path.open("rb", buffering=0)
+            self._file = _decompress(self.path, self._end) if is_compressed else self.path.open("rb", buffering=0)
         return self._file
 
 
@@ -178,17 +178,6 @@ def open_image(
     if whole:
         image.check()
     return image
-
-
-def read_image(
-    path: Path | str, axis_order: str = "zxy", orientation: str = "", *, spacing: str = "affine"
-) -> tuple[np.ndarray, Geometry]:
-    """Read a NIfTI file as an array (D, H, W) of the stored type, or float32 if scaled, and its geometry.
-
-    The arguments, and what is raised, are those of `open_image`.
-    """
-    image = open_image(path, axis_order, orientation, spacing=spacing)
-    return image.read(0, len(image)), image.geometry
 
 
 def write_mask(path: Path, array: np.ndarray, geometry: Geometry, values: np.ndarray) -> None:
@@ -258,24 +247,24 @@ def _read(stream: BinaryIO | gzip.GzipFile, size: int, path: Path) -> bytes:
         raise _unreadable(path, str(error)) from None
 
 
-def _unpack(path: Path, end: int) -> BinaryIO:
+def _decompress(path: Path, end: int) -> BinaryIO:
     """The first `end` bytes of a compressed file in a temporary one; the rest is read too, for its checksum."""
     position = 0
     try:
-        unpacked = tempfile.TemporaryFile()  # noqa: SIM115, it is the result
+        file = tempfile.TemporaryFile()  # noqa: SIM115, it is the result
         with gzip.open(path) as stream:
             while block := _read(stream, _BLOCK, path):
-                unpacked.write(block[: max(0, end - position)])
+                file.write(block[: max(0, end - position)])
                 position += len(block)
-        unpacked.flush()
+        file.flush()
     except OSError as error:
         raise OSError(
-            f"{path}: cannot be unpacked into the temporary folder {tempfile.tempdir} ({error.strerror or error}); "
+            f"{path}: cannot be decompressed into the temporary folder {tempfile.tempdir} ({error.strerror or error}); "
             "make room there, or name another (TMPDIR)"
         ) from None
     if position < end:
         raise _unreadable(path, f"it holds {position} bytes where its header promises {end}")
-    return unpacked
+    return file
 
 
 def _read_header(path: Path) -> nib.Nifti1Header:
@@ -292,7 +281,8 @@ def _read_header(path: Path) -> nib.Nifti1Header:
     header = kind(block[:size], order, check=False)
     shape = _shape(header)
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"{path}: has the shape {shape} as (x, y, z, ...); expected a 3-D volume or one slice")
+        advice = ", so write its channels as CASE_0000.nii.gz, CASE_0001.nii.gz, ..." if len(shape) == 4 else ""
+        raise ValueError(f"{path}: has the shape {shape} as (x, y, z, ...); expected a 3-D volume or one slice{advice}")
     if math.prod(shape) > MAX_VOXELS:
         raise ValueError(f"{path}: has the shape {shape}; expected {MAX_VOXELS} voxels at most")
     try:

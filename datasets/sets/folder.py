@@ -1,4 +1,4 @@
-"""A folder of one's own, `images/` and `labels/` (--dataset Folder), or nnU-Net's `imagesTr/` and `labelsTr/`.
+"""A custom data set, `images/` and `labels/` (--dataset Folder), or nnU-Net's `imagesTr/` and `labelsTr/`.
 
 Nothing is written before everything has been read, and nothing at all where something is wrong.
 """

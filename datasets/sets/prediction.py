@@ -68,7 +68,7 @@ class InputVolumes:
 
         Raises:
             ValueError: it cannot be used; the message names it.
-            OSError: it cannot be read, or unpacked.
+            OSError: it cannot be read, or decompressed.
         """
         case, defect = self._inputs[index]
         path, how = case.images[0], self.how

@@ -54,8 +54,8 @@ def test_similarity_writes_a_figure_numbers_and_matrices(analysed: Path) -> None
             others = ~np.eye(len(matrix), dtype=bool)
             assert row["mean_abs_correlation"]["all"] == pytest.approx(np.nanmean(np.abs(matrix[others])), abs=1e-6)
             assert 1 <= row["effective_rank"]["all"] <= row["channels"]
-    picture = matplotlib.image.imread(analysed / "similarity.png")
-    assert picture.shape[1] > 2 * picture.shape[0] and picture[..., :3].std() > 0.1
+    drawn = matplotlib.image.imread(analysed / "similarity.png")
+    assert drawn.shape[1] > 2 * drawn.shape[0] and drawn[..., :3].std() > 0.1
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -79,8 +79,8 @@ def test_gradcam_writes_a_strip_numbers_and_maps(analysed: Path) -> None:
             if row["peak"]:
                 assert heat[tuple(row["peak"])] == heat.max() == 1
             assert row["share_in_truth"] is None or 0 <= row["share_in_truth"] <= 1
-    picture = matplotlib.image.imread(only(analysed, "gradcam_case0100_*.png"))
-    assert picture.shape[1] > 4 * picture.shape[0] and picture[..., :3].std() > 0.1
+    drawn = matplotlib.image.imread(only(analysed, "gradcam_case0100_*.png"))
+    assert drawn.shape[1] > 4 * drawn.shape[0] and drawn[..., :3].std() > 0.1
 
 
 def test_the_fractions_are_those_of_the_heat(trained: tuple[Path, Path], tmp_path: Path) -> None:

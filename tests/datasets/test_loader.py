@@ -186,8 +186,8 @@ def test_published_choices_repeat_at_their_place(synapse: Path, monkeypatch: pyt
     assert (len(set(epochs)) == 1) == repeat
 
 
-class Coloured(list):
-    """Two pictures of 20 x 20 and two of 24 x 28, in three channels."""
+class Colored(list):
+    """Two images of 20 x 20 and two of 24 x 28, in three channels."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -198,9 +198,9 @@ class Coloured(list):
         )
 
 
-def test_pictures_in_colour_come_as_they_are_transformed_alone() -> None:
-    pictures = Coloured()
-    loader = build_loader(pictures, size=(16, 12), batch_size=4, seed=3)
+def test_color_images_come_as_they_are_transformed_alone() -> None:
+    images = Colored()
+    loader = build_loader(images, size=(16, 12), batch_size=4, seed=3)
     (batch,) = loader
     assert batch.image.shape == (4, 3, 16, 12) and batch.label.shape == (4, 16, 12)
     transform = RandomGenerator((16, 12))

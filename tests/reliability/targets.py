@@ -49,7 +49,7 @@ _BY_WHAT_IT_SAYS = ("no such data folder", "no such folder of lists", "--dataset
 
 _NO_INPUT = ("of a kind that is not read", "is not there; expected NIfTI")
 # What may be said of a data set of pairs where one of them is no file.
-_UNPAIRED = ("is not there", "is neither a picture nor NIfTI", "has no label in labels/", "has no image in images/")
+_UNPAIRED = ("is not there", "is neither an image nor a volume", "has no label in labels/", "has no image in images/")
 
 TARGETS = {
     "npz": Target(

@@ -16,7 +16,7 @@ from datasets.sets.phantom import prepare_phantom
 from datasets.sets.synapse import slice_path, volume_path, write
 from scripts import verify_data
 from tests.conftest import ROOT, make_case, make_synapse
-from tests.own_data import picture, write_images, write_volumes
+from tests.own_data import draw_image, write_images, write_volumes
 
 SHAPE = (3, 40, 40)
 
@@ -67,7 +67,7 @@ def make_histology(root: Path) -> Path:
         for half in ("img", "labelcol"):
             (root / part / half).mkdir(parents=True)
         for index in range(2):
-            image, mask = picture(9 * number + index)
+            image, mask = draw_image(9 * number + index)
             Image.fromarray(image).save(root / part / f"img/{index}.png")
             Image.fromarray(mask * 255).save(root / part / f"labelcol/{index}.png")
     return root

@@ -16,8 +16,8 @@ from scipy.spatial.transform import Rotation
 
 from datasets.errors import Defects
 from datasets.readers.dicom import dicom_files, is_dicom, read_series
-from datasets.readers.nifti import read_image
 from tests.conftest import SHARED
+from tests.datasets.readers.test_nifti import read_image
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -212,7 +212,7 @@ BAD_SERIES = {
     ),
     "one slice": (lambda folder, v: only(folder, 1), r"holds one DICOM slice; expected the two or more"),
     "nothing": (lambda folder, v: only(folder, 0), r"holds no DICOM series"),
-    "colour": (
+    "color": (
         lambda folder, v: write_bare(folder / "006.dcm", np.zeros((7, 8, 3), np.uint8), isVector=True),
         r"006\.dcm: is in color",
     ),
@@ -386,10 +386,10 @@ def test_a_multi_frame_file_is_a_series(tmp_path, voxels, shared):
 def test_all_bad_files_are_told_together(series, voxels):
     (series / "001.dcm").write_bytes(b"")
     write(series / "003.dcm", voxels[3, 1:], 3)
-    (series / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (series / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(Defects) as caught:
         read_series(series)
-    assert {defect.path.name for defect in caught.value.defects} == {"001.dcm", "003.dcm", "picture.png"}
+    assert {defect.path.name for defect in caught.value.defects} == {"001.dcm", "003.dcm", "image.png"}
 
 
 def test_positions_rounded_to_a_tenth_of_a_millimetre_are_even_enough(tmp_path, voxels):

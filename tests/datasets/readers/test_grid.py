@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from datasets.case import Geometry
 from datasets.readers.grid import check_axes, reorient, upright
-from datasets.readers.nifti import open_image, read_image, write_mask
-from tests.datasets.readers.test_nifti import NO_VALUES, numbers, save
+from datasets.readers.nifti import open_image, write_mask
+from tests.datasets.readers.test_nifti import NO_VALUES, numbers, read_image, save
 
 # All ways to name the ends of three axes, one of R and L, one of A and P, one of I and S.
 CODES = ["".join(code) for pairs in itertools.permutations(("RL", "AP", "IS")) for code in itertools.product(*pairs)]

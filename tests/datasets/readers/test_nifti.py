@@ -19,13 +19,20 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+from datasets.case import Geometry
 from datasets.readers import nifti, stem_of
-from datasets.readers.nifti import open_image, read_image, write_mask
+from datasets.readers.nifti import open_image, write_mask
 from tests.conftest import ROOT
 
 AXIS_ORDERS = ["".join(order) for order in itertools.permutations("xyz")]
 TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
 NO_VALUES = np.array([], np.uint8)
+
+
+def read_image(path: Path, *axes: str, spacing: str = "affine") -> tuple[np.ndarray, Geometry]:
+    """All voxels of a NIfTI file, and its geometry."""
+    image = open_image(path, *axes, spacing=spacing)
+    return image[:], image.geometry
 
 
 def save(path: Path, zyx: np.ndarray, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None) -> Path:
@@ -260,20 +267,20 @@ def test_a_file_that_changes_after_it_was_opened_is_named(tmp_path: Path, volume
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts open files in /proc")
-def test_the_unpacked_file_goes_with_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decompressed_file_goes_with_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
-    def unpacked() -> int:
+    def decompressed() -> int:
         links = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
         return sum(link.startswith(str(tmp_path / "temporary")) for link in links)
 
     image = open_image(save(tmp_path / "a.nii.gz", np.ones((3, 4, 5), np.int16)), whole=False)
-    assert unpacked() == 0, "nothing is unpacked before it is needed"
+    assert decompressed() == 0, "nothing is decompressed before it is needed"
     assert image[:].sum() == 60
-    assert unpacked() == 1 and list((tmp_path / "temporary").iterdir()) == []
+    assert decompressed() == 1 and list((tmp_path / "temporary").iterdir()) == []
     del image
-    assert unpacked() == 0
+    assert decompressed() == 0
 
 
 def run(code: str, *words: object, environment: dict[str, str] | None = None) -> str:
@@ -332,7 +339,7 @@ def test_a_full_temporary_folder_is_named(tmp_path: Path) -> None:
     )
     (tmp_path / "room").mkdir()
     said = run(code, path, environment={"TMPDIR": str(tmp_path / "room")})
-    assert said.startswith(f"{path}: cannot be unpacked into the temporary folder {tmp_path / 'room'} (")
+    assert said.startswith(f"{path}: cannot be decompressed into the temporary folder {tmp_path / 'room'} (")
     assert list((tmp_path / "room").iterdir()) == []
 
 

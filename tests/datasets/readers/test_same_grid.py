@@ -9,8 +9,7 @@ import pytest
 
 from datasets.case import Geometry
 from datasets.readers.grid import check_same_grid
-from datasets.readers.nifti import read_image
-from tests.datasets.readers.test_nifti import save_forms
+from tests.datasets.readers.test_nifti import read_image, save_forms
 
 IMAGE, LABEL = np.zeros((2, 4, 5), np.float32), np.zeros((2, 4, 5), np.uint8)
 GEOMETRY = Geometry((0.75, 0.5, 3.0), (-10.5, 20.25, 7.0), (1, 0, 0, 0, -1, 0, 0, 0, -1), "zxy")

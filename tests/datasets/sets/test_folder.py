@@ -1,4 +1,4 @@
-"""A folder of one's own: paired, read once, split once; and all that may be wrong with it, reported together."""
+"""A custom folder: paired, read once, split once; and all that may be wrong with it, reported together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from datasets.case import IGNORE
 from datasets.errors import Defects
 from datasets.sets import folder
 from evaluation.inference import inspect_data, names_of, open_volumes
-from tests.own_data import picture, volume, write_images, write_nifti, write_volumes
+from tests.own_data import draw_image, volume, write_images, write_nifti, write_volumes
 
 
 def inspected(root: Path, **keys: object) -> Config:
@@ -69,7 +69,7 @@ def test_images_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
     found = everything(root)
     assert len(found) == 10
     for index in range(10):
-        image, mask = picture(index, classes=4)
+        image, mask = draw_image(index, classes=4)
         np.testing.assert_array_equal(found[f"case {index}"][0], np.moveaxis(image, 2, 0) / np.float32(255))
         np.testing.assert_array_equal(found[f"case {index}"][1], mask)
 
@@ -98,7 +98,7 @@ def test_a_second_time_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pyt
     first, seen, read = inspected(root), [], folder.inspect_case
     monkeypatch.setattr(folder, "inspect_case", lambda case, how: [seen.append(case.name), read(case, how)][1])
     assert inspected(root) == first and not seen
-    save(root / "labels/case 3.png", picture(77)[1] * 255, compress_level=1)
+    save(root / "labels/case 3.png", draw_image(77)[1] * 255, compress_level=1)
     assert inspected(root) == first and seen == ["case 3"]
     (root / "lists/inspected.json").write_text("{")
     assert inspected(root) == first and len(seen) == 11
@@ -109,7 +109,7 @@ def test_a_rare_class_is_trained_on(tmp_path: Path) -> None:
     for rare in range(6):
         root = write_images(tmp_path / f"own{rare}", 6)
         for index in range(6):
-            save(root / f"labels/case {index}.png", picture(index)[1] * (1 + (index == rare)))
+            save(root / f"labels/case {index}.png", draw_image(index)[1] * (1 + (index == rare)))
         inspected(root)
         assert f"case {rare}" in (root / "lists/train.txt").read_text(encoding="utf-8")
 
@@ -187,7 +187,7 @@ PEOPLE: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
         suffix: (renamed("labels", lambda stem, suffix=suffix: stem + suffix), {})
         for suffix in ("_mask", "_segmentation", "_anno", "_gt")
     },
-    "a suffix of one's own": (renamed("labels", lambda stem: f"{stem}-lab"), {"LABEL_SUFFIX": "-lab"}),
+    "a custom suffix": (renamed("labels", lambda stem: f"{stem}-lab"), {"LABEL_SUFFIX": "-lab"}),
     "nnU-Net": (renamed("images", lambda stem: f"{stem}_0000"), {}),
     "both with a number": (both(lambda stem: f"{stem}_0000"), {}),
     "numbers as names": (both(lambda stem: f"img_{int(stem[-1]):04d}"), {}),
@@ -221,7 +221,7 @@ def test_folders_as_people_have_them(tmp_path: Path, kind: str) -> None:
 
 def test_grey_beside_rgb_is_converted_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_images(tmp_path / "own", 6)
-    grey = picture(1)[0][..., 0]
+    grey = draw_image(1)[0][..., 0]
     save(root / "images/case 1.png", grey)
     found = everything(root)
     assert "1 of 6 images are grey, converted to RGB" in caplog.text
@@ -237,7 +237,7 @@ def test_grey_beside_rgb_is_converted_with_a_count(tmp_path: Path, caplog: pytes
 def test_values_of_labels(tmp_path: Path, values: tuple[int, ...], caplog: pytest.LogCaptureFixture) -> None:
     root, masks = write_images(tmp_path / "own", 6), {}
     for index in range(6):
-        masks[f"case {index}"] = picture(index, classes=len(values))[1]
+        masks[f"case {index}"] = draw_image(index, classes=len(values))[1]
         save(root / f"labels/case {index}.png", np.array(values, np.uint8)[masks[f"case {index}"]])
     if values == (1, 2):
         inspected(root)
@@ -252,7 +252,7 @@ def test_values_of_labels(tmp_path: Path, values: tuple[int, ...], caplog: pytes
 
 def test_a_value_to_ignore(tmp_path: Path) -> None:
     root = write_images(tmp_path / "own", 6, classes=3)
-    mask = picture(2, classes=3)[1]
+    mask = draw_image(2, classes=3)[1]
     mask[:5] = 255
     save(root / "labels/case 2.png", mask)
     found = defects_of(root)
@@ -305,7 +305,7 @@ def test_several_channels(tmp_path: Path, kind: str) -> None:
     assert inspected(root).model.in_channels == 2
     tested = opened(root, "test")[0]
     if kind == "images":
-        expected = np.moveaxis(picture(int(tested.name[-1]))[0], 2, 0)[None, :2] / np.float32(255)
+        expected = np.moveaxis(draw_image(int(tested.name[-1]))[0], 2, 0)[None, :2] / np.float32(255)
         np.testing.assert_array_equal(tested.image, expected)
     else:
         for channel, seed in enumerate((int(tested.name[-1]), int(tested.name[-1]) + 50)):
@@ -325,12 +325,12 @@ def test_12_bits_in_16_and_mixed_bits_are_warned_of(
 ) -> None:
     root = write_images(tmp_path / "own", 5)
     for index in range(5):
-        save(root / f"images/case {index}.png", picture(index)[0][..., 0].astype(np.uint16) * 16)
+        save(root / f"images/case {index}.png", draw_image(index)[0][..., 0].astype(np.uint16) * 16)
     found = everything(root, INTENSITY=how)
     assert max(image.max() for image, _ in found.values()) == pytest.approx(most, rel=0.15)
     assert ("DATA.INTENSITY percentile" in caplog.text) == (how == "range")
     caplog.clear()
-    save(root / "images/case 1.png", picture(1)[0][..., 0])
+    save(root / "images/case 1.png", draw_image(1)[0][..., 0])
     inspected(root, INTENSITY=how)
     assert ("images of uint16 and uint8 are mixed" in caplog.text) == (how == "range")
 
@@ -342,7 +342,7 @@ IMAGES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         {"case 1.png": "has no label", "case 2.png": "has no image of its name"},
     ),
     "two of a name": (
-        lambda root: save(root / "images/case 1.bmp", picture(1)[0]),
+        lambda root: save(root / "images/case 1.bmp", draw_image(1)[0]),
         {"case 1.png": "has the name of case 1.bmp"},
     ),
     "another kind": (
@@ -354,22 +354,22 @@ IMAGES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         {"v.nii": "is of another kind"},
     ),
     "sizes": (
-        lambda root: save(root / "labels/case 1.png", picture(1, (40, 50))[1] * 255),
+        lambda root: save(root / "labels/case 1.png", draw_image(1, (40, 50))[1] * 255),
         {"case 1.png": "has 40 x 50 pixels but case 1.png 40 x 48"},
     ),
     "stray values": (
-        lambda root: save(root / "labels/case 1.png", picture(1)[1] * 77),
+        lambda root: save(root / "labels/case 1.png", draw_image(1)[1] * 77),
         {"case 1.png": "holds 77; expected 0 and 255"},
     ),
     "JPEG noise": (
         lambda root: [
             (root / "labels/case 1.png").unlink(),
-            save(root / "labels/case 1.jpg", np.roll(picture(1)[1], 3) * 255, quality=60),
+            save(root / "labels/case 1.jpg", np.roll(draw_image(1)[1], 3) * 255, quality=60),
         ],
         {"case 1.jpg": "JPEG.*--mask_threshold 128"},
     ),
     "a mask in color": (
-        lambda root: save(root / "labels/case 1.png", picture(1)[0]),
+        lambda root: save(root / "labels/case 1.png", draw_image(1)[0]),
         {"case 1.png": "is in color"},
     ),
     "damaged": (

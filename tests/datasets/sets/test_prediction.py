@@ -12,10 +12,10 @@ from PIL import Image
 
 from datasets.errors import Defects
 from datasets.intensity import Intensity, Preprocessing
-from datasets.readers.nifti import NiftiImage, read_image
+from datasets.readers.nifti import NiftiImage
 from datasets.sets.prediction import InputVolumes
 from tests.datasets.readers.test_dicom import write_series
-from tests.datasets.readers.test_nifti import patched, save
+from tests.datasets.readers.test_nifti import patched, read_image, save
 
 CT = Preprocessing(intensity=Intensity("window", (-100.0, 300.0)))
 GREY = Preprocessing(intensity=Intensity("range"))
@@ -27,7 +27,7 @@ def voxels() -> np.ndarray:
     return np.random.default_rng(0).integers(-1000, 2000, (4, 5, 6)).astype(np.int16)
 
 
-def picture(path: Path, *shape: int, dtype: type = np.uint8) -> np.ndarray:
+def write_image(path: Path, *shape: int, dtype: type = np.uint8) -> np.ndarray:
     pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     Image.fromarray(pixels).save(path)
     return pixels
@@ -78,22 +78,22 @@ def test_a_folder_of_folders_holds_a_series_in_each(tmp_path, voxels):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".PNG"])
-def test_a_grey_picture_is_a_volume_of_one_slice(tmp_path, suffix):
-    pixels = picture(tmp_path / f"a{suffix}", 5, 7)
+def test_a_grey_image_is_a_volume_of_one_slice(tmp_path, suffix):
+    pixels = write_image(tmp_path / f"a{suffix}", 5, 7)
     [volume] = InputVolumes(tmp_path / f"a{suffix}", GREY)
     assert (volume.name, volume.is_image, volume.geometry) == ("a", True, None)
     assert volume.image.shape == (1, 5, 7)
     np.testing.assert_allclose(volume.image[:], pixels[None] / 255.0, atol=1e-6)
 
 
-def test_all_bits_of_a_picture_count(tmp_path):
-    pixels = picture(tmp_path / "a.png", 5, 7, dtype=np.uint16)
+def test_all_bits_of_an_image_count(tmp_path):
+    pixels = write_image(tmp_path / "a.png", 5, 7, dtype=np.uint16)
     [volume] = InputVolumes(tmp_path / "a.png", GREY)
     np.testing.assert_allclose(volume.image[:], pixels[None] / 65535.0, atol=1e-7)
 
 
 def test_an_rgb_image_has_its_channels_first(tmp_path):
-    pixels = picture(tmp_path / "a.png", 5, 7, 3)
+    pixels = write_image(tmp_path / "a.png", 5, 7, 3)
     [volume] = InputVolumes(tmp_path / "a.png", COLOR)
     assert volume.image.shape == (1, 3, 5, 7)
     for channel in range(3):
@@ -101,7 +101,7 @@ def test_an_rgb_image_has_its_channels_first(tmp_path):
 
 
 def test_a_folder_of_files_is_taken_in_the_order_of_their_names(tmp_path, voxels):
-    pixels = picture(tmp_path / "b.png", 5, 7)
+    pixels = write_image(tmp_path / "b.png", 5, 7)
     save(tmp_path / "a.nii.gz", voxels)
     save(tmp_path / "c.nii", voxels)
     for name in ("notes.txt", "meta.json", "table.csv", ".hidden.png"):
@@ -144,8 +144,8 @@ def duplicate(folder: Path, voxels: np.ndarray) -> None:
 
 
 def same_stem(folder: Path, voxels: np.ndarray) -> None:
-    picture(folder / "a.png", 5, 7)
-    picture(folder / "a.bmp", 5, 7)
+    write_image(folder / "a.png", 5, 7)
+    write_image(folder / "a.bmp", 5, 7)
 
 
 def files_beside_series(folder: Path, voxels: np.ndarray) -> None:
@@ -171,12 +171,12 @@ def transparent(folder: Path, voxels: np.ndarray) -> None:
 BAD = {
     "nothing": (lambda folder, v: None, r": holds nothing to predict; expected images or volumes"),
     "a folder by the name of a file": (
-        lambda folder, v: [(folder / "a.nii.gz").mkdir(), picture(folder / "b.png", 4, 4)],
+        lambda folder, v: [(folder / "a.nii.gz").mkdir(), write_image(folder / "b.png", 4, 4)],
         "a.nii.gz: is a folder by the name of a file; expected a file",
     ),
     "only what is passed over": (lambda folder, v: (folder / "a.txt").write_text("a"), "holds nothing to predict"),
     "a name too long for its mask's": (
-        lambda folder, v: picture(folder / f"{'y' * 245}.png", 5, 7),
+        lambda folder, v: write_image(folder / f"{'y' * 245}.png", 5, 7),
         "has a name of 245 bytes",
     ),
     "another kind": (lambda folder, v: (folder / "a.mgz").write_bytes(b"MGH"), r"a\.mgz: is of a kind that is not"),
@@ -190,7 +190,7 @@ BAD = {
         r"a\.nii: holds 120 NaN or infinite",
     ),
     "damaged": (lambda folder, v: (folder / "a.nii").write_bytes(b"no"), r"a\.nii: is not a readable NIfTI"),
-    "colour": (lambda folder, v: picture(folder / "a.png", 5, 7, 3), r"a\.png: has 3 channels; expected 1,"),
+    "color": (lambda folder, v: write_image(folder / "a.png", 5, 7, 3), r"a\.png: has 3 channels; expected 1,"),
     "transparent": (transparent, r"a\.png: is transparent"),
     "one DICOM slice": (lambda folder, v: write_series(folder, v[:1]), "holds one DICOM slice"),
 }
@@ -219,8 +219,8 @@ def test_all_that_is_wrong_is_told_together(tmp_path, voxels):
     nan(tmp_path, voxels)
     save(tmp_path / "b.nii.gz", voxels)
     patched(tmp_path / "c.nii", save(tmp_path / "c.nii", voxels), "2h", 70, 128, 24)
-    picture(tmp_path / "d.png", 5, 7, 3)
-    picture(tmp_path / "b.png", 5, 7)
+    write_image(tmp_path / "d.png", 5, 7, 3)
+    write_image(tmp_path / "b.png", 5, 7)
     (tmp_path / "e.mha").write_bytes(b"")
     seen = []
     with pytest.raises(Defects) as caught:
@@ -245,7 +245,7 @@ def test_what_is_not_there_and_unknown_axes_are_refused_at_once(tmp_path, voxels
 
 
 def test_grey_becomes_rgb_where_the_network_takes_that(tmp_path):
-    pixels = picture(tmp_path / "a.png", 5, 7)
+    pixels = write_image(tmp_path / "a.png", 5, 7)
     [volume] = InputVolumes(tmp_path, COLOR)
     np.testing.assert_allclose(volume.image[:], np.stack([pixels] * 3)[None] / 255.0, atol=1e-6)
 
@@ -260,7 +260,7 @@ def test_several_files_are_the_channels_of_a_case(tmp_path, voxels, kind):
                 stored[name] = voxels + ord(case) + 7 * channel
                 save(tmp_path / f"{name}.nii.gz", stored[name])
             else:
-                stored[name] = picture(tmp_path / f"{name}.png", 5, 7 if case == "a" else 8)[None]
+                stored[name] = write_image(tmp_path / f"{name}.png", 5, 7 if case == "a" else 8)[None]
     how = Preprocessing(channels=2, intensity=Intensity("percentile"), axis_order="zyx")
     volumes = InputVolumes(tmp_path, how)
     volumes.check()
@@ -287,9 +287,9 @@ def test_several_files_are_the_channels_of_a_case(tmp_path, voxels, kind):
 @pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 1, 2)])
 def test_numbers_behind_the_names_of_rgb_images_are_no_channels(tmp_path, numbers):
     for number in numbers:
-        picture(tmp_path / f"frame_{number:04d}.png", 5, 7, 3)
+        write_image(tmp_path / f"frame_{number:04d}.png", 5, 7, 3)
     assert InputVolumes(tmp_path, COLOR).cases == [f"frame_{number:04d}" for number in numbers]
     for number in range(3):  # but of three grey ones they are
-        picture(tmp_path / f"frame_{number:04d}.png", 5, 7)
+        write_image(tmp_path / f"frame_{number:04d}.png", 5, 7)
     (tmp_path / "frame_0003.png").unlink(missing_ok=True)
     assert InputVolumes(tmp_path, COLOR).cases == ["frame"]
