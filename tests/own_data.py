@@ -12,7 +12,7 @@ from tests.conftest import make_case
 
 
 def draw_image(seed: int, size: tuple[int, int] = (40, 48), classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """An RGB draw_image (H, W, 3) uint8 and a mask (H, W) uint8 of blocks, 0..classes-1, which its redness tells."""
+    """An RGB image (H, W, 3) uint8 and a mask (H, W) uint8 of blocks, 0..classes-1, which its redness tells."""
     image, label = make_case(seed, (1, *size), classes)
     red = (image[0] * 200).astype(np.uint8)
     return np.stack([red, 255 - red, np.full_like(red, seed % 255)], axis=2), label[0]
