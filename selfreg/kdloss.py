@@ -70,17 +70,7 @@ def intra_fd(f: Tensor, name: str = "the feature map", *, distance: Distance = "
     Raises:
         ValueError: an odd number of channels (undefined in the paper), or another rank.
     """
-    _check_map(f, name)
-    if f.shape[1] % 2:
-        raise ValueError(
-            f"KDloss: {name} has C = {f.shape[1]} channels; internal feature distillation needs an even number, "
-            "so tap another layer or set lambda_2 to 0"
-        )
-    f = _full_precision(f)
-    score = F.normalize(f.detach().flatten(2), dim=2).mean(dim=(0, 2))
-    # The paper's code does not sort stably: dead channels, whose scores tie, are paired as torch happens to sort them.
-    strong, weak = f.index_select(1, score.argsort(descending=True)).chunk(2, dim=1)
-    return DISTANCES[distance](strong, weak)
+    return _intra_fd(_Maps(f, (name,)), distance)
 
 
 def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distance: Distance = "mse") -> Tensor:
@@ -97,39 +87,92 @@ def inter_fd(f_s: Tensor, f_t: Tensor, name: str = "the feature map", *, distanc
     Raises:
         ValueError: other ranks, or a rank or batch size that differs between the two.
     """
-    (value,) = _inter_fd([(f_s, name)], f_t, distance)
+    (value,) = _inter_fd([_Maps(f_s, (name,))], f_t, distance)
     return value
 
 
+class _Maps(NamedTuple):
+    """Maps of one shape side by side, (B, n * C, *space): together they cost a GPU as few launches as one.
+
+    `names` and `places` are those of each, among all students.
+    """
+
+    f: Tensor
+    names: tuple[str, ...]
+    places: tuple[int, ...] = (0,)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.f.shape[1] // len(self.names)
+
+    def distance(self, a: Tensor, b: Tensor, distance: Distance) -> Tensor:
+        """The mean over the maps of the distance between channels (B, n * c, *space) of each."""
+        if distance != "normalized_mse":  # the others are means over channels
+            return DISTANCES[distance](a, b)
+        n = len(self.names)
+        return torch.stack([normalized_mse(*pair) for pair in zip(a.chunk(n, 1), b.chunk(n, 1), strict=True)]).mean()
+
+
+def _intra_fd(maps: _Maps, distance: Distance) -> Tensor:
+    """The mean of `intra_fd` over maps of one shape."""
+    _check_map(maps.f, maps.names[0])
+    if maps.channels % 2:
+        raise ValueError(
+            f"KDloss: {maps.names[0]} has C = {maps.channels} channels; internal feature distillation needs an even "
+            "number, so tap another layer or set lambda_2 to 0"
+        )
+    f, n = _full_precision(maps.f), len(maps.names)
+    score = F.normalize(f.detach().flatten(2), dim=2).mean(dim=(0, 2))
+    # The paper's code does not sort stably: dead channels, whose scores tie, are paired as torch happens to sort them.
+    order = score.view(n, -1).argsort(dim=1, descending=True)
+    if n > 1:
+        order = order + torch.arange(n, device=f.device)[:, None] * maps.channels
+    strong, weak = f.index_select(1, order.view(n, 2, -1).transpose(0, 1).flatten()).chunk(2, dim=1)
+    return maps.distance(strong, weak, distance)
+
+
 def _inter_fd(
-    students: Sequence[tuple[Tensor, str]], teacher: Tensor, distance: Distance, scr: Consistency = "random"
+    students: Sequence[_Maps],
+    teacher: Tensor,
+    distance: Distance,
+    scr: Consistency = "random",
+    draws: Tensor | None = None,
 ) -> list[Tensor]:
-    """`inter_fd` of every student, given with its name; the teacher is pooled once per size."""
+    """The mean of `inter_fd` over each student's maps; the teacher is pooled once per size."""
     _check_map(teacher, "the teacher (final)")
-    for f, name in students:
-        _check_map(f, name)
+    for f, names, _ in students:
+        _check_map(f, names[0])
         if f.ndim != teacher.ndim or f.shape[0] != teacher.shape[0]:
             raise ValueError(
-                f"KDloss: {name} has shape {tuple(f.shape)} but the teacher {tuple(teacher.shape)}; "
+                f"KDloss: {names[0]} has shape {tuple(f.shape)} but the teacher {tuple(teacher.shape)}; "
                 "expected the same batch size and number of dimensions"
             )
     teacher = _full_precision(teacher.detach())
-    sizes = [tuple(map(min, f.shape[2:], teacher.shape[2:])) for f, _ in students]
-    pooled = {size: _pool(teacher, size) for size in set(sizes)}
-    maps = [_full_precision(f) for f, _ in students]
+    sizes = [tuple(map(min, maps.f.shape[2:], teacher.shape[2:])) for maps in students]
+    pooled = {size: _pool(teacher, size) for size in dict.fromkeys(sizes)}
+    features = [_full_precision(maps.f) for maps in students]
     if scr != "random":
-        return [CONSISTENCY[scr](_pool(f, size), pooled[size]) for f, size in zip(maps, sizes, strict=True)]
-    channels: list[list[int]] = []
-    for f in maps:
-        n = min(f.shape[1], teacher.shape[1])
-        channels += random.sample(range(f.shape[1]), n), random.sample(range(teacher.shape[1]), n)
+        return [CONSISTENCY[scr](_pool(f, size), pooled[size]) for f, size in zip(features, sizes, strict=True)]
+    draws = _draw(students, teacher.shape[1]) if draws is None else draws
+    counts = [len(maps.names) * min(maps.channels, teacher.shape[1]) for maps in students for _ in range(2)]
     # All indices in one copy: a GPU need not wait for each.
-    indices = torch.tensor([c for drawn in channels for c in drawn]).to(teacher.device, non_blocking=True)
-    drawn = torch.split(indices, [len(drawn) for drawn in channels])
+    drawn = torch.split(draws.to(teacher.device, non_blocking=True), counts)
     return [
-        DISTANCES[distance](_pool(f.index_select(1, i), size), pooled[size].index_select(1, j))
-        for f, size, i, j in zip(maps, sizes, drawn[::2], drawn[1::2], strict=True)
+        maps.distance(_pool(f.index_select(1, i), size), pooled[size].index_select(1, j), distance)
+        for maps, f, size, i, j in zip(students, features, sizes, drawn[::2], drawn[1::2], strict=True)
     ]
+
+
+def _draw(students: Sequence[_Maps], teacher_channels: int) -> Tensor:
+    """Random channels of the students' maps and of the teacher, by the students; drawn in the order of the places."""
+    indices: list[tuple[list[int], list[int]]] = [([], []) for _ in students]
+    for _, number, k in sorted((at, i, k) for i, maps in enumerate(students) for k, at in enumerate(maps.places)):
+        channels = students[number].channels
+        count = min(channels, teacher_channels)
+        indices[number][0].extend(k * channels + c for c in random.sample(range(channels), count))
+        indices[number][1].extend(random.sample(range(teacher_channels), count))
+    return torch.tensor([c for of_maps in indices for half in of_maps for c in half])
 
 
 class KDTerms(NamedTuple):
@@ -211,20 +254,49 @@ class KDloss(nn.Module):
 
     def intra_fd(self, f: Tensor) -> Tensor:
         """See `selfreg.intra_fd`; with `ifd="decorrelation"`, `selfreg.variants.decorrelation`."""
-        return self._intra_fd(f, "the feature map")
+        return self._intra_fd(_Maps(f, ("the feature map",)))
 
-    def _intra_fd(self, f: Tensor, name: str) -> Tensor:
+    def _intra_fd(self, maps: _Maps) -> Tensor:
         if self.ifd == "halves":
-            return intra_fd(f, name, distance=self.distance)
-        _check_map(f, name)
-        return decorrelation(_full_precision(f))
+            return _intra_fd(maps, self.distance)
+        _check_map(maps.f, maps.names[0])
+        return decorrelation(_full_precision(maps.f))
 
     def inter_fd(self, f_s: Tensor, f_t: Tensor) -> Tensor:
         """See `selfreg.inter_fd`, with `scr` in place of its pairing."""
-        (value,) = _inter_fd([(f_s, "the feature map")], f_t, self.distance, self.scr)
+        (value,) = _inter_fd([_Maps(f_s, ("the feature map",))], f_t, self.distance, self.scr)
         return value
 
-    def terms(self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None) -> KDTerms:
+    def draw(self, encoder: Stages, decoder: Stages, final: Tensor) -> Tensor:
+        """The random channels of one step, for `terms`: of maps like these, whose numbers do not matter."""
+        students, _ = self._students(encoder, decoder)
+        return _draw(students, final.shape[1])
+
+    def _students(self, encoder: Stages, decoder: Stages) -> tuple[list[_Maps], list[int]]:
+        """The maps of both terms, in their order, on a GPU those of one shape together; and the stages of each part."""
+        parts = {"decoder": _as_stages(decoder, "decoder"), "encoder": _as_stages(encoder, "encoder")}
+        single = all(len(stage) == 1 for stages in parts.values() for stage in stages)
+        listed = [
+            (stage[block], f"{part}[{k}][{block}]", len(stages))
+            for block in ((0,) if single else (-1, 0))
+            for part, stages in parts.items()
+            for k, stage in enumerate(stages)
+        ]
+        groups: dict[object, list[int]] = {}
+        for place, (f, name, count) in enumerate(listed):
+            _check_map(f, name)
+            together = f.is_cuda and self.scr == "random" and self.ifd == "halves"
+            groups.setdefault((count, f.shape, f.dtype) if together else place, []).append(place)
+        students = []
+        for places in groups.values():
+            maps = [listed[place][0] for place in places]
+            f = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+            students.append(_Maps(f, tuple(listed[place][1] for place in places), tuple(places)))
+        return students, [listed[places[0]][2] for places in groups.values()]
+
+    def terms(
+        self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None, draws: Tensor | None = None
+    ) -> KDTerms:
         """The weighted sum, and both terms before their weights; one whose weight is 0 is not computed, and is 0.
 
         Args:
@@ -232,27 +304,20 @@ class KDloss(nn.Module):
             decoder: the stages above the bottleneck, coarse to fine, likewise.
             final: the teacher, the input of the output convolution; it receives no gradient.
             epoch: epochs trained so far, fractions allowed; needed for a warm-up, else not used.
+            draws: what `draw` gave for this step, as a compiled graph needs it; None draws here.
 
         Raises:
             ValueError: an empty stage, a map of another rank, or an odd number of channels.
         """
         warmup = self.warmup_factor(epoch)
-        parts = {"decoder": _as_stages(decoder, "decoder"), "encoder": _as_stages(encoder, "encoder")}
-        count = {part: len(stages) for part, stages in parts.items()}
-        single = all(len(stage) == 1 for stages in parts.values() for stage in stages)
-        students = [
-            (_full_precision(stage[block]), f"{part}[{k}][{block}]", part)
-            for block in ((0,) if single else (-1, 0))
-            for part, stages in parts.items()
-            for k, stage in enumerate(stages)
-        ]
-        scr = ifd = students[0][0].new_zeros(())
+        students, counts = self._students(encoder, decoder)
+        scr = ifd = _full_precision(students[0].f).new_zeros(())
         if self.lambda_1:
-            inter = _inter_fd([(f, name) for f, name, _ in students], final, self.distance, self.scr)
-            scr = torch.stack(inter).sum() / sum(count.values())
+            inter = _inter_fd(students, final, self.distance, self.scr, draws)
+            scr = torch.stack(_times(inter, students)).sum() / (len(encoder) + len(decoder))
         if self.lambda_2:
-            intra = [self._intra_fd(f, name) / count[part] for f, name, part in students]
-            ifd = torch.stack(intra).sum()
+            intra = [self._intra_fd(maps) / count for maps, count in zip(students, counts, strict=True)]
+            ifd = torch.stack(_times(intra, students)).sum()
         loss = warmup * self.lambda_1 * scr + warmup * self.lambda_2 * ifd
         return KDTerms(loss, scr.detach(), ifd.detach())
 
@@ -260,9 +325,17 @@ class KDloss(nn.Module):
         options = f"distance={self.distance!r}, warmup_epochs={self.warmup_epochs}, scr={self.scr!r}, ifd={self.ifd!r}"
         return f"lambda_1={self.lambda_1}, lambda_2={self.lambda_2}, {options}"
 
-    def forward(self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None) -> Tensor:
+    def forward(
+        self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None, draws: Tensor | None = None
+    ) -> Tensor:
         """The weighted sum of both terms, a scalar; see `terms`."""
-        return self.terms(encoder, decoder, final, epoch).loss
+        return self.terms(encoder, decoder, final, epoch, draws).loss
+
+
+def _times(means: Sequence[Tensor], students: Sequence[_Maps]) -> list[Tensor]:
+    """Sums over the maps of their means."""
+    counted = ((mean, len(maps.names)) for mean, maps in zip(means, students, strict=True))
+    return [mean * n if n > 1 else mean for mean, n in counted]
 
 
 def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:
