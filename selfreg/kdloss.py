@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -106,12 +106,17 @@ class _Maps(NamedTuple):
         """C."""
         return self.f.shape[1] // len(self.names)
 
-    def distance(self, a: Tensor, b: Tensor, distance: Distance) -> Tensor:
-        """The mean over the maps of the distance between channels (B, n * c, *space) of each."""
-        if distance != "normalized_mse":  # the others are means over channels
-            return DISTANCES[distance](a, b)
-        n = len(self.names)
-        return torch.stack([normalized_mse(*pair) for pair in zip(a.chunk(n, 1), b.chunk(n, 1), strict=True)]).mean()
+    def split(self, f: Tensor) -> Tensor:
+        """Channels of all as (B, n, c, *space)."""
+        return f.view(f.shape[0], len(self.names), -1, *f.shape[2:])
+
+    @staticmethod
+    def distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
+        """The mean over the maps of the distance between channels (B, n, c, *space)."""
+        if distance == "mse":
+            return F.mse_loss(a, b)
+        each = [DISTANCES[distance](*pair) for pair in zip(a.unbind(1), b.unbind(1), strict=True)]
+        return torch.stack(each).mean() if len(each) > 1 else each[0]
 
 
 def _intra_fd(maps: _Maps, distance: Distance) -> Tensor:
@@ -127,8 +132,8 @@ def _intra_fd(maps: _Maps, distance: Distance) -> Tensor:
     # The paper's code does not sort stably: dead channels, whose scores tie, are paired as torch happens to sort them.
     order = score.view(n, -1).argsort(dim=1, descending=True)
     if n > 1:
-        order = order + torch.arange(n, device=f.device)[:, None] * maps.channels
-    strong, weak = f.index_select(1, order.view(n, 2, -1).transpose(0, 1).flatten()).chunk(2, dim=1)
+        order = order + torch.arange(0, f.shape[1], maps.channels, device=f.device)[:, None]
+    strong, weak = maps.split(f.index_select(1, order.flatten())).chunk(2, dim=2)
     return maps.distance(strong, weak, distance)
 
 
@@ -159,7 +164,9 @@ def _inter_fd(
     # All indices in one copy: a GPU need not wait for each.
     drawn = torch.split(draws.to(teacher.device, non_blocking=True), counts)
     return [
-        maps.distance(_pool(f.index_select(1, i), size), pooled[size].index_select(1, j), distance)
+        maps.distance(
+            maps.split(_pool(f.index_select(1, i), size)), maps.split(pooled[size].index_select(1, j)), distance
+        )
         for maps, f, size, i, j in zip(students, features, sizes, drawn[::2], drawn[1::2], strict=True)
     ]
 
@@ -311,13 +318,16 @@ class KDloss(nn.Module):
         """
         warmup = self.warmup_factor(epoch)
         students, counts = self._students(encoder, decoder)
-        scr = ifd = _full_precision(students[0].f).new_zeros(())
+        sizes = [len(maps.names) for maps in students]
+        nothing = _full_precision(students[0].f).new_zeros(()) if 0 in (self.lambda_1, self.lambda_2) else None
+        scr = ifd = cast(Tensor, nothing)
         if self.lambda_1:
             inter = _inter_fd(students, final, self.distance, self.scr, draws)
-            scr = torch.stack(_times(inter, students)).sum() / (len(encoder) + len(decoder))
+            sums = [mean * n if n > 1 else mean for mean, n in zip(inter, sizes, strict=True)]
+            scr = torch.stack(sums).sum() / (len(encoder) + len(decoder))
         if self.lambda_2:
-            intra = [self._intra_fd(maps) / count for maps, count in zip(students, counts, strict=True)]
-            ifd = torch.stack(_times(intra, students)).sum()
+            intra = [self._intra_fd(maps) / (c / n) for maps, c, n in zip(students, counts, sizes, strict=True)]
+            ifd = torch.stack(intra).sum()
         loss = warmup * self.lambda_1 * scr + warmup * self.lambda_2 * ifd
         return KDTerms(loss, scr.detach(), ifd.detach())
 
@@ -330,12 +340,6 @@ class KDloss(nn.Module):
     ) -> Tensor:
         """The weighted sum of both terms, a scalar; see `terms`."""
         return self.terms(encoder, decoder, final, epoch, draws).loss
-
-
-def _times(means: Sequence[Tensor], students: Sequence[_Maps]) -> list[Tensor]:
-    """Sums over the maps of their means."""
-    counted = ((mean, len(maps.names)) for mean, maps in zip(means, students, strict=True))
-    return [mean * n if n > 1 else mean for mean, n in counted]
 
 
 def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:

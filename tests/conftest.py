@@ -14,6 +14,7 @@ import torch
 import train as train_command
 from datasets.case import slice_name
 from datasets.sets.synapse import slice_path, volume_path, write
+from tests.pretended_gpu import gpu  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

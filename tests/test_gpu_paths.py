@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from losses import Criterion, KDloss
-from networks import list_networks
+from networks import build_network, list_networks
 from selfreg import FeatureTap
 from tests.networks.small import CALM, SMALL, build_small
-from tests.pretended_gpu import Seen, gpu, is_there, on_cpu  # noqa: F401
+from tests.pretended_gpu import Seen, is_there, on_cpu
 
 CLASSES = 5
 
@@ -60,4 +61,35 @@ def test_a_step_is_that_of_the_cpu_and_waits_for_nothing(name: str, gpu: Seen) -
     assert all(map(is_there, (*network.parameters(), *network.buffers())))
     torch.testing.assert_close(on_cpu(dict(terms)), dict(expected[0]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(on_cpu(gradients), expected[1], rtol=1e-3, atol=1e-4)
-    print(name, seen.launched)
+
+
+@pytest.mark.parametrize("name", ["swin_unet", "unet"])
+def test_the_regularizer_launches_little_whatever_the_batch(name: str, gpu: Seen) -> None:
+    tap, side, kd = FeatureTap(build_small(name).train().to("cuda")), SMALL[name]["img_size"], KDloss()
+    launched = []
+    for batch in (1, 3):
+        _, features = tap(torch.randn(batch, 1, side, side).to("cuda"))
+        with gpu.during() as seen:
+            kd(*features)
+        launched.append(seen.launched)
+    assert launched[0] == launched[1] <= 120
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list_networks())
+def test_launches_of_the_published_network(name: str, gpu: Seen, record_property: Callable[[str, str], None]) -> None:
+    """The table of docs/performance.md."""
+    network, label = build_network(name, num_classes=9).train().to("cuda"), torch.zeros(1, 224, 224, dtype=torch.uint8)
+    counts = {}
+    for kd in (KDloss(0), KDloss()):
+        criterion = Criterion(9, kd=kd)
+        with gpu.during() as forward:
+            logits, features = FeatureTap(network)(torch.randn(1, 1, 224, 224).to("cuda"))
+        with gpu.during() as loss:
+            terms = criterion(logits, label.to("cuda"), features)
+        with gpu.during() as backward:
+            terms["loss"].backward()
+        counts["with" if kd.lambda_1 else "without"] = loss.launched, backward.launched
+    (plain, back), (ours, our_back) = counts["without"], counts["with"]
+    line = f"{name}: forward {forward.launched}, criterion {plain} / {ours}, backward {back} / {our_back}"
+    record_property("counted", f"launches without / with the regularizer, {line}")
