@@ -156,6 +156,7 @@ def build_trainer(
             val_freq=config.train.val_freq,
             save_freq=config.train.save_freq,
             save_seconds=config.train.save_seconds,
+            compile=config.compile,
         ),
         validate=build_validation(config, ranks, autocast),
         monitor=build_monitor(config, network, criterion, logger, ranks),

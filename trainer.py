@@ -65,7 +65,10 @@ class Loss(Protocol):
 
     @property
     def needs_features(self) -> bool: ...
-    def __call__(self, logits: Logits, label: Tensor, features: Features | None, epoch: float) -> Terms: ...
+    def drawer(self, features: Features | None) -> Callable[[], Tensor] | None: ...
+    def __call__(
+        self, logits: Logits, label: Tensor, features: Features | None, epoch: float, draws: Tensor | None = None
+    ) -> Terms: ...
 
 
 Monitor = Callable[[int, float, Logits, Tensor, Features], None]
@@ -115,6 +118,7 @@ class Options:
     val_freq: int = 10
     save_freq: int = 0
     save_seconds: float = 60.0
+    compile: bool = False  # forward pass and loss, as one graph
 
 
 class Diverged(RuntimeError):
@@ -168,7 +172,11 @@ class Trainer:
     ranks: Ranks = Ranks()  # train together, each with its part of every batch; the first writes
 
     def __post_init__(self) -> None:
-        tapped = _Tapped(self.network, self.criterion.needs_features, self.options.autocast, self.extra)
+        # Of several processes, DDP's part of a step is no graph; their networks are compiled by themselves.
+        self._compiled = torch.compile(self._forward) if self.options.compile and self.ranks.world == 1 else None
+        self._draw: Callable[[], Tensor] | None = None
+        permanent = self._compiled is not None
+        tapped = _Tapped(self.network, self.criterion.needs_features, self.options.autocast, self.extra, permanent)
         self.model = self.ranks.wrap(tapped, find_unused=getattr(self.network, "has_unused_parameters", False))
         self.at, self.signals = Progress(), StopSignals()
         self.last, self.best = self.output_dir / LAST, self.output_dir / "best.pth"
@@ -192,9 +200,8 @@ class Trainer:
             while not self._finished():
                 self.network.train()
                 for batch in self._batches():
-                    logits, features = self.model(batch.image)
                     epochs = self.at.epoch + self.at.batch_in_epoch / self.loader.sampler.per_epoch
-                    terms = self.criterion(logits, batch.label, features, epochs)
+                    logits, features, terms = self._pass(batch, epochs)
                     if self.monitor and features and not self.at.accumulated:
                         self.monitor(self.at.step, epochs, logits, batch.label, features)
                     (terms["loss"] / self.options.accumulation_steps).backward()
@@ -217,6 +224,22 @@ class Trainer:
         if not (self.validate and (self.best.exists() or math.isfinite(self.at.best))):
             self._save_weights(self.best)
         return {**means, "best_dice": self.at.best if math.isfinite(self.at.best) else None}
+
+    def _pass(self, batch: Batch, epochs: float) -> tuple[Logits, Features | None, Terms]:
+        """A forward pass. A graph needs random channels drawn before, so that the first batch is not compiled."""
+        if self._compiled and self._draw:
+            return self._compiled(batch.image, batch.label, epochs, self._draw())
+        logits, features, terms = self._forward(batch.image, batch.label, epochs)
+        if self._compiled:
+            self._draw = self.criterion.drawer(features) or (lambda: torch.empty(0))
+        return logits, features, terms
+
+    def _forward(
+        self, image: Tensor, label: Tensor, epochs: float, draws: Tensor | None = None
+    ) -> tuple[Logits, Features | None, Terms]:
+        logits, features = self.model(image)
+        drawn = {} if draws is None else {"draws": draws}
+        return logits, features, self.criterion(logits, label, features, epochs, **drawn)
 
     def _out_of_steps(self) -> bool:
         return self.at.step >= self.schedule.total_steps
@@ -370,11 +393,16 @@ class _Tapped(nn.Module):
     """A network and, where they are wanted, the features of its pass: what several processes wrap together."""
 
     def __init__(
-        self, network: nn.Module, with_features: bool, autocast: torch.dtype | None, extra: nn.Module | None
+        self,
+        network: nn.Module,
+        with_features: bool,
+        autocast: torch.dtype | None,
+        extra: nn.Module | None,
+        permanent: bool,
     ) -> None:
         super().__init__()
         self.network, self.autocast, self.extra = network, autocast, extra
-        self.tap = FeatureTap(network) if with_features or extra else None
+        self.tap = FeatureTap(network, permanent=permanent) if with_features or extra else None
 
     def forward(self, image: Tensor) -> tuple[Logits, Features | None]:
         with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):

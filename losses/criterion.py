@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ class Criterion(nn.Module):
         label: Tensor,
         features: Features | None = None,
         epoch: float | None = None,
+        draws: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """All terms of one batch, scalars: `loss` is their weighted sum, the others stand before their weights.
 
@@ -58,6 +59,7 @@ class Criterion(nn.Module):
             label: (B, H, W), whole numbers 0..K-1.
             features: of the same pass, where `needs_features`.
             epoch: epochs trained so far, for a regularizer that warms up.
+            draws: the random channels of `KDloss.drawer`; None has the regularizer draw them.
 
         Raises:
             ValueError: the regularizer is on and the features are missing, or it warms up and the epoch is.
@@ -68,9 +70,13 @@ class Criterion(nn.Module):
                 raise ValueError(
                     "Criterion: the regularizer is on but no features were given; call the network by FeatureTap"
                 )
-            regularizer, terms["scr"], terms["ifd"] = self.kd.terms(*features, epoch)
+            regularizer, terms["scr"], terms["ifd"] = self.kd.terms(*features, epoch, draws)
             terms["loss"] = terms["loss"] + regularizer
         return terms
+
+    def drawer(self, features: Features | None) -> Callable[[], Tensor] | None:
+        """What draws the random channels of a step like the one of these features; None without regularizer."""
+        return self.kd.drawer(*features) if self.kd and features else None
 
     def _segmentation(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> dict[str, Tensor]:
         heads = [logits] if isinstance(logits, Tensor) else logits

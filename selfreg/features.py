@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 RANKS = (4, 5)  # of a feature map: (B, C, H, W) or (B, C, D, H, W)
+_FINAL = ""  # no module of a network has this name
 
 
 class Features(NamedTuple):
@@ -101,13 +102,15 @@ class FeatureTap:
     The hooks live only for the length of one call, so the network copies, pickles and runs as if there were no
     tap, and its logits are the same bit for bit. A network that was compiled in place (`network.compile()`) is tapped
     too, as one graph; since torch does not look at hooks when it chooses a graph, tap it in train mode and call it
-    plainly in eval mode, or the other way round, but not both ways in one mode.
+    plainly in eval mode, or the other way round, but not both ways in one mode. To compile tap, network and loss as
+    one graph, without a break, give `permanent=True`: the hooks stay, and note something in calls of the tap alone.
 
     A layer that works in place on a tapped output changes the feature with it; name that layer instead.
 
     Args:
         network: any module; ours bring their own `tap_spec`.
         spec: where the features are, needed for a network that is not ours; `suggest_spec` proposes one.
+        permanent: leave the hooks on the network.
 
     Raises:
         ValueError: the spec is missing or names a module that the network does not have; or, when called, a module
@@ -115,7 +118,7 @@ class FeatureTap:
             training, ran where autograd does not record although its parameters are trained.
     """
 
-    def __init__(self, network: nn.Module, spec: TapSpec | None = None) -> None:
+    def __init__(self, network: nn.Module, spec: TapSpec | None = None, *, permanent: bool = False) -> None:
         spec = getattr(network, "tap_spec", None) if spec is None else spec
         if not isinstance(spec, TapSpec):
             raise ValueError(
@@ -133,26 +136,49 @@ class FeatureTap:
                 )
         self._students = {name: modules[name] for name in spec.students()}
         self._final = modules[spec.final]
+        self._calls: dict[str, list[_Seen]] = {}  # of each module, while the tap is called; of the final one by _FINAL
+        self._hooks = self._hooked() if permanent else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Features]:
         """Run the network once; returns what it returns, and the features of this pass."""
-        seen: dict[str, list[_Seen]] = {name: [] for name in self._students}
-        final: list[_Seen] = []
-        with ExitStack() as hooks:
-            for name, module in self._students.items():
-                hooks.enter_context(module.register_forward_hook(_keep(seen[name], "output")))
-            keep = _keep(final, self.spec.final_side)
-            if self.spec.final_side == "input":
-                hooks.enter_context(self._final.register_forward_pre_hook(keep, with_kwargs=True))
+        self._calls = {name: [] for name in (*self._students, _FINAL)}
+        try:
+            if self._hooks:
+                logits = self.network(*args, **kwargs)
             else:
-                hooks.enter_context(self._final.register_forward_hook(keep))
-            logits = self.network(*args, **kwargs)
+                with self._hooked():
+                    logits = self.network(*args, **kwargs)
+        finally:
+            seen, self._calls = self._calls, {}
+        final = seen.pop(_FINAL)
         students = {name: self._student(name, calls) for name, calls in seen.items()}
         return logits, Features(
             [[students[name] for name in stage] for stage in self.spec.encoder],
             [[students[name] for name in stage] for stage in self.spec.decoder],
             _one_map(self.spec.final, final, "gave" if self.spec.final_side == "output" else "read"),
         )
+
+    def _hooked(self) -> ExitStack:
+        """Register the hooks; the context removes them."""
+        hooks = ExitStack()
+        for name, module in self._students.items():
+            hooks.enter_context(module.register_forward_hook(self._keep(name, "output")))
+        keep = self._keep(_FINAL, self.spec.final_side)
+        if self.spec.final_side == "input":
+            hooks.enter_context(self._final.register_forward_pre_hook(keep, with_kwargs=True))
+        else:
+            hooks.enter_context(self._final.register_forward_hook(keep))
+        return hooks
+
+    def _keep(self, name: str, side: str) -> Callable[..., None]:
+        """A hook that notes what a module gives, or before it runs its first input, positional or by keyword."""
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...], rest: Any) -> None:
+            if name in self._calls:
+                value = rest if side == "output" else next(iter((*inputs, *rest.values())), None)
+                self._calls[name].append(_Seen(value, torch.is_grad_enabled()))
+
+        return hook
 
     def _student(self, name: str, calls: list[_Seen]) -> Tensor:
         feature = _one_map(name, calls, "gave")
@@ -171,16 +197,6 @@ class FeatureTap:
         while name and next(modules[name].parameters(), None) is None:
             name = name.rpartition(".")[0]
         return any(p.requires_grad for p in modules[name].parameters()) if name else False
-
-
-def _keep(calls: list[_Seen], side: str) -> Callable[..., None]:
-    """A hook that notes what a module gives, or before it runs its first input, positional or by keyword."""
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...], rest: Any) -> None:
-        value = rest if side == "output" else next(iter((*inputs, *rest.values())), None)
-        calls.append(_Seen(value, torch.is_grad_enabled()))
-
-    return hook
 
 
 def _one_map(name: str, calls: list[_Seen], verb: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
@@ -159,7 +160,8 @@ def _inter_fd(
     features = [_full_precision(maps.f) for maps in students]
     if scr != "random":
         return [CONSISTENCY[scr](_pool(f, size), pooled[size]) for f, size in zip(features, sizes, strict=True)]
-    draws = _draw(students, teacher.shape[1]) if draws is None else draws
+    if draws is None:
+        draws = _draw([(maps.channels, maps.places) for maps in students], teacher.shape[1])
     counts = [len(maps.names) * min(maps.channels, teacher.shape[1]) for maps in students for _ in range(2)]
     # All indices in one copy: a GPU need not wait for each.
     drawn = torch.split(draws.to(teacher.device, non_blocking=True), counts)
@@ -171,11 +173,14 @@ def _inter_fd(
     ]
 
 
-def _draw(students: Sequence[_Maps], teacher_channels: int) -> Tensor:
-    """Random channels of the students' maps and of the teacher, by the students; drawn in the order of the places."""
+def _draw(students: Sequence[tuple[int, Sequence[int]]], teacher_channels: int) -> Tensor:
+    """Random channels of each student's maps, given by how many each has and their places, and of the teacher for them.
+
+    They are drawn in the order of the places.
+    """
     indices: list[tuple[list[int], list[int]]] = [([], []) for _ in students]
-    for _, number, k in sorted((at, i, k) for i, maps in enumerate(students) for k, at in enumerate(maps.places)):
-        channels = students[number].channels
+    for _, number, k in sorted((at, i, k) for i, (_, places) in enumerate(students) for k, at in enumerate(places)):
+        channels = students[number][0]
         count = min(channels, teacher_channels)
         indices[number][0].extend(k * channels + c for c in random.sample(range(channels), count))
         indices[number][1].extend(random.sample(range(teacher_channels), count))
@@ -274,10 +279,10 @@ class KDloss(nn.Module):
         (value,) = _inter_fd([_Maps(f_s, ("the feature map",))], f_t, self.distance, self.scr)
         return value
 
-    def draw(self, encoder: Stages, decoder: Stages, final: Tensor) -> Tensor:
-        """The random channels of one step, for `terms`: of maps like these, whose numbers do not matter."""
+    def drawer(self, encoder: Stages, decoder: Stages, final: Tensor) -> Callable[[], Tensor]:
+        """What draws the random channels of a step, for `terms`, of maps of the shapes of these on their device."""
         students, _ = self._students(encoder, decoder)
-        return _draw(students, final.shape[1])
+        return partial(_draw, [(maps.channels, maps.places) for maps in students], final.shape[1])
 
     def _students(self, encoder: Stages, decoder: Stages) -> tuple[list[_Maps], list[int]]:
         """The maps of both terms, in their order, on a GPU those of one shape together; and the stages of each part."""
@@ -311,7 +316,7 @@ class KDloss(nn.Module):
             decoder: the stages above the bottleneck, coarse to fine, likewise.
             final: the teacher, the input of the output convolution; it receives no gradient.
             epoch: epochs trained so far, fractions allowed; needed for a warm-up, else not used.
-            draws: what `draw` gave for this step, as a compiled graph needs it; None draws here.
+            draws: what `drawer` gave for this step, as a compiled graph needs it; None draws here.
 
         Raises:
             ValueError: an empty stage, a map of another rank, or an odd number of channels.

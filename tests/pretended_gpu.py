@@ -1,8 +1,8 @@
 """A GPU to test on where there is none: tensors that say they are on cuda:0 and compute on the CPU.
 
 Devices that are mixed raise, `device.type == "cuda"` takes its branches, kernel launches and the points where the host
-waits for the device are counted. Streams, memory and the numbers of CUDA's own kernels are not seen. Where a GPU is, the
-same fixture counts on it.
+waits for the device are counted. Streams, memory and the numbers of CUDA's own kernels are not seen. On a real GPU the
+same fixture counts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _WITHOUT_KERNEL = frozenset(
     "transpose unbind unfold unsqueeze view view_as_real".split()
 )
 # The size or the value of the result is needed before the host can go on.
-_WAITING = frozenset("_local_scalar_dense nonzero masked_select bincount equal _unique2 unique_dim unique_consecutive".split())
+_WAITING = frozenset(
+    "_local_scalar_dense nonzero masked_select bincount equal _unique2 unique_dim unique_consecutive".split()
+)
 _COPIES = ("_to_copy", "copy_")
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 
@@ -173,7 +175,7 @@ def _by_cudnn(name: str, args: tuple) -> tuple[Tensor, ...]:
 
 
 class _Hooks:
-    """CUDA's hooks for autograd, with one answer changed: no device has a context, so there is no stream to come back to.
+    """CUDA's hooks for autograd, with one answer changed: no device has a context, and so no stream to come back to.
 
     They are a C++ object. It gets a copy of its table of methods; after both destructors come isBuilt, isAvailable and
     hasPrimaryContext (ATen/detail/AcceleratorHooksInterface.h of torch 2.11).

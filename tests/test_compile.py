@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable
-from functools import partialmethod
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import train as train_command
+from losses import Criterion
 from networks import build_network, list_networks
-from selfreg import FeatureTap, TapSpec
+from selfreg import FeatureTap, KDloss, TapSpec
 from tests.conftest import SMALL, train
 from tests.networks.small import CALM
 from tests.networks.small import SMALL as SMALL_NETWORKS
@@ -75,6 +77,41 @@ def test_gradients_through_the_compiled_tap(graphs: list[int]) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", list_networks())
+def test_tap_network_and_loss_are_one_graph(name: str, graphs: list[int]) -> None:
+    network = build_network(name, num_classes=3, **SMALL_NETWORKS[name], **CALM[name]).train()
+    side, criterion = SMALL_NETWORKS[name]["img_size"], Criterion(3, kd=KDloss(0.1))
+    images, label = torch.randn(3, 2, 1, side, side), torch.randint(3, (2, side, side))
+    tap = FeatureTap(network, permanent=True)
+
+    def step(image: Tensor, draws: Tensor) -> Tensor:
+        logits, features = tap(image)
+        return criterion(logits, label, features, draws=draws)["loss"]
+
+    compiled = torch.compile(step, backend=counting(graphs), fullgraph=True)
+    draw = criterion.drawer(tap(images[0])[1])
+    assert draw is not None
+    for image in images:
+        draws = draw()
+        expected = torch.autograd.grad(step(image, draws), list(network.parameters()), allow_unused=True)
+        found = torch.autograd.grad(compiled(image, draws), list(network.parameters()), allow_unused=True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 1
+    network(images[0])  # called plainly, nothing is kept
+    assert not tap._calls
+
+
+def test_channels_that_are_drawn_before_are_those_of_the_step() -> None:
+    """In the same order of Python's generator, whatever the numbers in the maps."""
+    maps = [[torch.randn(2, channels, 4, 4) for _ in range(2)] for channels in (4, 6)]
+    kd, final = KDloss(), torch.randn(2, 5, 8, 8)
+    random.seed(3)
+    expected = [kd(maps, maps[:1], final) for _ in range(2)]
+    random.seed(3)
+    draw = kd.drawer([[torch.zeros_like(f) for f in stage] for stage in maps], maps[:1], final)
+    assert [kd(maps, maps[:1], final, draws=draw()) for _ in range(2)] == expected and expected[0] != expected[1]
+
+
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler is here")
 def test_with_a_real_compiler() -> None:
     torch._dynamo.reset()
@@ -89,8 +126,11 @@ def test_with_a_real_compiler() -> None:
 def test_the_flag_trains(
     synapse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[int], refused: Callable
 ) -> None:
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counting(graphs)))
-    assert train(synapse, tmp_path / "run", "--compile", "--val_cases", 1) == 0
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting(graphs)))
+    runs = {"run": ["--compile"], "plain": []}
+    assert [train(synapse, tmp_path / name, *words, "--val_cases", 1) for name, words in runs.items()] == [0, 0]
+    weights = [torch.load(tmp_path / name / "best.pth", weights_only=True) for name in runs]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
     assert graphs
     assert all(not key.startswith("_orig_mod") for key in torch.load(tmp_path / "run/best.pth", weights_only=True))
     monkeypatch.setattr(shutil, "which", lambda name: None)
