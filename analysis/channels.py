@@ -69,7 +69,7 @@ def effective_rank(correlation: np.ndarray) -> float | None:
     return torch.special.entr(eigenvalues).sum().exp().item()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_channels(network: nn.Module, batches: Iterable[Tensor], layers: Sequence[Layer]) -> list[ChannelSimilarity]:
     """Run a network in eval mode over batches (B, C, H, W) and compare the channels of each layer's map, in float64."""
     images = 0

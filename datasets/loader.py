@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datasets.augment import Augmentation, Key
 from datasets.case import Sample, Slices
-from datasets.transforms import Draw, RandomGenerator
+from datasets.transforms import Draw, RandomGenerator, send
 
 _SHARED_MEMORY_IS_FULL = (
     "/dev/shm: the shared memory, by which workers hand over batches, is full; give --workers 0, a smaller "
@@ -189,6 +189,8 @@ class TrainingLoader:
             batches = iter(self.reader)
             if catches:
                 signal.signal(signal.SIGCHLD, handler)  # torch's raises wherever a step is; the next batch does it, too
+            if self.device.type == "cuda":
+                yield from self._ahead(batches)
             for raw in batches:
                 yield self._transformed(raw)
         except OSError as error:
@@ -200,15 +202,42 @@ class TrainingLoader:
                 "a worker, which loads data, was killed; is there too little memory? Give fewer --workers, and --resume"
             ) from None
 
+    def _ahead(self, batches: Iterator[RawBatch]) -> Iterator[Batch]:
+        """Each batch is copied to the GPU and transformed on a stream of its own, beside the step of the one before."""
+        stream = torch.cuda.Stream(self.device)
+        pending: Batch | None = None
+        failed: Exception | None = None
+        while failed is None:
+            batch, pending = pending, None
+            try:
+                raw = next(batches, None)
+                if raw is not None:
+                    with torch.cuda.stream(stream):
+                        pending = self._transformed(raw)
+            except Exception as error:  # which costs no step: the batch before is trained on first
+                failed = error
+            if batch is not None:
+                yield batch
+            if pending is None:
+                break
+            step = torch.cuda.current_stream(self.device)
+            step.wait_stream(stream)
+            for tensor in (pending.image, pending.label):
+                tensor.record_stream(step)
+        if failed is not None:
+            raise failed
+
     def _transformed(self, raw: RawBatch) -> Batch:
-        count, transform = len(raw.names), self.dataset.transform
-        channels = raw.groups[0].image.shape[1]
-        image = torch.empty((count, channels, *transform.size), dtype=torch.float32, device=self.device)
-        label = torch.empty((count, *transform.size), dtype=torch.uint8, device=self.device)
+        images, labels = [], []
         for group in raw.groups:
             # From pinned memory these return at once, and the device does the rest while the next batch is read.
             there = [part.to(self.device, non_blocking=True) for part in (group.image, group.label)]
-            image[group.places], label[group.places] = transform(there[0], there[1], group.draws)
+            image, label = self.dataset.transform(there[0], there[1], group.draws)
+            images.append(image)
+            labels.append(label)
+        if len(raw.groups) > 1:
+            order = send(torch.tensor([place for group in raw.groups for place in group.places]).argsort(), self.device)
+            image, label = (torch.cat(parts).index_select(0, order) for parts in (images, labels))
         if self.augmentation:
             image, label = self.augmentation(image, label, raw.keys)
         return Batch(image, label, raw.names)

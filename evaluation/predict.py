@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -25,7 +25,6 @@ from utils import release_pages, sum_heads
 _MAX_BATCH_ON_CPU = 4
 
 
-@torch.inference_mode()
 def predict_volume(
     network: nn.Module,
     volume: np.ndarray | Tensor | SlicedImage,
@@ -71,9 +70,7 @@ def predict_volume(
     if torch.device(device).type == "cpu":
         batch_size = min(batch_size, _MAX_BATCH_ON_CPU)
     prediction = np.empty((volume.shape[0], height, width), np.uint8) if out is None else out
-    was_training = network.training
-    network.eval()
-    try:
+    with torch.inference_mode(), _evaluating(network):
         for first in range(0, len(volume), batch_size):
             batch = volume[first : first + batch_size]
             # The copy takes every dtype and byte order, and read-only arrays without a warning.
@@ -88,9 +85,17 @@ def predict_volume(
             labels = resize_label(labels.to(torch.uint8), (height, width))
             prediction[first : first + batch_size] = labels.cpu().numpy()
             release_pages(prediction)
+    return prediction
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    was_training = network.training
+    network.eval()
+    try:
+        yield
     finally:
         network.train(was_training)
-    return prediction
 
 
 def prediction_memmap(volume: Volume, folder: Path) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -80,6 +81,9 @@ class Pretended(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return func(*tree_map_only(cls, lambda one: one.values, args), **(kwargs or {}))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.values.__reduce_ex__(protocol)  # read on the CPU, as commands do
 
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
@@ -219,7 +223,10 @@ def _pretended(monkeypatch: pytest.MonkeyPatch, seen: Seen) -> Iterator[None]:
     }
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: MagicMock())
     monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self)
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
     # Views of such tensors cannot be made in inference mode.
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
     torch._C._ensureCUDADeviceGuardSet()

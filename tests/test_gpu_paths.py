@@ -5,14 +5,26 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+import test
+from analysis import gradcam, similarity
+from datasets.case import Sample
+from datasets.loader import build_loader
+from evaluation.metrics import compare_at_spacings
+from evaluation.predict import predict_volume
 from losses import Criterion, KDloss
 from networks import build_network, list_networks
+from scripts import export_weights
 from selfreg import FeatureTap
+from tests.conftest import make_case, train
 from tests.networks.small import CALM, SMALL, build_small
 from tests.pretended_gpu import Seen, is_there, on_cpu
 
@@ -93,3 +105,96 @@ def test_launches_of_the_published_network(name: str, gpu: Seen, record_property
     (plain, back), (ours, our_back) = counts["without"], counts["with"]
     line = f"{name}: forward {forward.launched}, criterion {plain} / {ours}, backward {back} / {our_back}"
     record_property("counted", f"launches without / with the regularizer, {line}")
+
+
+class Slices(Dataset):
+    """Six slices, of one shape or of several."""
+
+    names = [str(index) for index in range(6)]
+    num_classes = CLASSES
+
+    def __init__(self, *shapes: tuple[int, ...]) -> None:
+        self.shapes = shapes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        rng, shape = np.random.default_rng(index), self.shapes[index % len(self.shapes)]
+        label = rng.integers(0, CLASSES, shape[-2:], np.uint8)
+        return Sample(rng.random(shape, np.float32), label, self.names[index])
+
+
+@pytest.mark.parametrize("shapes", [[(40, 40)], [(40, 44), (48, 36)], [(3, 40, 44)]], ids=str)
+def test_batches_are_those_of_the_cpu_and_nobody_waits(shapes: list[tuple[int, ...]], gpu: Seen) -> None:
+    loaders = [build_loader(Slices(*shapes), size=(32, 24), batch_size=6, seed=1, device=d) for d in ("cpu", "cuda")]
+    counts = []
+    for epoch in range(6):
+        for loader in loaders:
+            loader.sampler.epoch = epoch
+        (expected,) = loaders[0]
+        with gpu.during() as first:
+            (found,) = loaders[1]
+        with gpu.during() as again:  # its tables are there
+            (found,) = loaders[1]
+        counts.append(again.launched)
+        assert first.waited == again.waited == 0, (first.waits, again.waits)
+        assert is_there(found.image) and is_there(found.label) and found.names == expected.names
+        torch.testing.assert_close(on_cpu(found.image), expected.image, rtol=0, atol=1e-6)
+        assert torch.equal(on_cpu(found.label), expected.label)
+    assert max(counts) <= (20 if len(shapes) == 1 else 50), counts
+
+
+def test_a_slice_that_cannot_be_read_costs_no_step(gpu: Seen) -> None:
+    class Broken(Slices):
+        def __getitem__(self, index: int) -> Sample:
+            if index == order[4]:
+                raise ValueError("damaged")
+            return super().__getitem__(index)
+
+    loader = build_loader(Broken((40, 40)), size=(32, 32), batch_size=2, seed=1, device="cuda")
+    order = np.random.default_rng([1, 0]).permutation(6).tolist()
+    batches = iter(loader)
+    assert [next(batches).names for _ in range(2)] == [[str(index) for index in order[i : i + 2]] for i in (0, 2)]
+    with pytest.raises(ValueError, match="damaged"):
+        next(batches)
+
+
+@pytest.mark.parametrize("overlap", [None, 0.5])
+def test_a_volume_is_labeled_and_measured_as_on_the_cpu(overlap: float | None, gpu: Seen) -> None:
+    network, rng = build_small("unet").eval(), np.random.default_rng(0)
+    image, truth = rng.random((5, 50, 44), np.float32), rng.integers(0, CLASSES, (5, 50, 44), np.uint8)
+    how = {"img_size": 32, "batch_size": 4, "overlap": overlap}
+    expected = predict_volume(network, image, **how)
+    network.to("cuda")
+    with gpu.during() as seen:
+        found = predict_volume(network, image, device="cuda", **how)
+    np.testing.assert_array_equal(found, expected)
+    assert seen.waited <= 4, seen.waits  # two batches there and back
+    spacings = [None, (3.0, 0.7, 0.8)]
+    with gpu.during() as seen:
+        ours = compare_at_spacings(torch.from_numpy(found).to("cuda"), truth, CLASSES, spacings)
+    assert seen.waited <= 30, seen.waits
+    assert ours == compare_at_spacings(expected, truth, CLASSES, spacings)
+
+
+def test_whole_commands(synapse: Path, tmp_path: Path, gpu: Seen) -> None:
+    """Train, stop, resume, test, predict, analyze and export: the weights and masks of the CPU."""
+    outs, scan = {device: tmp_path / device for device in ("cuda", "cpu")}, tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(make_case(7, (40, 40, 3))[0] * 400 - 125, np.eye(4)), scan)
+    for device, out in outs.items():
+        device_words = ["--n_gpu", int(device == "cuda")]
+        for more in ([], ["--resume", "--max_epochs", 3]):
+            assert train(synapse, out, "--val_cases", 1, *device_words, *more) == 0
+        assert test.main(["--output_dir", str(out)]) == 0
+        assert test.main(["--output_dir", str(out), "--input", str(scan), "--output", str(out / "predicted")]) == 0
+        for command in (gradcam, similarity):
+            assert command.main(["--checkpoint", str(out), "--output", str(out / "analysis")]) == 0
+        assert export_weights.main([str(out), str(out / "exported.pth")]) == 0
+    assert "cuda:0" in (outs["cuda"] / "log.txt").read_text(encoding="utf-8")
+    weights = [torch.load(out / "best.pth", weights_only=True) for out in outs.values()]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
+    for name in ("predictions/case0100.nii.gz", "predicted/predictions/scan.nii.gz"):
+        found = [nib.load(out / name).get_fdata() for out in outs.values()]
+        assert (found[0] == found[1]).mean() > 0.99, name
+    assert gpu.launched
