@@ -143,7 +143,7 @@ def skip_step(at: Progress, what: str, names: Iterable[str], last: Path) -> None
 
 def check_weights(network: nn.Module, at: Progress, last: Path) -> None:
     """Weights that are not finite are neither saved nor validated."""
-    if not all(torch.isfinite(p).all() for p in network.parameters()):
+    if not torch.stack([torch.isfinite(p).all() for p in network.parameters()]).all():  # a GPU is waited for once
         raise Diverged(at, last)
 
 

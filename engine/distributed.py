@@ -60,12 +60,13 @@ class Ranks:
         Call it after the backward pass: reading the values waits for a GPU.
         """
         values = torch.stack([value.detach() for value in terms.values()])
-        sums = torch.cat([values, values.new_tensor(wishes)])
-        if self.world > 1:
-            sums = sums.to(self.device)
-            dist.all_reduce(sums)
-        means = (sums[: len(terms)] / self.world).tolist()
-        return dict(zip(terms, means, strict=True)), [votes > 0 for votes in sums[len(terms) :].tolist()]
+        if self.world == 1:
+            return dict(zip(terms, values.tolist(), strict=True)), list(wishes)
+        sums = torch.cat([values.to(self.device), torch.tensor(wishes, dtype=values.dtype).to(self.device)])
+        dist.all_reduce(sums)
+        sums[: len(terms)] /= self.world
+        numbers = sums.tolist()  # one wait for all
+        return dict(zip(terms, numbers[: len(terms)], strict=True)), [votes > 0 for votes in numbers[len(terms) :]]
 
     def gather(self, value: T) -> list[T]:
         """The value of every process, in order of rank."""

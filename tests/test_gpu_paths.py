@@ -18,6 +18,8 @@ import test
 from analysis import gradcam, similarity
 from datasets.case import Sample
 from datasets.loader import build_loader
+from engine.distributed import Ranks
+from engine.logger import MetricLogger
 from evaluation.metrics import compare_at_spacings
 from evaluation.predict import predict_volume
 from losses import Criterion, KDloss
@@ -27,6 +29,7 @@ from selfreg import FeatureTap
 from tests.conftest import make_case, train
 from tests.networks.small import CALM, SMALL, build_small
 from tests.pretended_gpu import Seen, is_there, on_cpu
+from trainer import Schedule, Trainer
 
 CLASSES = 5
 
@@ -85,6 +88,27 @@ def test_the_regularizer_launches_little_whatever_the_batch(name: str, gpu: Seen
             kd(*features)
         launched.append(seen.launched)
     assert launched[0] == launched[1] <= 120
+
+
+def test_a_step_of_training_waits_twice(gpu: Seen, tmp_path: Path) -> None:
+    """For the loss and for the norm of the gradient, which decide whether it is taken."""
+    waited = []
+    for steps in (2, 5):
+        network = build_small("unet").to("cuda")
+        trainer = Trainer(
+            network,
+            Criterion(CLASSES, kd=KDloss()),
+            torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, fused=True),
+            build_loader(Slices((40, 40)), size=(32, 32), batch_size=1, seed=1, device="cuda"),
+            Schedule(epochs=1, steps_per_epoch=6, base_lr=0.01, max_steps=steps),
+            tmp_path,
+            MetricLogger(None, steps),
+            ranks=Ranks(device=torch.device("cuda", 0)),
+        )
+        with gpu.during() as seen:
+            trainer.fit()
+        waited.append(seen.waited)
+    assert waited[1] - waited[0] <= 2 * 3, seen.waits
 
 
 @pytest.mark.long
