@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ _MAX_EARLY_MESSAGES = 10_000
 
 
 def seed_everything(seed: int, deterministic: bool, rank: int = 0) -> None:
-    """Seed Python, NumPy and torch; `deterministic` also asks a GPU for repeatable algorithms, where it has them.
+    """Seed Python, NumPy and torch; with `deterministic` a GPU, too, gives the same numbers again, and takes longer.
 
     Every process of a run draws numbers of its own, which follow from the seed and its rank.
     """
@@ -43,7 +44,14 @@ def seed_everything(seed: int, deterministic: bool, rank: int = 0) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
-    if deterministic and torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    # Fused attention adds up its gradients in any order, and torch does not count it among the algorithms that do.
+    for enable in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp):
+        enable(not (deterministic and on_gpu))
+    torch.backends.cuda.enable_cudnn_sdp(not (deterministic and on_gpu))
+    # Nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if deterministic and on_gpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -89,7 +97,9 @@ def select_precision(precision: str, device: torch.device, *, allow_slow: bool =
             "--precision is bfloat16 (--amp), for which this CPU has no instructions: a step would take up to 19 times "
             "as long; expected float32, or --opts SLOW_BFLOAT16 True to run it all the same"
         )
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    cudnn: Any = torch.backends.cudnn  # whose own setting does not reach its parts, in torch 2.11
+    for backend in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
+        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     return torch.bfloat16 if precision == "bfloat16" else None
 
 

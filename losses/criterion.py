@@ -88,6 +88,10 @@ class Criterion(nn.Module):
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
         ignored = self.dice.ignore_index
+        if logits.is_cuda and torch.are_deterministic_algorithms_enabled():  # CUDA's own adds up in any order
+            kept = torch.ones_like(label, dtype=torch.bool) if ignored is None else label != ignored
+            truth = F.one_hot(label.where(kept, 0), logits.shape[1]).movedim(-1, 1) * kept[:, None]
+            return -(logits.log_softmax(dim=1) * truth).sum() / kept.sum().clamp(min=1)
         if ignored is None:
             return F.cross_entropy(logits, label)
         total = F.cross_entropy(logits, label, ignore_index=ignored, reduction="sum")

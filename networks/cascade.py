@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks import pvt_v2, r50_vit
 from networks.base import Network
 from networks.cascade_decoder import CascadeDecoder
+from networks.layers import resize_bilinear
 from networks.pretrained import ImageNetStart
 from networks.pvt_v2 import PVTv2
 from networks.r50_vit import R50ViT
@@ -46,8 +45,8 @@ class _Cascade(Network, ABC):
         images = self.pad(x)
         maps = self.decoder(*self.encode(self.conv(images) if x.shape[1] == 1 else images))
         logits = [self.get_submodule(prefix[:-1])(m) for prefix, m in zip(self.head_prefix, maps, strict=True)]
-        upsample = partial(F.interpolate, size=images.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        return tuple(upsample(p)[:, :, : x.shape[2], : x.shape[3]] for p in logits)
+        full = [resize_bilinear(one, images.shape[2:], self.align_corners) for one in logits]
+        return tuple(one[:, :, : x.shape[2], : x.shape[3]] for one in full)
 
     @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from networks.base import Network
 from networks.hiformer_parts import GROUPS, STRIDES, All2Cross, ConvUpsample, Pyramid
+from networks.layers import BilinearUpsample
 from networks.options import check_divides, check_multiple, check_stages
 from networks.pretrained import ImageNetStart
 from networks.swin_unet import Stage, swin_blocks
@@ -122,7 +123,7 @@ class HiFormer(Network):
         self.conv_pred = nn.Sequential(
             nn.Conv2d(decoder_width, _FINAL_WIDTH, kernel_size=1),
             nn.ReLU(inplace=True),
-            nn.Upsample(scale_factor=STRIDES[0], mode="bilinear", align_corners=False),
+            BilinearUpsample(STRIDES[0], align_corners=False),
         )
 
     def from_imagenet(self, state: Mapping[str, Tensor]) -> ImageNetStart | None:

@@ -13,7 +13,7 @@ from timm.models.crossvit import MultiScaleBlock
 from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
 from torch import Tensor, nn
 
-from networks.layers import Checkpointed, init_conv, init_linear
+from networks.layers import BilinearUpsample, Checkpointed, init_conv, init_linear
 from networks.swin_unet import PatchMerging
 
 STRIDES = (4, 8, 16)  # of the three levels
@@ -149,7 +149,7 @@ class ConvUpsample(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             if doublings:
-                layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+                layers.append(BilinearUpsample(2, align_corners=False))
         self.conv_tower = nn.Sequential(*layers)
         self.convs_level = self.conv_tower  # the published state_dict holds the tower under two names
 

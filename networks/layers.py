@@ -6,13 +6,15 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp as TimmMlp
 from timm.layers import trunc_normal_
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
@@ -28,6 +30,37 @@ class Mlp(TimmMlp):
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.normal_(parameter, std=1e-6)
+
+
+def resize_bilinear(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Bilinear interpolation of (B, C, H, W), as `F.interpolate`.
+
+    On a GPU that is to repeat its numbers it is two products of matrices: torch would sort indices, in ten launches.
+    """
+    if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return F.interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners)
+    rows, columns = (
+        _interpolation(old, new, align_corners, x.device) for old, new in zip(x.shape[2:], size, strict=True)
+    )
+    with torch.autocast(x.device.type, enabled=False):
+        return (rows @ (x.float() @ columns.T)).to(x.dtype)
+
+
+@lru_cache(maxsize=64)
+def _interpolation(old: int, new: int, align_corners: bool, device: torch.device) -> Tensor:
+    """The matrix (new, old) of linear interpolation."""
+    return F.interpolate(torch.eye(old)[None], new, mode="linear", align_corners=align_corners)[0].T.to(device)
+
+
+class BilinearUpsample(nn.Module):
+    """Enlarge (B, C, H, W) by bilinear interpolation; see `resize_bilinear`."""
+
+    def __init__(self, scale: int, *, align_corners: bool) -> None:
+        super().__init__()
+        self.scale, self.align_corners = scale, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        return resize_bilinear(x, [self.scale * side for side in x.shape[2:]], self.align_corners)
 
 
 def named(**modules: nn.Module) -> nn.Sequential:

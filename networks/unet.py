@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import Network
-from networks.layers import conv_bn_relu, named
+from networks.layers import BilinearUpsample, conv_bn_relu, named
 from networks.options import check_multiple
 from selfreg import TapSpec
 
@@ -33,7 +33,7 @@ class Up(nn.Module):
         super().__init__()
         self.up: nn.Module
         if bilinear:
-            self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+            self.up = BilinearUpsample(2, align_corners=True)
             self.conv = double_conv(in_channels, out_channels, in_channels // 2)
         else:
             self.up = nn.ConvTranspose2d(in_channels, in_channels // 2, kernel_size=2, stride=2)

@@ -30,6 +30,7 @@ from tests.conftest import make_case, train
 from tests.networks.small import CALM, SMALL, build_small
 from tests.pretended_gpu import Seen, is_there, on_cpu
 from trainer import Schedule, Trainer
+from utils import seed_everything
 
 CLASSES = 5
 
@@ -76,6 +77,36 @@ def test_a_step_is_that_of_the_cpu_and_waits_for_nothing(name: str, gpu: Seen) -
     assert all(map(is_there, (*network.parameters(), *network.buffers())))
     torch.testing.assert_close(on_cpu(dict(terms)), dict(expected[0]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(on_cpu(gradients), expected[1], rtol=1e-3, atol=1e-4)
+
+
+# Of what the networks and losses might call, those that CUDA adds up in any order; index_put sorts in this mode.
+UNREPEATABLE = {
+    "_adaptive_avg_pool2d_backward",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "nll_loss2d_forward",
+    "scatter_add_",
+    "upsample_bilinear2d_backward",
+}
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_a_deterministic_step_has_no_sum_in_any_order(name: str, gpu: Seen) -> None:
+    network, side = build_small(name, **CALM[name]).train(), SMALL[name]["img_size"]
+    image, label = torch.randn(2, 1, side, side), torch.randint(CLASSES, (2, side, side), dtype=torch.uint8)
+    expected = step(copy.deepcopy(network), image, label)
+    seed_everything(1, deterministic=True)
+    try:
+        with gpu.during() as seen:
+            found = step(network.to("cuda"), image.to("cuda"), label.to("cuda"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        seed_everything(1, deterministic=False)
+    assert not seen.launches.keys() & UNREPEATABLE
+    torch.testing.assert_close(on_cpu(dict(found[0])), dict(expected[0]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(on_cpu(found[1]), expected[1], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["swin_unet", "unet"])

@@ -172,14 +172,14 @@ def test_tf32_is_for_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         return bmm(*args, **options)
 
     monkeypatch.setattr(torch, "bmm", spy)
-    before = matmul.allow_tf32
+    before = matmul.fp32_precision
     try:
-        for allowed in (True, False):
-            matmul.allow_tf32 = allowed
+        for precision in ("tf32", "ieee"):
+            matmul.fp32_precision = precision
             resize_image(torch.rand(20, 20), (8, 8))
-            assert matmul.allow_tf32 is allowed
+            assert matmul.fp32_precision == precision
     finally:
-        matmul.allow_tf32 = before
+        matmul.fp32_precision = before
     assert seen == {"ieee"}
 
 
