@@ -221,12 +221,11 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         code, message = 2, f"{error}: this Python lacks the requirements; make install, then source .venv/bin/activate"
     except RuntimeError as error:
-        if _is_of_a_lost_process(error):
-            code, message = 1, "another process of this run has ended; torchrun --max_restarts N starts all again"
-        elif _is_out_of_memory(error):
-            code, message = 2, _one_line(MemoryError())
-        else:
+        text = f"{type(error).__name__}: {error}"
+        known = next((failure for failure in _FAILURES if any(part in text for part in failure[0])), None)
+        if known is None:
             raise
+        _, code, message = known
     sys.stderr.write(f"{prog}: error: {_printable(message)}\n")
     return code
 
@@ -250,14 +249,38 @@ def _sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-# Torch's own errors are known by their names: importing torch would cost every --help two seconds.
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    own = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
-    return own or "DataLoader worker" in str(error)
-
-
-def _is_of_a_lost_process(error: RuntimeError) -> bool:
-    return type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError") or "gloo" in str(error)
+_OUT_OF_MEMORY = (
+    "out of memory; give a smaller --batch_size (--accumulation-steps makes up for it), --use-checkpoint or --amp, or "
+    "fewer --workers or --jobs"
+)
+# What RuntimeErrors of torch, CUDA and NCCL say, the exit code, and what to do. Importing torch, to know their types,
+# would cost every --help two seconds.
+_FAILURES: tuple[tuple[tuple[str, ...], int, str], ...] = (
+    (
+        # A library that finds no room for its own workspace says NOT_INITIALIZED.
+        ("OutOfMemoryError", "out of memory", "ALLOC_FAILED", "STATUS_NOT_INITIALIZED", "DefaultCPUAllocator"),
+        2,
+        _OUT_OF_MEMORY,
+    ),
+    (("DataLoader worker", "Pin memory thread"), 2, _OUT_OF_MEMORY),
+    (
+        ("DistBackendError", "DistNetworkError", "DistStoreError", "gloo", "NCCL"),
+        1,
+        "another process of this run has ended; torchrun --max_restarts N starts all again",
+    ),
+    (("busy or unavailable",), 2, "another process has the GPU for itself; wait, or name another by --gpu_id"),
+    (
+        ("NVIDIA driver", "driver version is insufficient"),
+        2,
+        "the NVIDIA driver is missing or too old for this torch; update it, install a torch for it (pytorch.org), or "
+        "use the CPU (--n_gpu 0)",
+    ),
+    (
+        ("no kernel image",),
+        2,
+        "this torch has no code for this GPU; install one that has (pytorch.org), or use the CPU (--n_gpu 0)",
+    ),
+)
 
 
 class _Visible:
@@ -289,10 +312,7 @@ def _printable(message: str) -> str:
 def _one_line(error: Exception) -> str:
     """An error in one line; one that a loading process passed on ends with the message itself."""
     if isinstance(error, MemoryError):
-        return (
-            "out of memory; give a smaller --batch_size (--accumulation-steps makes up for it), --use-checkpoint or "
-            "--amp, or fewer --workers or --jobs"
-        )
+        return _OUT_OF_MEMORY
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; give another path, or change its permissions"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -16,6 +16,7 @@ import yaml
 
 import test as test_command
 import train as train_command
+from configs.arguments import run_guarded
 from networks import build_network
 from tests import own_data
 from tests.conftest import NETWORK, ROOT, SMALL
@@ -293,6 +294,43 @@ def test_out_of_memory_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, r
     monkeypatch.setattr(predict, "sum_heads", full)
     assert "out of memory; give a smaller --batch_size" in refused(test_command.main, ["--output_dir", run])
     assert "Many lines" in (run / "test_log.txt").read_text(encoding="utf-8"), "the whole story is in the log"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "advice"),
+    [
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), 2, "--batch_size"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 2, "--amp"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 2, "--use-checkpoint"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"), 2, "--batch_size"),
+        (RuntimeError("Pin memory thread exited unexpectedly"), 2, "--workers"),
+        (torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), 2, "--gpu_id"),
+        (RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), 2, "--n_gpu 0"),
+        (torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device"), 2, "torch"),
+        (
+            torch.distributed.DistBackendError("NCCL error: remote process exited or a network error"),
+            1,
+            "--max",
+        ),
+    ],
+)
+def test_what_a_gpu_fails_of_is_one_line(
+    error: RuntimeError, code: int, advice: str, capsys: pytest.CaptureFixture
+) -> None:
+    def command() -> int:
+        raise error
+
+    assert run_guarded("train.py", command) == code
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: error: ") and said.count("\n") == 1 and advice in said
+
+
+def test_an_error_of_the_program_keeps_its_traceback() -> None:
+    def command() -> int:
+        raise RuntimeError("a view of a leaf Variable is being used in an in-place operation")
+
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        run_guarded("train.py", command)
 
 
 def test_a_locale_without_utf_8_is_no_traceback(tmp_path: Path) -> None:
