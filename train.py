@@ -221,7 +221,7 @@ def build_data(config: Config, ranks: Ranks) -> TrainingLoader:
         rank=ranks.rank,
         world=ranks.world,
         device=ranks.device,
-        workers=config.data.num_workers,
+        workers=utils.count_workers() if config.data.num_workers < 0 else config.data.num_workers,
         rot_flip=config.aug.rot_flip,
         rotate=config.aug.rotate,
         repeat_choices=config.aug.repeat_choices,

@@ -123,6 +123,12 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
+def count_workers() -> int:
+    """How many processes read slices where that is not said: one a core that this process of the run has, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
 def tune_malloc() -> None:
     """Let glibc keep freed blocks for the next step: returned pages would be zeroed again, 10 % of a step on a CPU."""
     if platform.libc_ver()[0] == "glibc":

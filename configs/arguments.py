@@ -57,7 +57,7 @@ _TRAIN: Flags = {
     "val_cases": ("DATA.VAL_CASES", "training cases held out to select best.pth by (0: none, as published)"),
     "distance": ("LOSS.DISTANCE", "between channels in the regularizer (default: as published)", "|".join(DISTANCES)),
     "warmup_epochs": ("LOSS.WARMUP_EPOCHS", "epochs over which the weights of the regularizer rise from 0"),
-    "workers": ("DATA.NUM_WORKERS", "processes that load data"),
+    "workers": ("DATA.NUM_WORKERS", "processes that read slices (default: by the cores, 8 at most)"),
     "cache": ("DATA.CACHE", "folder of a memory-mapped copy of the training slices, read instead of them", "DIR"),
     "sync_bn": ("TRAIN.SYNC_BN", "batch norm over all processes of torchrun (GPUs only)"),
     "compile": ("COMPILE", "torch.compile: minutes at the start, faster steps after"),

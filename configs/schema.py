@@ -45,7 +45,7 @@ class DataConfig:
     list_dir: str = ""  # default: lists/lists_<dataset>, the lists in root_path, the shipped split
     img_size: tuple[int, int] = field(default=(224, 224), metadata={"range": (1, 4096)})  # yaml: a side, or [H, W]
     batch_size: int = _number(24, 1, 65536)  # of all processes together
-    num_workers: int = _number(2, 0, 256)
+    num_workers: int = _number(-1, -1, 256)  # processes that read slices, of each process of the run; -1: by the cores
     cache: str = ""  # folder of a memory-mapped copy of the training slices; empty: the files are read each time
     val_cases: int = _number(0)  # training cases held out for validation; 0 as published
     folds: int = _number(0)  # of a cross-validation; 0: none

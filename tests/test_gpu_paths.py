@@ -146,14 +146,15 @@ def test_a_step_of_training_waits_twice(gpu: Seen, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list_networks())
 def test_launches_of_the_published_network(name: str, gpu: Seen, record_property: Callable[[str, str], None]) -> None:
     """The table of docs/performance.md."""
-    network, label = build_network(name, num_classes=9).train().to("cuda"), torch.zeros(1, 224, 224, dtype=torch.uint8)
+    network = build_network(name, num_classes=9).train().to("cuda")
+    label = torch.zeros(1, 224, 224, dtype=torch.uint8).to("cuda")
     counts = {}
     for kd in (KDloss(0), KDloss()):
         criterion = Criterion(9, kd=kd)
         with gpu.during() as forward:
             logits, features = FeatureTap(network)(torch.randn(1, 1, 224, 224).to("cuda"))
         with gpu.during() as loss:
-            terms = criterion(logits, label.to("cuda"), features)
+            terms = criterion(logits, label, features)
         with gpu.during() as backward:
             terms["loss"].backward()
         counts["with" if kd.lambda_1 else "without"] = loss.launched, backward.launched
