@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.case import IGNORE, SlicedImage, Volume, Volumes
-from datasets.transforms import resize_image, resize_label
+from datasets.transforms import resize_image, resize_label, send
 from engine.distributed import Ranks
 from evaluation.metrics import dice_per_class
 from evaluation.sliding import sliding_window_logits
@@ -67,14 +67,15 @@ def predict_volume(
 
     window = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
     height, width = volume.shape[-2:]
-    if torch.device(device).type == "cpu":
+    device = torch.device(device)
+    if device.type == "cpu":
         batch_size = min(batch_size, _MAX_BATCH_ON_CPU)
     prediction = np.empty((volume.shape[0], height, width), np.uint8) if out is None else out
     with torch.inference_mode(), _evaluating(network):
         for first in range(0, len(volume), batch_size):
             batch = volume[first : first + batch_size]
             # The copy takes every dtype and byte order, and read-only arrays without a warning.
-            images = batch if isinstance(batch, Tensor) else torch.from_numpy(np.array(batch, dtype=np.float32))
+            images = batch if isinstance(batch, Tensor) else send(torch.from_numpy(np.array(batch, np.float32)), device)
             images = images.to(device, torch.float32).reshape(len(batch), -1, height, width)
             if overlap is None:
                 zoomed = resize_image(images.flatten(0, 1), window)

@@ -303,7 +303,7 @@ class KDloss(nn.Module):
         for places in groups.values():
             maps = [listed[place][0] for place in places]
             f = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
-            students.append(_Maps(f, tuple(listed[place][1] for place in places), tuple(places)))
+            students.append(_Maps(_full_precision(f), tuple(listed[place][1] for place in places), tuple(places)))
         return students, [listed[places[0]][2] for places in groups.values()]
 
     def terms(
@@ -324,7 +324,7 @@ class KDloss(nn.Module):
         warmup = self.warmup_factor(epoch)
         students, counts = self._students(encoder, decoder)
         sizes = [len(maps.names) for maps in students]
-        nothing = _full_precision(students[0].f).new_zeros(()) if 0 in (self.lambda_1, self.lambda_2) else None
+        nothing = students[0].f.new_zeros(()) if 0 in (self.lambda_1, self.lambda_2) else None
         scr = ifd = cast(Tensor, nothing)
         if self.lambda_1:
             inter = _inter_fd(students, final, self.distance, self.scr, draws)
