@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -97,9 +96,8 @@ def select_precision(precision: str, device: torch.device, *, allow_slow: bool =
             "--precision is bfloat16 (--amp), for which this CPU has no instructions: a step would take up to 19 times "
             "as long; expected float32, or --opts SLOW_BFLOAT16 True to run it all the same"
         )
-    cudnn: Any = torch.backends.cudnn  # whose own setting does not reach its parts, in torch 2.11
-    for backend in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
-        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    # Not by `fp32_precision`, after which torch 2.11 itself, as it exports, raises that its flags differ.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.bfloat16 if precision == "bfloat16" else None
 
 

@@ -122,11 +122,11 @@ def _bands(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Band
 def _float32_products() -> Iterator[None]:
     """Keep a GPU from rounding factors to the 10 bits of TF32, whatever the network may run in."""
     backend = torch.backends.cuda.matmul
-    before, backend.fp32_precision = backend.fp32_precision, "ieee"
+    before, backend.allow_tf32 = backend.allow_tf32, False
     try:
         yield
     finally:
-        backend.fp32_precision = before
+        backend.allow_tf32 = before
 
 
 def _zoom_axis(batch: Tensor, axis: int, new: int) -> Tensor:

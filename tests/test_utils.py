@@ -15,27 +15,27 @@ import torch
 import utils
 from tests.conftest import ROOT
 
-BACKENDS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+BACKENDS = (torch.backends.cuda.matmul, torch.backends.cudnn)
 
 
 @pytest.fixture(autouse=True)
 def _as_before() -> None:
-    before = [backend.fp32_precision for backend in BACKENDS]
+    before = [backend.allow_tf32 for backend in BACKENDS]
     yield
-    for backend, precision in zip(BACKENDS, before, strict=True):
-        backend.fp32_precision = precision
+    for backend, allowed in zip(BACKENDS, before, strict=True):
+        backend.allow_tf32 = allowed
 
 
 def test_precision() -> None:
     cpu = torch.device("cpu")
     assert utils.select_precision("bfloat16", cpu, allow_slow=True) is torch.bfloat16
-    torch.backends.cudnn.conv.fp32_precision = "tf32"  # torch's own default: float32 has to mean float32
+    torch.backends.cudnn.allow_tf32 = True  # torch's own default: float32 has to mean float32
     assert utils.select_precision("float32", cpu) is None
-    assert {backend.fp32_precision for backend in BACKENDS} == {"ieee"}
+    assert {backend.allow_tf32 for backend in BACKENDS} == {False}
     with pytest.raises(ValueError, match="tf32 but the device is the CPU"):
         utils.select_precision("tf32", cpu)
     assert utils.select_precision("tf32", torch.device("cuda")) is None
-    assert {backend.fp32_precision for backend in BACKENDS} == {"tf32"}
+    assert {backend.allow_tf32 for backend in BACKENDS} == {True}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has the option")

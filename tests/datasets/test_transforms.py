@@ -168,19 +168,19 @@ def test_tf32_is_for_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     matmul, seen, bmm = torch.backends.cuda.matmul, set(), torch.bmm
 
     def spy(*args: object, **options: object) -> object:
-        seen.add(matmul.fp32_precision)
+        seen.add(matmul.allow_tf32)
         return bmm(*args, **options)
 
     monkeypatch.setattr(torch, "bmm", spy)
-    before = matmul.fp32_precision
+    before = matmul.allow_tf32
     try:
-        for precision in ("tf32", "ieee"):
-            matmul.fp32_precision = precision
+        for allowed in (True, False):
+            matmul.allow_tf32 = allowed
             resize_image(torch.rand(20, 20), (8, 8))
-            assert matmul.fp32_precision == precision
+            assert matmul.allow_tf32 is allowed
     finally:
-        matmul.fp32_precision = before
-    assert seen == {"ieee"}
+        matmul.allow_tf32 = before
+    assert seen == {False}
 
 
 def test_tables_made_for_prediction_serve_training() -> None:
