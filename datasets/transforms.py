@@ -71,7 +71,7 @@ def _lookup(shape: tuple[int, int], size: tuple[int, int], draw: Draw, device: t
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; to a GPU from pinned memory, for which the host does not wait."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _movable(batch: Tensor) -> Tensor:

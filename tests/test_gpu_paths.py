@@ -23,7 +23,7 @@ from engine.logger import MetricLogger
 from evaluation.metrics import compare_at_spacings
 from evaluation.predict import predict_volume
 from losses import Criterion, KDloss
-from networks import build_network, list_networks
+from networks import build_network, layers, list_networks
 from scripts import export_weights
 from selfreg import FeatureTap
 from tests.conftest import make_case, train
@@ -77,6 +77,15 @@ def test_a_step_is_that_of_the_cpu_and_waits_for_nothing(name: str, gpu: Seen) -
     assert all(map(is_there, (*network.parameters(), *network.buffers())))
     torch.testing.assert_close(on_cpu(dict(terms)), dict(expected[0]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(on_cpu(gradients), expected[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_prediction_leaves_matrices_that_can_be_trained_with() -> None:
+    """A run that resumes in its validation predicts first."""
+    with torch.inference_mode():
+        matrix = layers._interpolation(5, 11, True, torch.device("cpu"))
+    image = torch.randn(1, 1, 5, 3, requires_grad=True)
+    (matrix @ image).sum().backward()
+    assert image.grad is not None
 
 
 # Of what the networks and losses might call, those that CUDA adds up in any order; index_put sorts in this mode.
