@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ def _pretended(monkeypatch: pytest.MonkeyPatch, seen: Seen) -> Iterator[None]:
     monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self)
     monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
     # Views of such tensors cannot be made in inference mode.
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())
     torch._C._ensureCUDADeviceGuardSet()
     lift, overwrite = torch._C._only_lift_cpu_tensors(), torch.__future__.get_overwrite_module_params_on_conversion()
     torch._C._set_only_lift_cpu_tensors(True)
