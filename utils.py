@@ -43,14 +43,14 @@ def seed_everything(seed: int, deterministic: bool, rank: int = 0) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
-    on_gpu = torch.cuda.is_available()
+    repeats = deterministic and torch.cuda.is_available()
+    cuda = torch.backends.cuda
     # Fused attention adds up its gradients in any order, and torch does not count it among the algorithms that do.
-    for enable in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp):
-        enable(not (deterministic and on_gpu))
-    torch.backends.cuda.enable_cudnn_sdp(not (deterministic and on_gpu))
+    for enable in (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp):
+        enable(not repeats)
     # Nothing here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if deterministic and on_gpu:
+    if repeats:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
 
