@@ -25,7 +25,7 @@ from configs.saved import check_continues, config_text, is_of
 from configs.schema import Config, LossConfig, TrainConfig
 from datasets import describe, keep_folds
 from datasets.augment import Augmentation
-from datasets.cache import CachedSlices
+from datasets.cache import CachedSlices, keep_in_memory
 from datasets.case import IGNORE
 from datasets.loader import TrainingLoader, build_loader
 from engine import distributed
@@ -214,7 +214,7 @@ def build_data(config: Config, ranks: Ranks) -> TrainingLoader:
                 dataset.prepare(progress_bar("writing the cache"))
     ranks.barrier()
     return build_loader(
-        train_set,
+        keep_in_memory(train_set, int(config.data.cache_memory * utils.memory_share())),
         size=config.data.img_size,
         batch_size=config.data.batch_size,
         seed=config.seed,

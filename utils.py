@@ -124,7 +124,26 @@ def check_compiler(device: torch.device) -> None:
 def count_workers() -> int:
     """How many processes read slices where that is not said: one a core that this process of the run has, 8 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(8, cores // _processes_here()))
+
+
+def memory_share() -> int:
+    """Bytes of memory for this process of the run: the machine's, or what SLURM or a container allows; 0: not known."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0]
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        group = Path("/sys/fs/cgroup", controllers, path.lstrip("/"))
+        for folder in (group, *group.parents):
+            for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2 and 1
+                with suppress(OSError, ValueError):
+                    limits.append(int((folder / name).read_text()))
+    return min(limits) // _processes_here()
+
+
+def _processes_here() -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def tune_malloc() -> None:

@@ -14,7 +14,7 @@ from configs.schema import Config
 # What may differ between a run and its continuation: paths, length, and when it logs, validates and saves.
 _MAY_DIFFER = (
     *("OUTPUT_DIR", "GPU_ID", "N_GPU", "TEST", "DATA.ROOT_PATH", "DATA.VOLUME_PATH", "DATA.LIST_DIR"),
-    *("DATA.NUM_WORKERS", "DATA.CACHE", "MODEL.NAME", "MODEL.PRETRAIN_CKPT"),
+    *("DATA.NUM_WORKERS", "DATA.CACHE", "DATA.CACHE_MEMORY", "MODEL.NAME", "MODEL.PRETRAIN_CKPT"),
     *("TRAIN.EPOCHS", "TRAIN.MAX_ITERATIONS", "TRAIN.SAVE_FREQ", "TRAIN.SAVE_SECONDS", "TRAIN.LOG_FREQ"),
     *("TRAIN.IMAGE_FREQ", "TRAIN.VAL_FREQ", "TRAIN.USE_CHECKPOINT", "LOSS.GRADIENT_FACTOR", "LOSS.GRADIENT_FREQ"),
 )

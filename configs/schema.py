@@ -47,6 +47,7 @@ class DataConfig:
     batch_size: int = _number(24, 1, 65536)  # of all processes together
     num_workers: int = _number(-1, -1, 256)  # processes that read slices, of each process of the run; -1: by the cores
     cache: str = ""  # folder of a memory-mapped copy of the training slices; empty: the files are read each time
+    cache_memory: float = _number(0.25, 0, 1)  # fraction of memory for slices without such a copy, once they are read
     val_cases: int = _number(0)  # training cases held out for validation; 0 as published
     folds: int = _number(0)  # of a cross-validation; 0: none
     fold: int = _number(0)  # that is held out and tested on

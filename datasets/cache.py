@@ -1,4 +1,4 @@
-"""Slices kept in flat files that are mapped into memory, so that no epoch decodes a source file (`--cache`)."""
+"""Slices kept in memory, or in files that are mapped into it (`--cache`), so that no epoch decodes a source file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import math
+import mmap
+import multiprocessing
 import os
 import secrets
 import time
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.case import IGNORE, Case, DataSet, Sample
+from datasets.case import IGNORE, Case, DataSet, Sample, Slices
 from datasets.label_values import check_label
 from datasets.slices import CaseSlices
 
@@ -33,6 +35,68 @@ _IMAGE, _LABEL = np.dtype("<f4"), np.dtype("u1")
 _ABANDONED_SECONDS = 3600
 
 Shape = tuple[int, ...]  # (H, W), or (C, H, W) of several channels
+
+
+def keep_in_memory(slices: Slices, limit: int) -> Slices:
+    """The slices, kept in up to `limit` bytes of memory once they are read, where no cache has them there already."""
+    if isinstance(slices, CachedSlices) or not limit:
+        return slices
+    try:
+        return KeptSlices(slices, limit)
+    except OSError:  # the system promises no memory beforehand
+        return slices
+
+
+class KeptSlices(Dataset):
+    """Slices that stay in memory once they are read, as views that cannot be written to, until it is full.
+
+    Workers that are forked share it; one that is started afresh (spawn) reads the files.
+
+    Args:
+        slices: what is read.
+        limit: bytes to fill; they are taken from the system as they are needed.
+    """
+
+    def __init__(self, slices: Slices, limit: int) -> None:
+        self.slices, self.names, self.num_classes = slices, slices.names, slices.num_classes
+        self._lock = multiprocessing.Lock()
+        # Of each slice its first byte and its shape, (H, W) of 0 until it is there; at the end, the bytes used.
+        self._places = _shared_bytes((len(slices) + 1) * 4 * 8).view(np.int64).reshape(-1, 4)
+        self._memory: np.ndarray | None = _shared_bytes(limit)
+
+    @property
+    def files(self) -> list[Path]:
+        """The first image file of each slice."""
+        return self.slices.files
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        if self._memory is None:
+            return self.slices[index]
+        start, *shape = self._places[index].tolist()
+        if not shape[-1]:
+            sample = self.slices[index]
+            self._keep(index, sample)
+            return sample
+        shape = tuple(shape if shape[0] else shape[1:])
+        return _sample(self._memory[start : start + _record_bytes(shape)], shape, self.names[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_memory": None, "_places": None, "_lock": None}
+
+    def _keep(self, index: int, sample: Sample) -> None:
+        assert self._memory is not None
+        shape = sample.image.shape
+        with self._lock:
+            start = int(self._places[-1, 0])
+            end = start + _record_bytes(shape)
+            if end > len(self._memory):
+                return
+            self._places[-1, 0] = end
+        self._memory[start:end] = np.frombuffer(_record(sample), np.uint8)
+        self._places[index] = (start, *(0,) * (3 - len(shape)), *shape)
 
 
 class CachedSlices(Dataset):
@@ -102,12 +166,11 @@ class _Part:
                 self.build(iter)
             self._data = np.asarray(np.memmap(self._path("bin"), np.uint8, "r"))
         name, (start, shape) = self.source.names[index], self._places[index]
-        middle = start + _image_bytes(shape)
-        image, label = self._data[start:middle].view(_IMAGE), self._data[middle : middle + shape[-2] * shape[-1]]
+        sample = _sample(self._data[start : start + _record_bytes(shape)], shape, name)
         where = f"{self._path('bin')} (remove it to have it made anew): {name}"
         ignore = None if self.source.dataset.how.ignore is None else IGNORE
-        check_label(label, self.source.num_classes, where, ignore)
-        return Sample(image.reshape(shape), label.view(_LABEL).reshape(shape[-2:]), name)
+        check_label(sample.label, self.source.num_classes, where, ignore)
+        return sample
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the data: each process maps the file for itself."""
@@ -200,6 +263,20 @@ def _record_bytes(shape: Shape) -> int:
 def _record(sample: Sample) -> bytes:
     record = sample.image.astype(_IMAGE).tobytes() + sample.label.astype(_LABEL).tobytes()
     return record.ljust(_record_bytes(sample.image.shape), b"\0")
+
+
+def _sample(record: np.ndarray, shape: Shape, name: str) -> Sample:
+    """The sample as views of its record, which cannot be written to."""
+    record = record.view()
+    record.flags.writeable = False
+    middle = _image_bytes(shape)
+    label = record[middle : middle + shape[-2] * shape[-1]]
+    return Sample(record[:middle].view(_IMAGE).reshape(shape), label.view(_LABEL).reshape(shape[-2:]), name)
+
+
+def _shared_bytes(count: int) -> np.ndarray:
+    """Zeros that forked processes share; not in /dev/shm, which may be small."""
+    return np.frombuffer(mmap.mmap(-1, max(1, count)), np.uint8)
 
 
 @contextmanager

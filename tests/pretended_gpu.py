@@ -107,7 +107,7 @@ class Device(TorchDispatchMode):
         self.seen, self.real = seen, real
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = {key: value for key, value in (kwargs or {}).items() if self.real or key != "pin_memory"}
         name = func._schema.name.rpartition("::")[2]
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         asked = kwargs.get("device")

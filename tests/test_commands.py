@@ -160,7 +160,8 @@ def test_the_same_seed_gives_the_same_weights(synapse: Path, tmp_path: Path) -> 
 
 def test_a_cache_changes_nothing(synapse: Path, tmp_path: Path) -> None:
     found = []
-    for number, extra in enumerate(([], ["--cache", tmp_path / "cache"], ["--cache", tmp_path / "cache"])):
+    cache = ["--cache", tmp_path / "cache"]
+    for number, extra in enumerate((["--opts", "DATA.CACHE_MEMORY", 0], [], cache, cache)):
         run = tmp_path / str(number)
         assert train(synapse, run, "--val_cases", 1, *extra) == 0
         found.append(

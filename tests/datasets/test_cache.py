@@ -14,14 +14,14 @@ import pytest
 
 import datasets.cache
 from datasets import build_dataset, inspect
-from datasets.cache import CachedSlices
+from datasets.cache import CachedSlices, keep_in_memory
 from datasets.case import Case, Sample, Volume
 from datasets.intensity import Intensity, Preprocessing
 from datasets.loader import build_loader
 from datasets.sets.synapse import Synapse, slice_path, write
 from datasets.slices import CaseSlices
 from tests.conftest import make_case, make_synapse
-from tests.own_data import write_volumes
+from tests.own_data import write_images, write_volumes
 
 
 def slices_of(root: Path, **options: object) -> CaseSlices | CachedSlices:
@@ -42,6 +42,13 @@ def assert_same(found: CachedSlices, expected: CaseSlices) -> None:
         assert (got.image.dtype, got.label.dtype) == (np.float32, np.uint8)
         np.testing.assert_array_equal(got.image, sample.image)
         np.testing.assert_array_equal(got.label, sample.label)
+
+
+def mixed_slices(folder: Path) -> CaseSlices | CachedSlices:
+    """Grey slices of two shapes; each record is 5 bytes a pixel."""
+    root = make_synapse(folder / "d", train=2, shape=(3, 20, 20))
+    write(slice_path(root / "train_npz", "case0001_slice002"), np.ones((24, 28), np.float32), np.ones((24, 28), "u1"))
+    return slices_of(root)
 
 
 @pytest.fixture
@@ -313,3 +320,49 @@ def test_volumes_have_a_file_each_that_folds_share(tmp_path: Path, caplog: pytes
     caplog.clear()
     slices.prepare()
     assert f"of {len(slices)} slices" in caplog.text and f"writing {len(slices)} of" not in caplog.text
+
+
+@pytest.mark.parametrize("room", [6, 3, 0])
+def test_slices_stay_in_memory_until_it_is_full(tmp_path: Path, reads: list[Path], room: int) -> None:
+    slices = mixed_slices(tmp_path)
+    kept = keep_in_memory(slices, 1 << 20 if room == 6 else 2000 * room + 1)
+    assert_same(kept, slices)
+    reads.clear()
+    names = [sample.name for sample in kept]
+    assert len(reads) == 6 - room and names == slices.names
+    assert_same(kept, slices)
+    if room:
+        with pytest.raises(ValueError, match="read-only"):
+            kept[0].image[0, 0] = 1
+    assert [path.name for path in kept.files] == [path.name for path in slices.files]
+
+
+def test_colored_slices_stay_in_memory(tmp_path: Path) -> None:
+    write_images(tmp_path / "Folder")
+    how = {"root_path": str(tmp_path / "Folder"), "num_classes": 2}
+    inspect("Folder", root_path=how["root_path"])
+    slices = build_dataset("Folder", "train", **how, preprocessing=Preprocessing((0, 255), 3, Intensity("range")))
+    kept = keep_in_memory(slices, 1 << 24)
+    for _ in range(2):
+        assert_same(kept, slices)
+
+
+def test_workers_share_what_is_in_memory(tmp_path: Path) -> None:
+    """The second epoch reads no file; a process that is no copy of this one reads them."""
+    slices = mixed_slices(tmp_path)
+    kept = keep_in_memory(slices, 1 << 20)
+    assert_same(pickle.loads(pickle.dumps(kept)), slices)
+    loader, expected = (
+        build_loader(part, size=(16, 16), batch_size=2, seed=3, workers=workers)
+        for part, workers in ((kept, 2), (slices, 0))
+    )
+    for epoch in range(2):
+        loader.sampler.epoch = expected.sampler.epoch = epoch
+        batches = list(expected)
+        for path in slices.files if epoch else ():
+            path.unlink()
+        for got, want in zip(loader, batches, strict=True):
+            assert got.names == want.names
+            np.testing.assert_array_equal(got.image.numpy(), want.image.numpy())
+            np.testing.assert_array_equal(got.label.numpy(), want.label.numpy())
+    loader.close()

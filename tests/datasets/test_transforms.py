@@ -151,6 +151,19 @@ def test_training_transform(shape: tuple[int, int], size: tuple[int, int], tenso
         np.testing.assert_array_equal(got_label[i], expected[1])
 
 
+def test_tables_of_many_shapes() -> None:
+    """Where every slice has a shape of its own, as in ACDC and GlaS: pixel for pixel what SciPy makes of each."""
+    rng = random.Random(7)
+    for _ in range(60):
+        shape, size = [(rng.randint(1, 90), rng.randint(1, 90)) for _ in range(2)]
+        image, label = pair(shape)
+        for draw in [*DRAWS, Draw("rotate", angle=rng.randint(-20, 19)), Draw("rotate", angle=rng.uniform(-180, 180))]:
+            got_image, got_label = RandomGenerator(size)(image, label, draw)
+            want_image, want_label = reference.training_transform(image, label, size, *draw)
+            np.testing.assert_array_equal(got_label, want_label)
+            np.testing.assert_allclose(got_image, want_image, rtol=0, atol=1e-6)
+
+
 def test_a_slice_does_not_depend_on_its_neighbours() -> None:
     """To the last bit, so that it matters neither who shares a batch nor how large it is."""
     image, label = (torch.from_numpy(part) for part in pair((len(DRAWS), 96, 80)))
