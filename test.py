@@ -33,7 +33,7 @@ from evaluation.inference import Trained, find_trained, find_volumes, identity, 
 from evaluation.masks import mask_suffix, write_image_mask, write_mask
 from evaluation.metrics import ClassScores, compare_at_spacings
 from evaluation.overlay import write_overlay
-from evaluation.predict import predict_volume, prediction_memmap, without_ignored
+from evaluation.predict import fitting_batch_size, predict_volume, prediction_memmap, without_ignored
 from evaluation.report import Provenance, write_html
 from evaluation.summary import CaseResult, format_table, summarize, write_csv, write_json
 
@@ -58,6 +58,8 @@ def test(args: argparse.Namespace) -> int:
         autocast = utils.select_precision(config.test.precision, device, allow_slow=config.slow_bfloat16)
         utils.tune_malloc()
         network = load_network(trained, device)
+        shape = (config.model.in_channels, *config.data.img_size)
+        batch_size = config.test.batch_size or fitting_batch_size(network, shape, device, autocast)
         volumes = find_volumes(config, args.input, ranks)
         if ranks.first:  # the lock is not that of the run, which may be trained on meanwhile
             stack.enter_context(utils.locked(output_dir / "predictions"))
@@ -65,12 +67,12 @@ def test(args: argparse.Namespace) -> int:
             utils.log_to(output_dir / "test_log.txt")
             remove_results(output_dir, volumes.cases, scored=not args.input)
         ranks.barrier()
-        cases = ranks.in_order(dict(predict(network, volumes, output_dir, config, ranks, autocast)))
+        cases = ranks.in_order(dict(predict(network, volumes, output_dir, config, ranks, autocast, batch_size)))
         if ranks.first and args.input:
             _log.info("%d masks in %s", len(cases), output_dir / "predictions")
         elif ranks.first:
             unit = "pixels" if volumes[0].is_image else "voxels"
-            write_report(cases, unit, output_dir, trained, provenance(trained, device))
+            write_report(cases, unit, output_dir, trained, provenance(trained, device, batch_size))
     return 0
 
 
@@ -102,6 +104,7 @@ def predict(
     config: Config,
     ranks: Ranks,
     autocast: torch.dtype | None,
+    batch_size: int,
 ) -> Iterator[tuple[int, CaseResult]]:
     """Predict and score this process's cases; mask and overlay are written while the next case is predicted."""
     places, begun = ranks.shard(len(volumes)), time.monotonic()
@@ -116,7 +119,7 @@ def predict(
                 network,
                 volume.image,
                 img_size=config.data.img_size,
-                batch_size=config.test.batch_size,
+                batch_size=batch_size,
                 device=ranks.device,
                 autocast=autocast,
                 overlap=config.test.window_overlap,
@@ -159,7 +162,7 @@ def score(volume: Volume, mask: np.ndarray, config: Config, device: torch.device
     return compare_at_spacings(predicted, truth, config.model.num_classes, spacings, **how)
 
 
-def provenance(trained: Trained, device: torch.device) -> Provenance:
+def provenance(trained: Trained, device: torch.device, batch_size: int) -> Provenance:
     """The title, settings, environment and training curves for the report."""
     config, weights, run = trained.config, trained.weights, trained.training
     what = f"{'/'.join(weights.resolve().parts[-2:])}: {config.data.dataset}, {config.model.type}"
@@ -172,6 +175,7 @@ def provenance(trained: Trained, device: torch.device) -> Provenance:
         "img_size": config.data.img_size,
         "inference": config.test.inference,
         "overlap": config.test.window_overlap,
+        "batch_size": batch_size,
         "precision": config.test.precision,
         "metrics": config.test.metrics,
         "score_at": config.test.score_at,

@@ -177,7 +177,11 @@ class Trainer:
         self._draw: Callable[[], Tensor] | None = None
         permanent = self._compiled is not None
         tapped = _Tapped(self.network, self.criterion.needs_features, self.options.autocast, self.extra, permanent)
-        self.model = self.ranks.wrap(tapped, find_unused=getattr(self.network, "has_unused_parameters", False))
+        self.model = self.ranks.wrap(
+            tapped,
+            find_unused=getattr(self.network, "has_unused_parameters", False),
+            static=self.monitor is None,  # which takes backward passes of its own
+        )
         self.at, self.signals = Progress(), StopSignals()
         self.last, self.best = self.output_dir / LAST, self.output_dir / "best.pth"
         self._saved_at = time.monotonic()

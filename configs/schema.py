@@ -148,7 +148,7 @@ class TrainConfig:
 class TestConfig:
     """Inference and metrics."""
 
-    batch_size: int = _number(24, 1, 65536)
+    batch_size: int = _number(0, 0, 65536)  # slices at once; 0: by the free memory of a GPU, 4 on a CPU
     precision: str = _choice(*PRECISIONS)
     inference: str = _choice("zoom", "slide")  # slices resized to img_size, as published, or sliding windows of it
     overlap: float = _number(0.5, 0, 1)  # of neighboring windows, as a fraction below 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
+_SECONDS_TO_FINISH = 0.5  # of the threads of a group that ends
 _TIMEOUT = timedelta(minutes=30)  # longer than the first process may check data while the others wait for it
 
 
@@ -41,14 +43,20 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module, *, find_unused: bool = False) -> nn.Module:
+    def wrap(self, module: nn.Module, *, find_unused: bool = False, static: bool = False) -> nn.Module:
         """The module as DistributedDataParallel: weights of the first process, gradients averaged over all.
 
-        `find_unused`: it has parameters that no output depends on.
+        `find_unused`: it has parameters that no output depends on. `static`: every step uses the same ones, by one
+        backward pass; their order is then known after the first.
         """
         if self.world == 1:
             return module
-        return DistributedDataParallel(module, find_unused_parameters=find_unused)
+        return DistributedDataParallel(
+            module,
+            find_unused_parameters=find_unused,
+            gradient_as_bucket_view=True,
+            static_graph=static and not find_unused,
+        )
 
     def any(self, wish: bool) -> bool:
         """Whether it is true in one of the processes."""
@@ -116,7 +124,14 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world,
+        timeout=_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
     try:
         yield Ranks(rank, world, local, device)
     except SystemExit:  # all processes stop at one step; after an error some would wait for others, which have ended
@@ -126,6 +141,10 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
 
 
 def _leave() -> None:
+    if dist.get_backend() == "gloo":
+        # One of its threads may still free the tensors of the last reduction, which takes the GIL; to destroy the group
+        # holds the GIL and waits for that thread: a deadlock, seen on a busy machine.
+        time.sleep(_SECONDS_TO_FINISH)
     dist.destroy_process_group()
     # Gloo's threads end with the last reference to the group, and DDP holds one in a cycle; a thread that frees a
     # tensor while Python exits would crash the process after its work is done.

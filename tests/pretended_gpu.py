@@ -219,6 +219,10 @@ def _pretended(monkeypatch: pytest.MonkeyPatch, seen: Seen) -> Iterator[None]:
         "get_rng_state": state,
         "set_rng_state": None,
         "mem_get_info": (2**34, 2**35),
+        "memory_allocated": 2**20,
+        "max_memory_allocated": 2**30,
+        "memory_reserved": 2**20,
+        "reset_peak_memory_stats": None,
         "_lazy_init": None,
     }
     for name, answer in answers.items():

@@ -21,7 +21,7 @@ from datasets.loader import build_loader
 from engine.distributed import Ranks
 from engine.logger import MetricLogger
 from evaluation.metrics import compare_at_spacings
-from evaluation.predict import predict_volume
+from evaluation.predict import fitting_batch_size, predict_volume
 from losses import Criterion, KDloss
 from networks import build_network, layers, list_networks
 from scripts import export_weights
@@ -243,6 +243,15 @@ def test_a_volume_is_labeled_and_measured_as_on_the_cpu(overlap: float | None, g
     assert ours == compare_at_spacings(expected, truth, CLASSES, spacings)
 
 
+def test_a_batch_takes_half_of_the_free_memory(gpu: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, sizes = build_small("unet").to("cuda"), []
+    for free in (-(2**40), 2**34, 2**50):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, 2**50))
+        sizes.append(fitting_batch_size(network, (1, 32, 32), torch.device("cuda")))
+    assert sizes[0] == 1 <= sizes[1] <= 64 == sizes[2]
+    assert network.training and fitting_batch_size(network.cpu(), (1, 32, 32), torch.device("cpu")) == 4
+
+
 def test_whole_commands(synapse: Path, tmp_path: Path, gpu: Seen) -> None:
     """Train, stop, resume, test, predict, analyze and export: the weights and masks of the CPU."""
     outs, scan = {device: tmp_path / device for device in ("cuda", "cpu")}, tmp_path / "scan.nii.gz"
@@ -253,6 +262,7 @@ def test_whole_commands(synapse: Path, tmp_path: Path, gpu: Seen) -> None:
             assert train(synapse, out, "--val_cases", 1, *device_words, *more) == 0
         assert test.main(["--output_dir", str(out)]) == 0
         assert test.main(["--output_dir", str(out), "--input", str(scan), "--output", str(out / "predicted")]) == 0
+        assert "batch_size" in (out / "report.html").read_text(encoding="utf-8")
         for command in (gradcam, similarity):
             assert command.main(["--checkpoint", str(out), "--output", str(out / "analysis")]) == 0
         assert export_weights.main([str(out), str(out / "exported.pth")]) == 0
