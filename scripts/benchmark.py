@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-ROWS = "metrics evaluation transforms step step_bf16 curve_bf16 regularizer loader flops".split()
-ROWS += "networks gpu_metrics gpu_evaluation gpu_train gpu_inference gpu_regularizer gpu_flops".split()
+ROWS = "metrics evaluation transforms kept step step_bf16 curve_bf16 regularizer loader flops networks".split()
+ROWS += (GPU_ROWS := "gpu_step gpu_precisions gpu_regularizer gpu_evaluation gpu_flops gpu_train gpu_compiled".split())
 
 
 def benchmark(args: argparse.Namespace) -> int:
@@ -28,6 +28,7 @@ def benchmark(args: argparse.Namespace) -> int:
     from scripts.benchmarks.measure import Settings, measure, table
     from scripts.benchmarks.rows import rows
 
+    wanted = {*args.only, *(GPU_ROWS if "gpu" in args.only else ())}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, object]] = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,7 +38,7 @@ def benchmark(args: argparse.Namespace) -> int:
         on_gpu = replace(s, device="cuda", batch=24, steps=10)
         named = [(one.row, one) for one in rows(s)] + [(f"gpu_{one.row}", one) for one in rows(on_gpu)]
         for row, comparison in named:
-            if row not in args.only:
+            if row not in wanted:
                 continue
             print(f"measuring {row}, {comparison.what}", file=sys.stderr, flush=True)
             if row.startswith("gpu_") and device.type == "cpu":
@@ -55,8 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from configs.arguments import OneLineParser, run_guarded
 
     parser = OneLineParser(prog="benchmark.py", description=__doc__)
-    add, text = parser.add_argument, f"of {', '.join(ROWS)} (default: all but networks)"
-    add("--only", nargs="+", choices=ROWS, default=[row for row in ROWS if row != "networks"], metavar="ROW", help=text)
+    add, text = parser.add_argument, f"of {', '.join(ROWS)}; gpu: all of these (default: all but networks)"
+    add(
+        "--only",
+        nargs="+",
+        choices=[*ROWS, "gpu"],
+        default=[row for row in ROWS if row != "networks"],
+        metavar="ROW",
+        help=text,
+    )
     add("--output", type=Path, default=Path("benchmark.json"), metavar="FILE", help="default: benchmark.json")
     add("--quick", action="store_true", help="smaller inputs: to see that it works, not to quote")
     add("--rounds", type=int, default=5, help="times that each side is measured (default: 5)")

@@ -38,6 +38,7 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the network
     kd: bool = True
     precision: str = "float32"
+    compile: bool = False  # network, features and loss as one graph
 
 
 Prepare = tuple[Callable[[Settings], Work], Settings]  # what sets a work up, and its argument

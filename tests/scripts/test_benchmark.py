@@ -39,7 +39,7 @@ def test_rows_into_table_and_file(
     monkeypatch.setattr(compared, "rows", lambda s, rows=compared.rows: rows(replace(s, **TINY)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     output = tmp_path / "found.json"
-    rows = ["metrics", "transforms", "regularizer", "gpu_inference"]
+    rows = ["metrics", "transforms", "regularizer", "gpu_train"]
     assert benchmark.main(["--only", *rows, "--rounds", "2", "--output", str(output)]) == 0
     printed, report = capsys.readouterr().out, json.loads(output.read_text(encoding="utf-8"))
     metrics, transforms, regularizer, *on_gpu = report["records"]
@@ -64,7 +64,7 @@ def test_every_row_has_its_comparisons(settings: Settings) -> None:
     assert found == {row.removeprefix("gpu_") for row in benchmark.ROWS}
 
 
-@pytest.mark.parametrize("row", ["train", "inference", "flops", "networks"])
+@pytest.mark.parametrize("row", ["train", "kept", "flops", "networks"])
 def test_works_run(settings: Settings, row: str) -> None:
     settings = replace(settings, options={}, img_size=224) if row == "networks" else settings
     comparison = next(found for found in compared.rows(settings) if found.row == row)
