@@ -139,6 +139,7 @@ def _transforms(s: Settings) -> Work:
 def _kept(s: Settings) -> Work:
     """An epoch of the loader's reader, every slice in memory; on a GPU to pinned memory."""
     torch.set_num_threads(1)
+    utils.tune_malloc()
     slices = keep_in_memory(slice_files(replace(s, steps=10, batch=24)), 4 << 30)
     loader = build_loader(slices, size=(s.img_size, s.img_size), batch_size=24, seed=0, device=s.device)
     for index in range(len(slices)):
