@@ -91,6 +91,23 @@ def _as_stages(part: str, stages: Any) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(stage) for stage in named)
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel and `torch.compile`."""
+    while [name for name, _ in network.named_children()] in (["module"], ["_orig_mod"]):
+        (network,) = network.children()
+    return network
+
+
+def _by_name(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules by name, also by that which they have without wrappers around the network or parts of it."""
+    named = dict(network.named_modules())
+    plain = {
+        ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod")): module
+        for name, module in named.items()
+    }
+    return plain | named
+
+
 class _Seen(NamedTuple):
     value: Any
     with_grad: bool  # whether autograd was recording while the module ran
@@ -100,16 +117,16 @@ class FeatureTap:
     """Call a network and get its features beside its logits: `FeatureTap(network)(x) -> (logits, Features)`.
 
     The hooks live only for the length of one call, so the network copies, pickles and runs as if there were no
-    tap, and its logits are the same bit for bit. A network that was compiled in place (`network.compile()`) is tapped
-    too, as one graph; since torch does not look at hooks when it chooses a graph, tap it in train mode and call it
-    plainly in eval mode, or the other way round, but not both ways in one mode. To compile tap, network and loss as
-    one graph, without a break, give `permanent=True`: the hooks stay, and note something in calls of the tap alone.
+    tap, and its logits are the same bit for bit. A compiled network is tapped too, as one graph, and may be called
+    plainly between. To compile tap, network and loss as one graph, without a break, give `permanent=True`: the hooks
+    stay, and note something in calls of the tap alone.
 
     A layer that works in place on a tapped output changes the feature with it; name that layer instead.
 
     Args:
-        network: any module; ours bring their own `tap_spec`.
-        spec: where the features are, needed for a network that is not ours; `suggest_spec` proposes one.
+        network: any module, also inside DistributedDataParallel or `torch.compile`; ours bring their own `tap_spec`.
+        spec: where the features are, needed for a network that is not ours; `suggest_spec` proposes one. Names are
+            those of the network without such wrappers, or with them.
         permanent: leave the hooks on the network.
 
     Raises:
@@ -119,24 +136,26 @@ class FeatureTap:
     """
 
     def __init__(self, network: nn.Module, spec: TapSpec | None = None, *, permanent: bool = False) -> None:
-        spec = getattr(network, "tap_spec", None) if spec is None else spec
+        inner = unwrapped(network)
+        spec = getattr(inner, "tap_spec", None) if spec is None else spec
         if not isinstance(spec, TapSpec):
             raise ValueError(
-                f"FeatureTap: {type(network).__name__} declares no tap_spec; "
+                f"FeatureTap: {type(inner).__name__} declares no tap_spec; "
                 "give one: FeatureTap(network, TapSpec(...)), or let suggest_spec(network, image) propose it"
             )
         self.network, self.spec = network, spec
-        modules = dict(network.named_modules())
+        modules = _by_name(network)
         for name in [*spec.students(), spec.final]:
             if name not in modules:
                 close = difflib.get_close_matches(name, modules, n=3)
                 raise ValueError(
-                    f"FeatureTap: {type(network).__name__} has no module {name!r}; "
+                    f"FeatureTap: {type(inner).__name__} has no module {name!r}; "
                     f"close names: {', '.join(close) or 'none, see network.named_modules()'}"
                 )
         self._students = {name: modules[name] for name in spec.students()}
         self._final = modules[spec.final]
         self._calls: dict[str, list[_Seen]] = {}  # of each module, while the tap is called; of the final one by _FINAL
+        self._inner = inner
         self._hooks = self._hooked() if permanent else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Features]:
@@ -161,6 +180,11 @@ class FeatureTap:
     def _hooked(self) -> ExitStack:
         """Register the hooks; the context removes them."""
         hooks = ExitStack()
+        is_compiled = self._inner is not self.network or getattr(self._inner, "_compiled_call_impl", None)
+        if is_compiled and "forward" not in vars(self._inner):
+            # As it chooses a graph, torch does not look at hooks, but at whether a module has a `forward` of its own.
+            self._inner.forward = _forward_of(self._inner)
+            hooks.callback(delattr, self._inner, "forward")
         for name, module in self._students.items():
             hooks.enter_context(module.register_forward_hook(self._keep(name, "output")))
         keep = self._keep(_FINAL, self.spec.final_side)
@@ -199,13 +223,57 @@ class FeatureTap:
         return any(p.requires_grad for p in modules[name].parameters()) if name else False
 
 
+class Tapped(nn.Module):
+    """A network for a framework that calls it: it returns what the network returns, and keeps the features.
+
+    `state_dict` and `load_state_dict` are the network's, without a prefix, also inside other modules.
+
+    Args:
+        network, spec: as of `FeatureTap`.
+
+    Attributes:
+        features: of the last call in train mode, before that None; in eval mode nothing is read.
+    """
+
+    def __init__(self, network: nn.Module, spec: TapSpec | None = None) -> None:
+        super().__init__()
+        self.network, self.tap = network, FeatureTap(network, spec)
+        self.features: Features | None = None
+        self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network once; returns what it returns."""
+        if not self.training:
+            return self.network(*args, **kwargs)
+        output, self.features = self.tap(*args, **kwargs)
+        return output
+
+
+def _without_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}network.")]:
+        state[prefix + key.removeprefix(f"{prefix}network.")] = state.pop(key)
+
+
+def _with_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}network.{key.removeprefix(prefix)}"] = state.pop(key)
+
+
+def _forward_of(network: nn.Module) -> Callable[..., Any]:
+    """A function that does the same; of a `functools.partial`, torch would take the graph of a plain call."""
+    forward = network.forward
+
+    def tapped(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    return tapped
+
+
 def _one_map(name: str, calls: list[_Seen], verb: str) -> Tensor:
     """The one map that a module gave or read in this pass; anything else is refused by name."""
     if not calls:
-        raise ValueError(
-            f"FeatureTap: module {name!r} did not run in this forward pass; name one that does (or, of a compiled "
-            "network, tap it in a mode in which it is not called plainly)"
-        )
+        raise ValueError(f"FeatureTap: module {name!r} did not run in this forward pass; name one that does")
     if len(calls) > 1:
         raise ValueError(
             f"FeatureTap: module {name!r} ran {len(calls)} times in this forward pass, and its feature would be any of "

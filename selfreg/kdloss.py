@@ -341,10 +341,19 @@ class KDloss(nn.Module):
         return f"lambda_1={self.lambda_1}, lambda_2={self.lambda_2}, {options}"
 
     def forward(
-        self, encoder: Stages, decoder: Stages, final: Tensor, epoch: float | None = None, draws: Tensor | None = None
+        self,
+        encoder: Stages,
+        decoder: Stages | None = None,
+        final: Tensor | None = None,
+        epoch: float | None = None,
+        draws: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum of both terms, a scalar; see `terms`."""
-        return self.terms(encoder, decoder, final, epoch, draws).loss
+        if decoder is None:
+            raise TypeError(
+                "KDloss: got one argument; expected encoder, decoder and final: kd(*features), with the star"
+            )
+        return self.terms(encoder, decoder, cast(Tensor, final), epoch, draws).loss
 
 
 def _as_stages(stages: Stages, part: str) -> list[list[Tensor]]:

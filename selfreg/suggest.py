@@ -6,7 +6,7 @@ import math
 import random
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from selfreg.features import RANKS, TapSpec
+from selfreg.features import RANKS, TapSpec, unwrapped
 
 Space = tuple[int, ...]
 
 
-def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec:
+def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> TapSpec:
     """Propose a `TapSpec` for a U-shaped network; `print` it to see what it would regularize.
 
     The network runs once, in eval mode and without gradients, and is left as it was: modes, buffers and random state.
@@ -29,12 +29,13 @@ def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec
     for it, whole blocks before single layers. Left out are modules that run twice or give a list, odd numbers of
     channels, and maps of a single point, such as squeeze-and-excitation makes.
 
-    It is a proposal: one map a stage, while a list of blocks is written by hand. Ask before `torch.compile`.
+    It is a proposal: one map a stage, while a list of blocks is written by hand. Ask before `network.compile()`.
 
     Args:
-        model: the network; its output is a tensor (B, K, *space), or a tuple or list with such a tensor.
-        example: its input (B, C, H, W) or (B, C, D, H, W), or the tuple of all its inputs, of any size at which the
-            bottleneck has more than a single point.
+        model: the network, also inside DistributedDataParallel or `torch.compile`; its output is a tensor
+            (B, K, *space), or a tuple, list or dict with such a tensor.
+        example: its input (B, C, H, W) or (B, C, D, H, W), the tuple of all its inputs, or a dict of these by keyword;
+            of any size at which the bottleneck has more than a single point.
 
     Returns:
         The spec, with the `shapes` (B, C, *space) that were seen.
@@ -43,12 +44,14 @@ def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...]) -> TapSpec
         ValueError: no fall and rise of resolutions, no output convolution, an output of another kind, or an example
             too small for the depth.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
-    images = [x for x in inputs if isinstance(x, Tensor) and x.ndim in RANKS]
+    named = dict(example) if isinstance(example, Mapping) else {}
+    inputs = () if named else example if isinstance(example, tuple) else (example,)
+    images = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.ndim in RANKS]
+    model = unwrapped(model)
     try:
         if not images:
             raise _NotUnderstood("the example holds no tensor (B, C, H, W) or (B, C, D, H, W)")
-        return _spec(Trace(model, inputs), images[0])
+        return _spec(Trace(model, inputs, named), images[0])
     except _NotUnderstood as reason:
         raise ValueError(
             f"suggest_spec: {type(model).__name__}: {reason}; name the modules yourself, TapSpec(encoder=[...], "
@@ -70,7 +73,8 @@ class _Map(NamedTuple):
 
 
 def _spec(trace: Trace, image: Tensor) -> TapSpec:
-    outputs = trace.output if isinstance(trace.output, tuple | list) else (trace.output,)
+    given = trace.output
+    outputs = given if isinstance(given, tuple | list) else [*given.values()] if isinstance(given, Mapping) else [given]
     logits = next((x for x in outputs if isinstance(x, Tensor) and x.ndim == image.ndim), None)
     if logits is None:
         raise _NotUnderstood(
@@ -295,7 +299,7 @@ class Trace:
     The network runs in eval mode and is then as it was: modes, buffers, random state. Shapes are kept, not tensors.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any] | None = None) -> None:
         self.calls: list[Call] = []
         self.times: Counter[str] = Counter()
         self._givers: dict[int, tuple[weakref.ref[Tensor], tuple[str, ...]]] = {}
@@ -309,7 +313,7 @@ class Trace:
             for name, module in model.named_modules():
                 if name:
                     stack.enter_context(module.register_forward_hook(self._hook(name), with_kwargs=True))
-            self.output = torch.func.functional_call(model.eval(), buffers, inputs)
+            self.output = torch.func.functional_call(model.eval(), buffers, inputs, named)
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:

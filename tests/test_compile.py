@@ -64,6 +64,21 @@ def test_a_tapped_network_is_one_graph(name: str, graphs: list[int]) -> None:
     assert len(graphs) == 2
 
 
+def test_tapped_and_plain_calls_of_one_class(graphs: list[int]) -> None:
+    """Whoever is called first, in one mode: each network's own features, by one graph, and one more without a tap."""
+    networks = [build_network("unet", num_classes=3, **SMALL_NETWORKS["unet"]).train() for _ in range(3)]
+    x, taps = torch.randn(2, 1, 32, 32), [FeatureTap(network) for network in networks]
+    expected, backend = [tap(x) for tap in taps], counting(graphs)
+    for network in networks:
+        network.compile(backend=backend)
+    networks[0](x)
+    for _ in range(2):
+        for tap, own in zip(taps, expected, strict=True):
+            same(tap(x), own)
+            same((tap.network(x), ()), (own[0], ()))
+    assert len(graphs) == 2
+
+
 def test_gradients_through_the_compiled_tap(graphs: list[int]) -> None:
     network = build_network("unet", num_classes=3, **SMALL_NETWORKS["unet"]).train()
     x, gradients = torch.randn(2, 1, 32, 32), []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from selfreg import FeatureTap, TapSpec
+from selfreg import Features, FeatureTap, KDloss, Tapped, TapSpec
 
 
 class Foreign(nn.Module):
@@ -263,3 +263,57 @@ def test_a_spec_prints_as_the_table_of_its_stages() -> None:
         ["decoder[0][0]", "up"],
         ["final", "input", "of", "head"],
     ]
+
+
+def features_of(features: Features) -> list[Tensor]:
+    return [f for stages in features[:2] for stage in stages for f in stage] + [features.final]
+
+
+def test_a_tapped_network_in_a_training_of_someone_else_s() -> None:
+    """Called as a module in a module: it returns the logits, and its features teach."""
+    network, x = Foreign(), torch.randn(2, 1, 8, 8)
+    tapped = Tapped(network, TAPS)
+    assert tapped.features is None
+    parent = nn.ModuleDict({"model": tapped})
+    assert torch.equal(parent["model"](x), network(x))
+    assert all(map(torch.equal, features_of(tapped.features), features_of(FeatureTap(network, TAPS)(x)[1])))
+    KDloss()(*tapped.features).backward()
+    assert network.down[0].weight.grad.abs().sum() > 0 and network.head.weight.grad is None
+    before = tapped.features
+    tapped.eval()
+    assert torch.equal(tapped(x), network(x)) and tapped.features is before, "nothing is read in eval mode"
+
+
+@pytest.mark.parametrize("child", ["", "network"])
+def test_the_state_of_a_tapped_network_is_that_of_the_network(child: str) -> None:
+    """Also within other modules, and of a network that itself has a part of the name `network`."""
+    network, spec = Foreign(), TAPS
+    if child:
+        network, spec = nn.Sequential(), TapSpec(["network.down.0"], ["network.up"], "network.head", "input")
+        network.add_module(child, Foreign())
+    parent = nn.ModuleDict({"model": Tapped(network, spec)})
+    assert list(parent["model"].state_dict()) == list(network.state_dict())
+    assert list(parent.state_dict()) == [f"model.{key}" for key in network.state_dict()]
+    other = nn.ModuleDict({"model": Tapped(copy.deepcopy(network), spec)})
+    nn.init.ones_(next(network.parameters()))
+    other.load_state_dict(parent.state_dict())
+    assert all(map(torch.equal, other.parameters(), network.parameters()))
+    other["model"].load_state_dict(network.state_dict())
+    copied = copy.deepcopy(other["model"])
+    copied(torch.ones(1, 1, 8, 8)).sum().backward()
+    assert next(other.parameters()).grad is None, "a copy runs its own network"
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda n: torch.compile(n, backend="eager"), lambda n: n])
+def test_names_are_those_without_wrappers(wrap: object) -> None:
+    network, x = Foreign(), torch.randn(2, 1, 8, 8)
+    expected = FeatureTap(network, TAPS)(x)
+    wrapped = wrap(network)
+    prefix = next(name for name, m in wrapped.named_modules() if m is network)
+    at = f"{prefix}." if prefix else ""
+    with_prefix = TapSpec([f"{at}down.0", f"{at}down.1"], [f"{at}up"], f"{at}head", "input")
+    for spec in (TAPS, with_prefix):
+        logits, features = FeatureTap(wrapped, spec)(x)
+        torch.testing.assert_close((logits, tuple(features)), (expected[0], tuple(expected[1])))
+    network.down = torch.compile(network.down, backend="eager")  # a part of it
+    torch.testing.assert_close(tuple(FeatureTap(wrapped, TAPS)(x)[1]), tuple(expected[1]))

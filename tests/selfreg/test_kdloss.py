@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfreg import KDloss, inter_fd, intra_fd
+from selfreg import Features, KDloss, inter_fd, intra_fd
 from tests.reference import regularizer
 from tests.reference.losses import naive_inter, naive_intra, naive_kdloss
 
@@ -186,6 +186,8 @@ def test_impossible_features_are_refused() -> None:
         KDloss()(encoder, decoder, final[:1])
     with pytest.raises(ValueError, match="teacher"):
         KDloss()(encoder, decoder, final[0, 0])
+    with pytest.raises(TypeError, match=r"kd\(\*features\)"):
+        KDloss()(Features(encoder, decoder, final))
 
 
 def test_no_numpy_randomness() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -155,6 +156,21 @@ def test_several_inputs() -> None:
     assert suggest_spec(Two(), (x, 0.5)) == suggest_spec(SmallU(), x)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: torch.compile(network, backend="eager")])
+def test_a_wrapped_network(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    network, x = SmallU(), torch.randn(1, 1, 16, 16)
+    assert suggest_spec(wrap(network), x) == suggest_spec(network, x)
+
+
+def test_inputs_by_keyword_and_an_output_by_name() -> None:
+    class Named(SmallU):
+        def forward(self, *, add: float, pixels: Tensor) -> dict[str, object]:
+            return {"loss": None, "logits": super().forward(pixels + add)}
+
+    x = torch.randn(1, 1, 16, 16)
+    assert suggest_spec(Named(), {"add": 0.5, "pixels": x}) == suggest_spec(SmallU(), x)
+
+
 class Straight(nn.Module):
     """A fully convolutional classifier of pixels: down, a score convolution, up to the image; no decoder."""
 
@@ -167,8 +183,8 @@ class Straight(nn.Module):
 
 
 class Wrapped(SmallU):
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"out": super().forward(x)}
+    def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
+        return {"out": [super().forward(x)]}
 
 
 class Pointwise(SmallU):
