@@ -1,5 +1,6 @@
 # make demo: install, make phantom data, train, evaluate, report.   make test: install, all tests.
 # make browser: Debian's Chromium, in which a test opens report.html; without one that test is skipped.
+# make test-nnunet: those of the plug-in of nnU-Net, which needs another timm, in an environment of its own.
 # make test-reliability: the tests that kill runs and damage files in their long form, and all that take long.
 PYTHON ?= python3
 JOBS ?= 2
@@ -8,7 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test test-reliability browser install lint clean
+.PHONY: demo test test-nnunet test-reliability browser install lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -28,6 +29,17 @@ test-reliability: $(INSTALLED)
 	@echo "== running all kills, the whole fuzz and what else takes long"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup -m "reliability or long" --long
 
+NNUNET := .venv-nnunet
+
+test-nnunet: $(NNUNET)/.installed
+	OMP_NUM_THREADS=1 $(NNUNET)/bin/python -m pytest tests/selfreg/test_nnunet.py
+
+$(NNUNET)/.installed: requirements.txt
+	@$(PYTHON) -m venv $(NNUNET)
+	@grep -v '^timm' requirements.txt > $(NNUNET)/requirements.txt
+	$(NNUNET)/bin/python -m pip install --quiet --disable-pip-version-check -r $(NNUNET)/requirements.txt nnunetv2==2.8.1 pytest
+	@touch $@
+
 browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
 		[ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; \
@@ -40,7 +52,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy . && $(VENV)/bin/mypy --strict selfreg
 
 clean:
-	rm -rf $(VENV) $(DEMO) data/Phantom
+	rm -rf $(VENV) $(NNUNET) $(DEMO) data/Phantom
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

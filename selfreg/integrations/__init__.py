@@ -1,0 +1,1 @@
+"""SelfReg where other frameworks look for it."""

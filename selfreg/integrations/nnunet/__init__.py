@@ -1,0 +1,1 @@
+"""Holds the trainer alone: nnU-Net imports every module that is here."""
