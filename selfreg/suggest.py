@@ -12,22 +12,29 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.modules.conv import _ConvNd
 
 from selfreg.features import RANKS, TapSpec, unwrapped
 
 Space = tuple[int, ...]
 
+# What these give is part of the convolution after them, and no resolution.
+_PADDING = (
+    *(nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    *(nn.ConstantPad3d, nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d),
+)
+
 
 def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> TapSpec:
     """Propose a `TapSpec` for a U-shaped network; `print` it to see what it would regularize.
 
-    The network runs once, in eval mode and without gradients, and is left as it was: modes, buffers and random state.
+    The network runs once, in eval mode, and is left as it was: modes, buffers and random state.
     Its output convolution is the last one that makes the classes; the teacher is the map that this one reads. The
     encoder's stages are the resolutions below the image's down to the bottleneck, which counts among them; the
     decoder's are those that come again between the bottleneck and the teacher. Of each stage the last module stands
-    for it, whole blocks before single layers. Left out are modules that run twice or give a list, odd numbers of
-    channels, and maps of a single point, such as squeeze-and-excitation makes.
+    for it, whole blocks before single layers. Left out are modules that run twice or give a list, what the output does
+    not depend on, odd numbers of channels, and maps of a single point, such as squeeze-and-excitation makes.
 
     It is a proposal: one map a stage, while a list of blocks is written by hand. Ask before `network.compile()`.
 
@@ -81,6 +88,7 @@ def _spec(trace: Trace, image: Tensor) -> TapSpec:
             f"it returns a {type(trace.output).__name__}; expected the logits (B, K, *space), alone or in a tuple"
         )
     classes = logits.shape[1]
+    trace.keep_what_makes(logits)
     at = _output_convolution(trace, outputs, classes, image)
     head = trace.calls[at]
     _check_depth(trace.calls[:at], image)
@@ -291,6 +299,7 @@ class Call(NamedTuple):
     reads: torch.Size  # shape of its first input, empty where that is no tensor
     givers: tuple[str, ...]  # the modules that gave this very input, inner before outer
     same: tuple[str, ...]  # the modules that gave this very output before: its own last part, if it adds nothing
+    node: Node | None  # of autograd, which made the output
 
 
 class Trace:
@@ -306,7 +315,7 @@ class Trace:
         devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         modes, python_random = [(module, module.training) for module in model.modules()], random.getstate()
-        with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), ExitStack() as stack:
+        with torch.random.fork_rng(devices=sorted(devices)), torch.enable_grad(), ExitStack() as stack:
             stack.callback(random.setstate, python_random)
             for module, training in modes:
                 stack.callback(setattr, module, "training", training)
@@ -315,15 +324,35 @@ class Trace:
                     stack.enter_context(module.register_forward_hook(self._hook(name), with_kwargs=True))
             self.output = torch.func.functional_call(model.eval(), buffers, inputs, named)
 
+    def keep_what_makes(self, logits: Tensor) -> None:
+        """Drop the calls whose outputs the logits do not depend on, as autograd knows it; what it did not see stays."""
+        reached: set[Node] = set()
+        waiting = [logits.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in reached:
+                reached.add(node)
+                waiting += [before for before, _ in node.next_functions]
+        kept: list[Call] = []
+        same: set[str] = set()  # that a layer which works in place gave again: autograd has a new node for them
+        for call in reversed(self.calls if reached else []):
+            now = call.output()
+            nodes = {call.node, None if now is None else now.grad_fn}
+            if call.node is None or call.name in same or nodes & reached:
+                kept.append(call)
+                same.update(call.same)
+        self.calls = kept[::-1] or self.calls
+
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             self.times[name] += 1
-            if not isinstance(output, Tensor):
+            if not isinstance(output, Tensor) or isinstance(module, _PADDING):
                 return
             read = next(iter((*inputs, *named.values())), None)
             shape, givers = (read.shape, self._names_of(read)) if isinstance(read, Tensor) else (torch.Size(), ())
             same = self._names_of(output)
-            self.calls.append(Call(name, module, output.shape, weakref.ref(output), shape, givers, same))
+            node = output.grad_fn
+            self.calls.append(Call(name, module, output.shape, weakref.ref(output), shape, givers, same, node))
             self._givers[id(output)] = weakref.ref(output), (*same, name)
 
         return hook

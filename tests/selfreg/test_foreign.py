@@ -21,9 +21,10 @@ def monai(name: str, *args, **options) -> nn.Module:
     return getattr(pytest.importorskip("monai.networks.nets"), name)(*args, **options)
 
 
-def smp(name: str, encoder: str = "resnet18", channels: int = 1) -> nn.Module:
+def smp(name: str, encoder: str = "resnet18", channels: int = 1, depth: int = 5) -> nn.Module:
     library = pytest.importorskip("segmentation_models_pytorch")
-    return getattr(library, name)(encoder, encoder_weights=None, in_channels=channels, classes=3)
+    options = {} if depth == 5 else {"encoder_depth": depth, "decoder_channels": (64, 32, 16, 8)[-depth:]}
+    return getattr(library, name)(encoder, encoder_weights=None, in_channels=channels, classes=3, **options)
 
 
 def basic_unet(dims: int) -> nn.Module:
@@ -111,6 +112,23 @@ def test_the_other_networks_that_the_readme_names(
     build: Callable[[], nn.Module], encoder: list, decoder: list, final: str
 ) -> None:
     assert suggest_spec(build(), torch.randn(1, 1, 64, 64)) == TapSpec(encoder, decoder, final)
+
+
+@pytest.mark.parametrize(
+    "encoder, depth, stages",
+    [
+        ("efficientnet-b0", 5, ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.10", "_blocks.15"]),
+        ("efficientnet-b0", 4, ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.8"]),
+        ("mobilenet_v2", 3, ["features.1", "features.3", "features.6"]),
+    ],
+)
+def test_stages_that_the_output_does_not_depend_on_are_left_out(encoder: str, depth: int, stages: list[str]) -> None:
+    """An encoder that is cut runs to its end all the same; padded maps are no resolutions."""
+    network, image = smp("Unet", encoder, depth=depth), torch.randn(2, 1, 64, 64)
+    spec = suggest_spec(network, image)
+    decoder = [f"decoder.blocks.{i}" for i in range(depth - 1)]
+    assert spec == TapSpec([f"encoder.{name}" for name in stages], decoder, "decoder")
+    KDloss()(*FeatureTap(network, spec)(image)[1]).backward()
 
 
 def _flat(features: tuple) -> list[torch.Tensor]:
