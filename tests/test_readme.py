@@ -1,9 +1,10 @@
-"""What README prints runs."""
+"""What README and the pages print runs."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ from configs import arguments
 from scripts.studies.plan import as_study
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "selfreg/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+TEXT = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGES[ROOT / "README.md"], re.DOTALL)
 
 
 def test_the_loss_on_a_network_of_monai(capsys: pytest.CaptureFixture) -> None:
@@ -55,12 +60,12 @@ def test_the_loss_on_your_own_network() -> None:
 
 def test_the_study_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGES[ROOT / "docs/studies.md"], re.DOTALL)
     study = as_study(yaml.safe_load(block), "README")
     assert len(study.runs()) == 5 * 3 and study.min_seeds == 3
 
 
-@pytest.mark.parametrize("line", re.findall(r"^ {4}python ((?:train|test)\.py .*)$", README, re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^ {4}python ((?:train|test)\.py .*)$", TEXT, re.MULTILINE))
 def test_command_lines_parse(line: str) -> None:
     script, *words = shlex.split(line, comments=True)
     parser = arguments.train_parser() if script == "train.py" else arguments.test_parser()
@@ -73,11 +78,36 @@ def test_flags_and_files_exist() -> None:
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     for script in [path for room in ("scripts", "analysis") for path in (ROOT / room).glob("*.py")]:
         known |= set(re.findall(r'"(--[a-z_-]+)"', script.read_text(encoding="utf-8")))
-    known |= {"--is_saveni", "--max_epoch", "--nproc_per_node"}  # abbreviations of the published commands; torchrun's
-    assert set(re.findall(r"--[a-z][a-z_0-9-]*", README)) <= known
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
-    for script in re.findall(r"python ([a-z_/]+\.py)", README):
+    known |= {"--is_saveni", "--max_epoch"}  # abbreviations, of the published commands
+    known |= {"--nproc_per_node", "--long"}  # of torchrun and pytest
+    ours = "\n".join(text for page, text in PAGES.items() if page.name != "distributed.md")  # of torchrun and SLURM
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z_0-9-]*", ours)) <= known
+    for script in re.findall(r"python ([a-z_/]+\.py)", TEXT):
         assert (ROOT / script).is_file(), script
-    for config in re.findall(r"configs/[a-z_0-9/]+\.yaml", README):
+    for config in re.findall(r"configs/[a-z_0-9/]+\.yaml", TEXT):
         assert (ROOT / config).is_file(), config
+
+
+def heading_names(text: str) -> set[str]:
+    """As GitHub has them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", PAGES[page]):
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not heading or heading in heading_names(target.read_text(encoding="utf-8")), link
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs/index.md"
+    linked = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)]+)\)", PAGES[index])}
+    assert {page for page in PAGES if page not in (index, ROOT / "README.md")} <= linked
+
+
+def test_readme_is_short() -> None:
+    assert len(PAGES[ROOT / "README.md"].encode()) <= 9000

@@ -195,7 +195,8 @@ def test_the_last_lines_are_those_of_the_readme(tmp_path: Path, capfd, monkeypat
     assert dataset in (train.dataset, get_config(train.cfg).data.dataset)
     readme = [
         line
-        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        for page in (ROOT / "README.md", ROOT / "docs/training.md")
+        for line in page.read_text(encoding="utf-8").splitlines()
         if line.startswith("    python train.py")
     ]
     of_readme = [vars(arguments.train_parser().parse_args(shlex.split(line, comments=True)[2:])) for line in readme]
