@@ -1,7 +1,3 @@
-# make demo: install, make phantom data, train, evaluate, report.   make test: install, all tests.
-# make browser: Debian's Chromium, in which a test opens report.html; without one that test is skipped.
-# make test-nnunet: those of the plug-in of nnU-Net, which needs another timm, in an environment of its own.
-# make test-reliability: the tests that kill runs and damage files in their long form, and all that take long.
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -9,8 +5,17 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test test-nnunet test-reliability browser install lint clean
+.PHONY: help demo test test-nnunet test-reliability browser install lint clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo               install, make phantom data, train, evaluate, report"
+	@echo "make test               install, all tests"
+	@echo "make test-reliability   the tests that kill runs and damage files in their long form, and all that take long"
+	@echo "make test-nnunet        those of the plug-in of nnU-Net, which needs another timm, in an environment of its own"
+	@echo "make browser            Debian's Chromium, in which a test opens report.html; without one that test is skipped"
+	@echo "make install, lint, clean"
 
 demo: $(INSTALLED)
 	@echo "== training on phantoms (made on first use in data/Phantom); a few minutes on 2 cores"

@@ -180,7 +180,7 @@ def build_network(config: Config, args: argparse.Namespace, saved: Saved | None,
             load_weights(network, path, ignore_head=args.ignore_head, trust=args.trust_checkpoint)
         else:
             _log.info(
-                "random init instead of ImageNet weights: %s does not exist; README, Networks, says where to get it "
+                "random init instead of ImageNet weights: %s does not exist; docs/networks.md says where to get it "
                 "(or name a file by --opts MODEL.PRETRAIN_CKPT FILE)",
                 path,
             )

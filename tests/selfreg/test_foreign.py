@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,3 +201,23 @@ def test_the_readme_names_the_options_there_are() -> None:
     assert (loss.distance, loss.warmup_epochs) == (defaults["distance"].strip('"'), int(defaults["warmup_epochs"]))
     for distance in re.findall(r"`\"(\w+)\"`", README):
         KDloss(distance=distance)
+
+
+FRAMEWORKS = (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
+FIRST, *REST = re.findall(r"^```python\n(.*?)^```", FRAMEWORKS, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", REST, ids=re.findall(r"^## (.*)$", FRAMEWORKS, re.MULTILINE))
+def test_trains_in_other_frameworks(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of the page: the encoder learns from the regularizer alone, too, and the state is the network's."""
+    pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(KDloss, "forward", lambda kd, *args, f=KDloss.forward: seen.append(f(kd, *args)) or seen[-1])
+    names: dict = {}
+    exec(FIRST, names)
+    before = [p.detach().clone() for p in names["network"].parameters()]
+    exec(block, names)
+    assert len(seen) == 2 and all(loss > 0 and loss.requires_grad for loss in seen)
+    assert not all(map(torch.equal, before, names["network"].parameters()))
+    assert list(names["tapped"].state_dict()) == list(names["network"].state_dict())
