@@ -6,7 +6,7 @@ import math
 import random
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -76,6 +76,7 @@ class _Map(NamedTuple):
     channels: int
     space: Space
     same: tuple[str, ...]  # see Call
+    nodes: frozenset[Node]  # see Call
     ahead: int  # the modules around it whose layers work at another size, which they go on to: it is a part of these
 
 
@@ -103,6 +104,7 @@ def _spec(trace: Trace, image: Tensor) -> TapSpec:
         raise reasons[0]
     # Where both layouts can be read into the shapes, the true one makes the longer chain of resolutions.
     encoder, decoder, channels_last = max(found, key=lambda u: len(u[0]) + len(u[1]))
+    _check_layout(trace.calls[:at], image, encoder[-1], channels_last)
     modules = {call.name: call.module for call in trace.calls}
     givers = [name for name in head.givers if trace.times[name] == 1]
     givers.sort(key=lambda name: not _holds(modules[name], encoder[-1].module))  # stable: the outermost stays last
@@ -126,6 +128,22 @@ def _check_depth(calls: list[Call], image: Tensor) -> None:
             raise _NotUnderstood(
                 f"an example of size {tuple(image.shape[2:])} is too small for its depth: {call.name!r} gives a single "
                 "point; give a larger one, for the spec does not depend on its size"
+            )
+
+
+def _check_layout(calls: list[Call], image: Tensor, coarsest: _Map, channels_last: bool) -> None:
+    """A map that is coarser than the bottleneck, but only in the other layout, shows that there are two."""
+    for call in calls:
+        is_map = len(call.shape) == image.ndim and call.shape[0] == image.shape[0] and _is_compound(call.module)
+        is_coarser = is_map and 1 < math.prod(_space(call.shape, not channels_last)) < math.prod(coarsest.space)
+        if (
+            is_coarser
+            and _is_layout(call.shape, image, not channels_last)
+            and not _is_layout(call.shape, image, channels_last)
+        ):
+            raise _NotUnderstood(
+                f"its maps have two layouts: {call.name!r} gives {tuple(call.shape)}, and {coarsest.name!r} has its "
+                f"channels {'last' if channels_last else 'first'}; a spec holds one"
             )
 
 
@@ -161,7 +179,7 @@ def _maps(trace: Trace, end: int, image: Tensor, channels_last: bool) -> list[_M
     """What could be a stage's map: read in this layout, of this batch, with more than a point."""
     calls = [call for call in trace.calls[:end] if len(call.shape) == image.ndim]
     space = {call.name: _space(call.shape, channels_last) for call in calls}
-    flat = _flat(calls, channels_last)
+    flat = _flat(trace.calls[:end], channels_last)
     # Modules whose output has the size at which two of their layers of weights or more work, and this size.
     layers = Counter((name, space[c.name]) for c in calls if _is_weighted(c.module) for name in _around(c.name))
     homes = {call.name: space[call.name] for call in calls if layers[call.name, space[call.name]] > 1}
@@ -172,7 +190,7 @@ def _maps(trace: Trace, end: int, image: Tensor, channels_last: bool) -> list[_M
         alone = trace.times[call.name] == 1 and all(flat.get(name, at) == at for name in _around(call.name))
         if fits and alone and math.prod(at) > 1:
             ahead = sum(homes.get(name, at) != at for name in _around(call.name))
-            maps.append(_Map(call.name, call.module, channels, at, call.same, ahead))
+            maps.append(_Map(call.name, call.module, channels, at, call.same, call.nodes, ahead))
     # An attention matrix has the rank of a map; what only layers without weights give is no resolution.
     real = {m.space for m in maps if isinstance(m.module, _ConvNd) or _is_compound(m.module)}
     return [m for m in maps if m.space in real]
@@ -182,9 +200,13 @@ def _flat(calls: list[Call], channels_last: bool) -> dict[str, Space]:
     """Modules that give the size they read with no rise in between, and this size: what is coarser in them is a detail
     (keys pooled for attention, a pyramid, a gate), no level of the network."""
     rises: set[str] = set()
-    flat = {}
+    flat: dict[str, Space] = {}
     for call in calls:
         if len(call.reads) != len(call.shape):
+            continue
+        if len(call.shape) == 3:  # tokens
+            if call.reads[1] == call.shape[1]:
+                flat[call.name] = ()
             continue
         before, after = _space(call.reads, channels_last), _space(call.shape, channels_last)
         if math.prod(after) > math.prod(before):
@@ -229,8 +251,11 @@ def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple
             f"{final} with an even number of channels: there is no decoder"
         )
     encoder: list[_Map] = []
+    on_the_way = _before(maps[visits[-1]].nodes)
     for space in levels:
         at_level = [m for m in falling if m.space == space and m.channels % 2 == 0]
+        # Of nested decoders some come before the bottleneck, which depends on none of them.
+        at_level = [m for m in at_level if m.nodes & on_the_way] or at_level
         if space == bottleneck and encoder:  # the decoder may begin at this resolution
             at_level = _beside(encoder, at_level)
         encoder += [_last_block(at_level, classes)] if at_level else []
@@ -289,6 +314,18 @@ def _is_compound(module: nn.Module) -> bool:
     return next(module.children(), None) is not None
 
 
+def _before(nodes: Iterable[Node | None]) -> set[Node]:
+    """These nodes of autograd and all that they depend on."""
+    found: set[Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return found
+
+
 class Call(NamedTuple):
     """A module that gave a tensor; `output` is dead once the network has let go of it."""
 
@@ -300,6 +337,12 @@ class Call(NamedTuple):
     givers: tuple[str, ...]  # the modules that gave this very input, inner before outer
     same: tuple[str, ...]  # the modules that gave this very output before: its own last part, if it adds nothing
     node: Node | None  # of autograd, which made the output
+
+    @property
+    def nodes(self) -> frozenset[Node]:
+        """With that which a layer that works in place has put behind it."""
+        now = self.output()
+        return frozenset(node for node in (self.node, None if now is None else now.grad_fn) if node is not None)
 
 
 class Trace:
@@ -326,19 +369,11 @@ class Trace:
 
     def keep_what_makes(self, logits: Tensor) -> None:
         """Drop the calls whose outputs the logits do not depend on, as autograd knows it; what it did not see stays."""
-        reached: set[Node] = set()
-        waiting = [logits.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is not None and node not in reached:
-                reached.add(node)
-                waiting += [before for before, _ in node.next_functions]
+        reached = _before([logits.grad_fn])
         kept: list[Call] = []
         same: set[str] = set()  # that a layer which works in place gave again: autograd has a new node for them
         for call in reversed(self.calls if reached else []):
-            now = call.output()
-            nodes = {call.node, None if now is None else now.grad_fn}
-            if call.node is None or call.name in same or nodes & reached:
+            if call.node is None or call.name in same or call.nodes & reached:
                 kept.append(call)
                 same.update(call.same)
         self.calls = kept[::-1] or self.calls

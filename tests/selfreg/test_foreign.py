@@ -132,6 +132,18 @@ def test_stages_that_the_output_does_not_depend_on_are_left_out(encoder: str, de
     KDloss()(*FeatureTap(network, spec)(image)[1]).backward()
 
 
+def test_pooled_keys_are_no_stage() -> None:
+    spec = suggest_spec(smp("Unet", "tu-pvt_v2_b0", 3), torch.randn(1, 3, 64, 64))
+    decoder = [f"decoder.blocks.{i}" for i in range(3)]
+    assert spec == TapSpec([f"encoder.model.stages_{i}" for i in range(4)], decoder, "decoder")
+
+
+def test_nested_decoders_are_no_encoder() -> None:
+    network = monai("BasicUNetPlusPlus", 2, 1, 3, features=(4, 4, 8, 16, 32, 4))
+    encoder, decoder = [f"conv_{i}_0" for i in range(1, 5)], ["upcat_3_1", "upcat_2_2", "upcat_1_3"]
+    assert suggest_spec(network, torch.randn(1, 1, 64, 64)) == TapSpec(encoder, decoder, "upcat_0_4")
+
+
 def _flat(features: tuple) -> list[torch.Tensor]:
     return [f for part in features[:2] for stage in part for f in stage]
 
@@ -141,9 +153,10 @@ def _flat(features: tuple) -> list[torch.Tensor]:
     [
         (lambda: smp("DeepLabV3"), (128, 128), "no decoder"),
         (lambda: smp("PSPNet"), (128, 128), "no decoder"),
+        (lambda: smp("Unet", "tu-swin_tiny_patch4_window7_224"), (224, 224), "maps have two layouts"),
         (lambda: monai("UNETR", 1, 3, (32, 32, 32), 8, 48, 96, 4), (32, 32, 32), "no resolution of the encoder"),
     ],
-    ids=["DeepLabV3", "PSPNet", "UNETR"],
+    ids=["DeepLabV3", "PSPNet", "Swin in smp", "UNETR"],
 )
 def test_refuses_what_is_no_u(build: Callable[[], nn.Module], size: tuple[int, ...], reason: str) -> None:
     with pytest.raises(ValueError, match=f"suggest_spec: .*{reason}"):
