@@ -3,6 +3,7 @@ JOBS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.installed-dev
 DEMO := runs/demo
 
 .PHONY: help demo test test-nnunet test-reliability browser install lint clean
@@ -15,7 +16,7 @@ help:
 	@echo "make test-reliability   the tests that kill runs and damage files in their long form, and all that take long"
 	@echo "make test-nnunet        those of the plug-in of nnU-Net, which needs another timm, in an environment of its own"
 	@echo "make browser            Debian's Chromium, in which a test opens report.html; without one that test is skipped"
-	@echo "make install, lint, clean"
+	@echo "make install, lint, clean   what demo needs (test installs more), the linters, remove all that was made"
 
 demo: $(INSTALLED)
 	@echo "== training on phantoms (made on first use in data/Phantom); a few minutes on 2 cores"
@@ -26,11 +27,11 @@ demo: $(INSTALLED)
 	@echo "== done: open $(DEMO)/report.html"
 
 # One thread a process: the processes share the cores.
-test: $(INSTALLED)
+test: $(DEVELOPMENT)
 	@echo "== running all tests"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup
 
-test-reliability: $(INSTALLED)
+test-reliability: $(DEVELOPMENT)
 	@echo "== running all kills, the whole fuzz and what else takes long"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadgroup -m "reliability or long" --long
 
@@ -53,17 +54,22 @@ browser:
 install: $(INSTALLED)
 	@echo "== the environment is in $(VENV): source $(VENV)/bin/activate"
 
-lint: $(INSTALLED)
+lint: $(DEVELOPMENT)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy . && $(VENV)/bin/mypy --strict selfreg
 
 clean:
 	rm -rf $(VENV) $(NNUNET) $(DEMO) data/Phantom
 
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12"; exit 1; }
 	@echo "== making the environment in $(VENV) and installing into it; about 5 GB, a few minutes"
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(DEVELOPMENT): requirements-dev.txt $(INSTALLED)
+	@echo "== installing what the tests need"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
