@@ -250,8 +250,7 @@ def build_validation(config: Config, ranks: Ranks, autocast: torch.dtype | None)
             val_set,
             class_names=names_of(config),
             img_size=config.data.img_size,
-            batch_size=config.test.batch_size
-            or config.data.batch_size,  # which fits; free memory is not always the same
+            batch_size=config.validation_batch,
             device=ranks.device,
             autocast=autocast,
             overlap=config.test.window_overlap,

@@ -52,7 +52,7 @@ def gradcam(args: argparse.Namespace) -> int:
     with utils.logging_session("gradcam.py"):
         session = open_session(args)
         config, network, volume = session.config, session.network, session.find_volume(args.case)
-        size, batch_size = config.data.img_size, config.test.batch_size or config.data.batch_size
+        size, batch_size = config.data.img_size, config.validation_batch
         predict = partial(predict_volume, network, img_size=size, batch_size=batch_size, device=session.device)
         number = default_slice(volume, predict) if args.slice is None else args.slice
         if not 1 <= number <= len(volume.image):

@@ -180,3 +180,8 @@ class Config:
     precision: str = _choice(*PRECISIONS)  # of training: float32, tf32 (GPU only), bfloat16 (autocast)
     slow_bfloat16: bool = False  # allow bfloat16 on a CPU without bfloat16 instructions
     compile: bool = False  # torch.compile: minutes at the start, faster steps after
+
+    @property
+    def validation_batch(self) -> int:
+        """Slices at once beside a training: what trains fits, and unlike free memory it is the same when resumed."""
+        return self.test.batch_size or self.data.batch_size

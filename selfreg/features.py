@@ -156,6 +156,7 @@ class FeatureTap:
         self._final = modules[spec.final]
         self._calls: dict[str, list[_Seen]] = {}  # of each module, while the tap is called; of the final one by _FINAL
         self._inner = inner
+        self._wrapped = next(name for name, module in network.named_modules() if module is inner)
         self._hooks = self._hooked() if permanent else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Features]:
@@ -180,7 +181,7 @@ class FeatureTap:
     def _hooked(self) -> ExitStack:
         """Register the hooks; the context removes them."""
         hooks = ExitStack()
-        is_compiled = self._inner is not self.network or getattr(self._inner, "_compiled_call_impl", None)
+        is_compiled = "_orig_mod" in self._wrapped or getattr(self._inner, "_compiled_call_impl", None)
         if is_compiled and "forward" not in vars(self._inner):
             # As it chooses a graph, torch does not look at hooks, but at whether a module has a `forward` of its own.
             self._inner.forward = _forward_of(self._inner)
@@ -217,7 +218,7 @@ class FeatureTap:
 
     def _is_trained(self, name: str) -> bool:
         """Whether a module, or where it has no parameters the nearest one around it that has, holds a trained one."""
-        modules = dict(self.network.named_modules())
+        modules = _by_name(self.network)
         while name and next(modules[name].parameters(), None) is None:
             name = name.rpartition(".")[0]
         return any(p.requires_grad for p in modules[name].parameters()) if name else False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -227,8 +228,9 @@ def test_other_checkpointing_gives_the_same_gradients(use_reentrant: bool, names
     assert torch.equal(*gradients) and gradients[0].any()
 
 
+@pytest.mark.parametrize("wrap", [lambda network: network, nn.DataParallel], ids=["plain", "wrapped"])
 @pytest.mark.parametrize("no_grad", [False, True])
-def test_a_frozen_encoder_is_accepted(no_grad: bool) -> None:
+def test_a_frozen_encoder_is_accepted(no_grad: bool, wrap: Callable[[nn.Module], nn.Module]) -> None:
     class Frozen(Foreign):
         def forward(self, x: Tensor) -> Tensor:
             with torch.set_grad_enabled(not no_grad):
@@ -237,7 +239,7 @@ def test_a_frozen_encoder_is_accepted(no_grad: bool) -> None:
 
     network = Frozen()
     network.down.requires_grad_(False)
-    _, features = FeatureTap(network, TAPS)(torch.randn(1, 1, 8, 8))
+    _, features = FeatureTap(wrap(network), TAPS)(torch.randn(1, 1, 8, 8))
     assert not features.encoder[0][0].requires_grad and features.decoder[0][0].requires_grad
 
 
