@@ -134,7 +134,10 @@ def collate(drawn: Sequence[tuple[Sample, Draw, Key]], pin: bool = False) -> Raw
 
 
 def _stacked(arrays: list[np.ndarray], pin: bool) -> torch.Tensor:
-    """A worker's in shared memory. They would get there anyway, but in a thread whose errors lose the batch."""
+    """The arrays as one tensor, pinned if asked for, else in shared memory where a worker stacks them.
+
+    It would get there anyway, but in a thread whose errors lose the batch.
+    """
     if pin:
         dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
         pinned = torch.empty(len(arrays), *arrays[0].shape, dtype=dtype, pin_memory=True)

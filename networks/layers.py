@@ -50,7 +50,7 @@ def resize_bilinear(x: Tensor, size: Sequence[int], align_corners: bool) -> Tens
 def _interpolation(old: int, new: int, align_corners: bool, device: torch.device) -> Tensor:
     """The matrix (new, old) of linear interpolation, kept for training even where a prediction asks first."""
     with torch.inference_mode(False):
-        return F.interpolate(torch.eye(old)[None], new, mode="linear", align_corners=align_corners)[0].T.to(device)
+        return F.interpolate(torch.eye(old, device=device)[None], new, mode="linear", align_corners=align_corners)[0].T
 
 
 class BilinearUpsample(nn.Module):

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from utils import seed_everything
+
 # Views, and what only reserves memory or asks for a shape.
 _WITHOUT_KERNEL = frozenset(
     "_local_scalar_dense _reshape_alias _unsafe_view alias as_strided detach empty empty_like empty_strided expand "
@@ -249,16 +251,20 @@ def _pretended(monkeypatch: pytest.MonkeyPatch, seen: Seen) -> Iterator[None]:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    """A GPU, `cuda:0`, and what is seen of it."""
+    """A GPU, `cuda:0`, and what is seen of it; a command that runs on it may leave determinism behind."""
     seen = Seen()
-    if torch.cuda.is_available():
-        with Device(seen, real=True):
-            yield seen
-    elif torch.version.cuda is None or not torch.__version__.startswith("2.11."):
-        pytest.skip("a GPU, or torch 2.11 with CUDA, is needed")
-    else:
-        with _pretended(monkeypatch, seen):
-            yield seen
+    try:
+        if torch.cuda.is_available():
+            with Device(seen, real=True):
+                yield seen
+        elif torch.version.cuda is None or not torch.__version__.startswith("2.11."):
+            pytest.skip("a GPU, or torch 2.11 with CUDA, is needed")
+        else:
+            with _pretended(monkeypatch, seen):
+                yield seen
+    finally:
+        torch.use_deterministic_algorithms(False)
+        seed_everything(1, deterministic=False)
 
 
 def on_cpu(value: Any) -> Any:

@@ -35,6 +35,29 @@ from utils import seed_everything
 CLASSES = 5
 
 
+def test_whole_commands(synapse: Path, tmp_path: Path, gpu: Seen) -> None:
+    """Train, stop, resume, test, predict, analyze and export: the weights and masks of the CPU."""
+    outs, scan = {device: tmp_path / device for device in ("cuda", "cpu")}, tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(make_case(7, (40, 40, 3))[0] * 400 - 125, np.eye(4)), scan)
+    for device, out in outs.items():
+        device_words = ["--n_gpu", int(device == "cuda")]
+        for more in ([], ["--resume", "--max_epochs", 3]):
+            assert train(synapse, out, "--val_cases", 1, *device_words, *more) == 0
+        assert test.main(["--output_dir", str(out)]) == 0
+        assert test.main(["--output_dir", str(out), "--input", str(scan), "--output", str(out / "predicted")]) == 0
+        assert "batch_size" in (out / "report.html").read_text(encoding="utf-8")
+        for command in (gradcam, similarity):
+            assert command.main(["--checkpoint", str(out), "--output", str(out / "analysis")]) == 0
+        assert export_weights.main([str(out), str(out / "exported.pth")]) == 0
+    assert "cuda:0" in (outs["cuda"] / "log.txt").read_text(encoding="utf-8")
+    weights = [torch.load(out / "best.pth", weights_only=True) for out in outs.values()]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
+    for name in ("predictions/case0100.nii.gz", "predicted/predictions/scan.nii.gz"):
+        found = [nib.load(out / name).get_fdata() for out in outs.values()]
+        assert (found[0] == found[1]).mean() > 0.99, name
+    assert gpu.launched
+
+
 def test_the_device_refuses_what_a_gpu_refuses(gpu: Seen) -> None:
     there, here = torch.ones(3, device="cuda"), torch.ones(3)
     assert there.device == torch.device("cuda", 0) and is_there(there + 1) and not is_there(there.cpu())
@@ -107,13 +130,11 @@ def test_a_deterministic_step_has_no_sum_in_any_order(name: str, gpu: Seen) -> N
     image, label = torch.randn(2, 1, side, side), torch.randint(CLASSES, (2, side, side), dtype=torch.uint8)
     expected = step(copy.deepcopy(network), image, label)
     seed_everything(1, deterministic=True)
-    try:
-        with gpu.during() as seen:
-            found = step(network.to("cuda"), image.to("cuda"), label.to("cuda"))
-    finally:
-        torch.use_deterministic_algorithms(False)
-        seed_everything(1, deterministic=False)
+    network, image, label = (part.to("cuda") for part in (network, image, label))
+    with gpu.during() as seen:
+        found = step(network, image, label)
     assert not seen.launches.keys() & UNREPEATABLE
+    assert not seen.waited, seen.waits
     torch.testing.assert_close(on_cpu(dict(found[0])), dict(expected[0]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(on_cpu(found[1]), expected[1], rtol=1e-3, atol=1e-4)
 
@@ -250,26 +271,3 @@ def test_a_batch_takes_half_of_the_free_memory(gpu: Seen, monkeypatch: pytest.Mo
         sizes.append(fitting_batch_size(network, (1, 32, 32), torch.device("cuda")))
     assert sizes[0] == 1 <= sizes[1] <= 64 == sizes[2]
     assert network.training and fitting_batch_size(network.cpu(), (1, 32, 32), torch.device("cpu")) == 4
-
-
-def test_whole_commands(synapse: Path, tmp_path: Path, gpu: Seen) -> None:
-    """Train, stop, resume, test, predict, analyze and export: the weights and masks of the CPU."""
-    outs, scan = {device: tmp_path / device for device in ("cuda", "cpu")}, tmp_path / "scan.nii.gz"
-    nib.save(nib.Nifti1Image(make_case(7, (40, 40, 3))[0] * 400 - 125, np.eye(4)), scan)
-    for device, out in outs.items():
-        device_words = ["--n_gpu", int(device == "cuda")]
-        for more in ([], ["--resume", "--max_epochs", 3]):
-            assert train(synapse, out, "--val_cases", 1, *device_words, *more) == 0
-        assert test.main(["--output_dir", str(out)]) == 0
-        assert test.main(["--output_dir", str(out), "--input", str(scan), "--output", str(out / "predicted")]) == 0
-        assert "batch_size" in (out / "report.html").read_text(encoding="utf-8")
-        for command in (gradcam, similarity):
-            assert command.main(["--checkpoint", str(out), "--output", str(out / "analysis")]) == 0
-        assert export_weights.main([str(out), str(out / "exported.pth")]) == 0
-    assert "cuda:0" in (outs["cuda"] / "log.txt").read_text(encoding="utf-8")
-    weights = [torch.load(out / "best.pth", weights_only=True) for out in outs.values()]
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
-    for name in ("predictions/case0100.nii.gz", "predicted/predictions/scan.nii.gz"):
-        found = [nib.load(out / name).get_fdata() for out in outs.values()]
-        assert (found[0] == found[1]).mean() > 0.99, name
-    assert gpu.launched
