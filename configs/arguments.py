@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from functools import reduce
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
@@ -69,6 +71,7 @@ _TEST: Flags = {
 }
 FLAGS = {**_BASE, **_RUN, **_TRAIN, **_TEST}
 
+_PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 _FINE = -1
 _FIRST = ("yacs", "numpy")  # of the requirements, quick to import
 _MAX_MESSAGE = 1500  # characters; longer than any path and what is reported of it
@@ -76,6 +79,12 @@ _MAX_MESSAGE = 1500  # characters; longer than any path and what is reported of 
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that leaves its errors to `run_guarded`: one line on standard error, exit code 2."""
+
+    def __init__(self, **options: Any) -> None:  # whatever argparse takes
+        super().__init__(**options)
+        project = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]
+        version = f"{project['name']} {project['version']}"
+        self.add_argument("--version", action="version", version=version, help="print the version")
 
     def error(self, message: str) -> NoReturn:
         from configs.config import default_tree, leaves  # which imports this module

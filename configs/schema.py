@@ -26,10 +26,10 @@ def _choice(default: str, *others: str) -> str:
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """The synthetic CT volumes, made on first use (DATA.PHANTOM)."""
+    """Synthetic CT volumes, made on first use."""
 
-    size: int = 96
-    depth: int = 32
+    size: int = 96  # side of a slice, in pixels
+    depth: int = 32  # slices of a volume
     train_cases: int = 24
     test_cases: int = 8
     seed: int = 2021
@@ -40,29 +40,29 @@ class DataConfig:
     """The data set, its folders and its preprocessing. Empty values are those of the data set itself."""
 
     dataset: str = "Synapse"
-    root_path: str = ""  # default: data/<dataset>
-    volume_path: str = ""  # of the test volumes; default: root_path
-    list_dir: str = ""  # default: lists/lists_<dataset>, the lists in root_path, the shipped split
-    img_size: tuple[int, int] = field(default=(224, 224), metadata={"range": (1, 4096)})  # yaml: a side, or [H, W]
-    batch_size: int = _number(24, 1, 65536)  # of all processes together
-    num_workers: int = _number(-1, -1, 256)  # processes that read slices, of each process of the run; -1: by the cores
-    cache: str = ""  # folder of a memory-mapped copy of the training slices; empty: the files are read each time
-    cache_memory: float = _number(0.25, 0, 1)  # fraction of memory for slices without such a copy, once they are read
+    root_path: str = ""  # data folder; default: data/DATASET
+    volume_path: str = ""  # folder of the test volumes; default: root_path
+    list_dir: str = ""  # default: lists/lists_DATASET, the lists in root_path, the shipped split
+    img_size: tuple[int, int] = field(default=(224, 224), metadata={"range": (1, 4096)})  # size of the network input: a side, or [H, W]
+    batch_size: int = _number(24, 1, 65536)  # slices in a step, of all processes together
+    num_workers: int = _number(-1, -1, 256)  # loader processes for each training process; -1: by the number of cores
+    cache: str = ""  # folder of a memory-mapped copy of the training slices; empty: none
+    cache_memory: float = _number(0.25, 0, 1)  # fraction of the memory that keeps slices already read; 0: none
     val_cases: int = _number(0)  # training cases held out for validation; 0 as published
-    folds: int = _number(0)  # of a cross-validation; 0: none
-    fold: int = _number(0)  # that is held out and tested on
-    # Stored values to [0, 1]: by `window`, by the 0.5 and 99.5 percentiles of a volume, or by the range of its bits.
+    folds: int = _number(0)  # number of folds of a cross-validation; 0: none
+    fold: int = _number(0)  # the test fold, counted from 0
+    # Scaling to [0, 1]: by `window`, by the 0.5th and 99.5th percentiles of a volume, or by the range of the data type.
     intensity: str = _choice("", "window", "percentile", "range")
-    window: tuple[float, ...] = ()  # low and high, in HU
-    axis_order: str = _choice("", "xyz", "xzy", "yxz", "yzx", "zxy", "zyx")  # of arrays (D, H, W), as NIfTI axes
-    orientation: str = ""  # to which a file is turned before that, such as LPS; "stored": not turned
-    spacing: str = _choice("affine", "pixdim")  # that of a NIfTI file: the affine's columns, or its pixdim
-    axis: str = _choice("", "x", "y", "z")  # that volumes of --dataset Folder are sliced along; empty: the coarsest
-    label_values: tuple[int, ...] = ()  # in the mask files, of class 0, 1, ...; empty: the class itself
-    class_names: tuple[str, ...] = ()  # of the classes 1, 2, ...; empty: the data set's own
-    ignore_label: int = _number(-1, -1, 255)  # in the mask files, neither trained nor scored; -1: none
-    mask_threshold: int = _number(0, 0, 255)  # lowest value of class 1 in the mask files; 0: label_values holds
-    label_suffix: str = ""  # of the label files of --dataset Folder; empty: the usual ones, such as _mask
+    window: tuple[float, ...] = ()  # lower and upper limit, in HU
+    axis_order: str = _choice("", "xyz", "xzy", "yxz", "yzx", "zxy", "zyx")  # NIfTI axes of the array axes (D, H, W)
+    orientation: str = ""  # orientation that volumes are brought to first, such as LPS; "stored": as stored
+    spacing: str = _choice("affine", "pixdim")  # source of a NIfTI file's spacing
+    axis: str = _choice("", "x", "y", "z")  # slicing axis of volumes of --dataset Folder; empty: the coarsest
+    label_values: tuple[int, ...] = ()  # mask values of the classes 0, 1, ...; empty: 0, 1, ...
+    class_names: tuple[str, ...] = ()  # names of the classes 1, 2, ...; empty: those of the data set
+    ignore_label: int = _number(-1, -1, 255)  # mask value that is neither trained nor scored; -1: none
+    mask_threshold: int = _number(0, 0, 255)  # mask values from here on are class 1; 0: off
+    label_suffix: str = ""  # suffix of label files of --dataset Folder; empty: the usual ones, such as _mask
     phantom: PhantomConfig = PhantomConfig()
 
 
@@ -70,17 +70,17 @@ class DataConfig:
 class AugConfig:
     """Augmentation, as published: a quarter turn and flip, else a rotation by up to 20 degrees."""
 
-    rot_flip: float = _number(0.5, 0, 1)  # probability
-    rotate: float = _number(0.5, 0, 1)  # probability, where the former did not happen
+    rot_flip: float = _number(0.5, 0, 1)  # probability of a quarter turn and flip
+    rotate: float = _number(0.5, 0, 1)  # probability of a small rotation, where there was no quarter turn
     repeat_choices: bool = False  # published fault: the same choices in every epoch
-    # Beside the published, 0 for off; how far each goes: datasets/augment.py.
-    scale: float = _number(0.0, 0, 10)
-    elastic: float = _number(0.0, 0, 1)
-    brightness: float = _number(0.0, 0, 1)
-    contrast: float = _number(0.0, 0, 1)
-    gamma: float = _number(0.0, 0, 10)
-    noise: float = _number(0.0, 0, 10)
-    probability: float = _number(0.3, 0, 1)  # of each of these, for each slice
+    # Beside the published, each 0 for off (datasets/augment.py).
+    scale: float = _number(0.0, 0, 10)  # zoom by 1 / (1 + scale) to 1 + scale
+    elastic: float = _number(0.0, 0, 1)  # standard deviation of the displacement of 6 x 6 points, fraction of the side
+    brightness: float = _number(0.0, 0, 1)  # factor of intensities, 1 - brightness to 1 + brightness
+    contrast: float = _number(0.0, 0, 1)  # factor of differences from the mean, 1 - contrast to 1 + contrast
+    gamma: float = _number(0.0, 0, 10)  # exponent of intensities, 1 / (1 + gamma) to 1 + gamma
+    noise: float = _number(0.0, 0, 10)  # largest standard deviation of Gaussian noise
+    probability: float = _number(0.3, 0, 1)  # probability of each of the six above, for each slice
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class ModelConfig:
     """The network; its own options stand in a section of their own, such as MODEL.SWIN (configs/defaults.py)."""
 
     type: str = "swin_unet"
-    name: str = ""  # a label that published yamls carry
-    num_classes: int = _number(0, 0, 255)  # with the background; 0: of the data set
-    in_channels: int = _number(0, 0, 64)  # 0: of the data set
+    name: str = ""  # a label in published yamls, without effect
+    num_classes: int = _number(0, 0, 255)  # with the background; 0: that of the data set
+    in_channels: int = _number(0, 0, 64)  # 0: that of the data set
     pretrain_ckpt: tuple[str, ...] = ()  # weights to start from; yaml: a file, or a list of files
-    drop_rate: float = _number(0.0, 0, 1)  # of Swin-UNet, under its published key
-    drop_path_rate: float = _number(0.2, 0, 1)  # the same
+    drop_rate: float = _number(0.0, 0, 1)  # dropout of Swin-UNet
+    drop_path_rate: float = _number(0.2, 0, 1)  # stochastic depth of Swin-UNet
     options: Mapping[str, Option] = field(default_factory=dict)  # keywords of `networks.build_network`
 
 
@@ -106,16 +106,16 @@ class LossConfig:
     lambda_1: float = _number(0.015)  # semantic consistency regularization (SCR)
     lambda_2: float = _number(0.015)  # internal feature distillation (IFD)
     distance: str = _choice(*DISTANCES)  # between channels; mse as published
-    scr: str = _choice(
-        "random", "mean", "attention"
-    )  # pairing of channels as published, or a rival (selfreg/variants.py)
-    ifd: str = _choice("halves", "decorrelation")  # of channels as published, or the opposite
-    teacher: str = _choice("final", "average")  # the network's own final map, or that of its averaged weights
-    teacher_decay: float = _number(0.99, 0, 1)  # of that average
-    deep_supervision: bool = False  # a head on every stage of the decoder, in training alone
-    warmup_epochs: float = _number(0.0)  # over which lambda_1 and lambda_2 rise linearly; 0 as published
-    gradient_factor: float = _number(0.0)  # warn of a term with so many times the gradient of CE and Dice; 0: off
-    gradient_freq: int = _number(200, 1)  # steps between these checks, of three backward passes each
+    scr: str = _choice("random", "mean", "attention")  # pairing of channels: as published, or a variant
+    ifd: str = _choice("halves", "decorrelation")  # as published, or the opposite
+    teacher: str = _choice("final", "average")  # of SCR: the network's own final map, or that of its averaged weights
+    teacher_decay: float = _number(0.99, 0, 1)  # decay of that average
+    deep_supervision: bool = False  # an output head at every decoder stage, in training only
+    warmup_epochs: float = _number(0.0)  # epochs of linear increase of lambda_1 and lambda_2; 0 as published
+    gradient_factor: float = _number(
+        0.0
+    )  # warn of a term whose gradient norm exceeds this many times that of CE and Dice; 0: off
+    gradient_freq: int = _number(200, 1)  # steps between these checks (three backward passes each)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class TrainConfig:
     """Length, optimizer and learning rate of a training, and when it is logged, validated and saved."""
 
     epochs: int = _number(150, 1)
-    max_iterations: int = _number(0)  # steps after which training and schedule end; 0: by `epochs` alone
+    max_iterations: int = _number(0)  # maximum number of steps, also for the schedule; 0: by `epochs` alone
     base_lr: float = _number(0.01, 1e-12, 1e6)
     scale_lr: bool = True  # published rule: base_lr * batch/24 where the batch is not 24 and divisible by 6
     optimizer: str = _choice("sgd", "adamw")
@@ -134,27 +134,29 @@ class TrainConfig:
     warmup_steps: int = _number(0)  # linear rise to base_lr; 0 as published
     clip_grad: float = _number(0.0)  # maximum gradient norm; 0: no clipping, as published
     accumulation_steps: int = _number(1, 1)
-    use_checkpoint: bool = False  # gradient checkpointing: blocks are recomputed in the backward pass
-    sync_bn: bool = False  # batch norm over all processes; on GPUs only
-    save_freq: int = _number(0)  # epochs between epoch_N.pth files; 0: none
-    save_seconds: float = _number(60.0)  # between saves of last.pth, also within an epoch; 0: after every batch
+    use_checkpoint: bool = False  # gradient checkpointing: less memory, more time
+    sync_bn: bool = False  # synchronized batch norm (GPUs only)
+    save_freq: int = _number(0)  # epochs between epoch_N.pth checkpoints; 0: none
+    save_seconds: float = _number(60.0)  # seconds between saves of last.pth; 0: after every batch
     log_freq: int = _number(20, 1)  # steps between rows of metrics.jsonl
     image_freq: int = _number(200, 1)  # steps between TensorBoard images
     val_freq: int = _number(10, 1)  # epochs between validations
-    val_dice: str = _choice("per_class", "foreground")  # that selects best.pth: mean over classes, or all as one
+    val_dice: str = _choice(
+        "per_class", "foreground"
+    )  # selection of best.pth: mean Dice of the classes, or all classes as one
 
 
 @dataclass(frozen=True)
 class TestConfig:
     """Inference and metrics."""
 
-    batch_size: int = _number(0, 0, 65536)  # slices at once; 0: by the free memory of a GPU, 4 on a CPU
+    batch_size: int = _number(0, 0, 65536)  # slices in a batch; 0: by the free memory of a GPU, 4 on a CPU
     precision: str = _choice(*PRECISIONS)
-    inference: str = _choice("zoom", "slide")  # slices resized to img_size, as published, or sliding windows of it
-    overlap: float = _number(0.5, 0, 1)  # of neighboring windows, as a fraction below 1
+    inference: str = _choice("zoom", "slide")  # resize slices to img_size (as published), or sliding window
+    overlap: float = _number(0.5, 0, 1)  # of neighboring windows, from 0 to below 1
     metrics: str = _choice("fast", "medpy")
-    score_at: str = _choice("image", "network")  # size at which metrics are computed; at the network's, none in mm
-    assd: str = _choice("pooled", "directed")  # mean over all distances (MedPy from 0.5 on), or of two directed means
+    score_at: str = _choice("image", "network")  # resolution of the metrics; at that of the network, none in mm
+    assd: str = _choice("pooled", "directed")  # mean of the pooled distances (MedPy 0.5), or of the two directed means
 
     @property
     def window_overlap(self) -> float | None:
@@ -176,8 +178,8 @@ class Config:
     seed: int = _number(1234, 0, 2**32 - 1)
     deterministic: bool = True
     gpu_id: int = _number(0)
-    n_gpu: int = _number(1, 0, 1)  # a process drives one device; torchrun starts several
-    precision: str = _choice(*PRECISIONS)  # of training: float32, tf32 (GPU only), bfloat16 (autocast)
+    n_gpu: int = _number(1, 0, 1)  # 0: the CPU; for several GPUs start torchrun
+    precision: str = _choice(*PRECISIONS)  # of training; tf32 on a GPU only, bfloat16 by autocast
     slow_bfloat16: bool = False  # allow bfloat16 on a CPU without bfloat16 instructions
     compile: bool = False  # torch.compile: minutes at the start, faster steps after
 

@@ -212,7 +212,8 @@ def rot_flip(image: Array, label: Array, k: int, axis: int) -> tuple[Array, Arra
     """Rotate by k*90 degrees, then flip along `axis` (0: rows, 1: columns); image and label alike.
 
     Args:
-        image, label: (H, W) or (B, H, W), NumPy arrays or tensors.
+        image: (H, W) or (B, H, W), a NumPy array or a tensor.
+        label: of the same shape.
     """
     if axis not in (0, 1):
         raise ValueError(f"rot_flip: axis is {axis}; expected 0 (rows) or 1 (columns)")
@@ -224,7 +225,8 @@ def rotate(image: Array, label: Array, angle: float) -> tuple[Array, Array]:
     """Rotate by `angle` degrees about the center, nearest neighbor, same shape, zeros outside; image and label alike.
 
     Args:
-        image, label: (H, W) or (B, H, W), NumPy arrays or tensors.
+        image: (H, W) or (B, H, W), a NumPy array or a tensor.
+        label: of the same shape.
     """
     draw = Draw("rotate", angle=angle)
     return _apply(image, lambda batch: _augment(batch, draw)), _apply(label, lambda batch: _augment(batch, draw))

@@ -14,7 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from utils import atomic_write
@@ -58,6 +59,14 @@ def save_checkpoint(content: Mapping[str, object], path: Path, *, keep: Path | N
             file.write(comment)
 
     atomic_write(path, write, keep=keep)
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name as .safetensors, atomically, with a checksum among its metadata."""
+    # Copies: safetensors takes no tensor twice, and a network may have one under two names.
+    state = {name: value.contiguous().clone() for name, value in state.items()}
+    content = save(state, {"sha256": _tensor_digest(state)})
+    atomic_write(path, lambda temporary: temporary.write_bytes(content))
 
 
 def read_last(folder: Path, *, trust: bool = False) -> Saved | None:
@@ -127,7 +136,7 @@ def _load(path: Path, trust: bool) -> object:
     unreadable = f"{path}: is not a readable checkpoint; copy or download it again"
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _load_tensors(path)
         _check_stored(path)
         if path.suffix == ".npz":  # as Google releases its vision transformers
             with np.load(path, allow_pickle=False) as file:
@@ -146,6 +155,25 @@ def _load(path: Path, trust: bool) -> object:
         raise Damaged(unreadable) from error
     except Exception as error:  # torch and safetensors report damage by a dozen types, none of them ours
         raise Damaged(unreadable) from error
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, which has a checksum where `save_tensors` wrote it."""
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        checksum = (file.metadata() or {}).get("sha256")
+    if checksum and checksum != _tensor_digest(state):
+        raise Damaged(f"{path}: is damaged or altered: it does not match its checksum; copy it again")
+    return state
+
+
+def _tensor_digest(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _check_count(content: Mapping[str, object], path: Path) -> None:

@@ -47,10 +47,12 @@ def compare(
     Dice 0 and Jaccard 0 and has no distances (nan), and two empty masks have no scores at all (nan).
 
     Args:
-        pred, truth: (H, W) or (D, H, W), array or tensor, foreground where not zero.
+        pred: (H, W) or (D, H, W), array or tensor, foreground where not zero.
+        truth: of the same shape.
         spacing: size of a voxel in mm along each axis; None measures in voxels.
         strict: use the strict convention instead of the published one.
-        method, assd: see `compare_at_spacings`.
+        method: as of `compare_at_spacings`.
+        assd: as of `compare_at_spacings`.
 
     Raises:
         ValueError: shapes that differ, or are not of 2 or 3 dimensions; an impossible spacing.

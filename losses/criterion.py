@@ -22,7 +22,8 @@ class Criterion(nn.Module):
 
     Args:
         num_classes: K, background included.
-        ce_weight, dice_weight: 0.4 and 0.6 for Synapse, 0.3 and 0.7 for ACDC.
+        ce_weight: 0.4 for Synapse, 0.3 for ACDC.
+        dice_weight: 0.6 for Synapse, 0.7 for ACDC.
         kd: the regularizer; None, or one whose weights are 0, is the plain baseline and needs no features.
         ignore_index: where the label has it, a pixel does not count.
         head_decay: d, 0.5 as in nnU-Net (`selfreg.variants.DeepSupervision`).

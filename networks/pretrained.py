@@ -50,6 +50,7 @@ class LoadReport:
 def find_weights(folder: str | Path, epochs: int) -> Path:
     """The weights of a run: its best, else its last, else (of a published run) those of its last epoch."""
     names = ("best.pth", LAST, PREVIOUS, "best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
+    names += ("weights.safetensors",)  # of the zoo
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name

@@ -230,7 +230,8 @@ class Tapped(nn.Module):
     `state_dict` and `load_state_dict` are the network's, without a prefix, also inside other modules.
 
     Args:
-        network, spec: as of `FeatureTap`.
+        network: as of `FeatureTap`.
+        spec: as of `FeatureTap`.
 
     Attributes:
         features: of the last call in train mode, before that None; in eval mode nothing is read.

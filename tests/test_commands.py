@@ -17,6 +17,7 @@ import torch
 import yaml
 from scipy.ndimage import zoom
 
+import selfreg
 import test as test_command
 import train as train_command
 from configs.config import get_config
@@ -46,6 +47,11 @@ def test_a_run_s_folder(trained: tuple[Path, Path]) -> None:
     best = torch.load(run / "best.pth", weights_only=True)
     assert set(last["model"]) == set(best) and all(k.startswith("swin_unet.") for k in best)
     assert list((run / "log").glob("events*"))
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    assert test_command.main(["--version"]) == train_command.main(["--version"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"selfreg {selfreg.__version__}"] * 2
 
 
 def test_the_next_command_can_be_pasted(synapse: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -189,7 +189,7 @@ def _by_layer(network: str, cells: Sequence[CellResult]) -> list[list[str]]:
     rows = [[network, "channels", *(f"{what} {pair}" for pair in weights for what in ("rank", "corr."))]]
     frames = [found.layers[["effective_rank_share", "mean_abs_correlation"]] for found in mine]
     for (layer, module, channels), *values in pd.concat(frames, axis=1).itertuples(name=None):
-        rows.append([f"{layer}, `{module}`", str(channels), *(_text(value, ".3f") for value in values)])
+        rows.append([f"`{layer}`, `{module}`", str(channels), *(_text(value, ".3f") for value in values)])
     return rows
 
 

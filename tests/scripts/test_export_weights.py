@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from configs import arguments
+from engine.checkpoint import read_checkpoint
+from evaluation.inference import find_trained, load_network
 from networks import build_network
 from scripts import export_weights
 from tests.conftest import NETWORK
@@ -54,6 +58,26 @@ def test_a_run_is_exported(
     if suffix == ".pth":
         state = torch.load(out, weights_only=True)
         assert any(k.endswith("attn_mask") for k in state) == (layout == "published")
+
+
+def test_a_folder_predicts_by_itself_and_an_altered_file_is_refused(
+    trained: tuple, tmp_path: Path, refused: Callable
+) -> None:
+    out = tmp_path / "model"
+    assert export_weights.main([str(trained[1]), str(out), "--half"]) == 0
+    original = read_checkpoint(trained[1] / "best.pth")
+    halved = read_checkpoint(out / "weights.safetensors")
+    assert all(torch.equal(v, original[k].half() if v.is_floating_point() else original[k]) for k, v in halved.items())
+    assert "trained" not in (out / "config.yaml").read_text() and not find_trained(options(out)).config.data.root_path
+    load_network(find_trained(options(out)), torch.device("cpu"))
+    content = bytearray((out / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (out / "weights.safetensors").write_bytes(content)
+    assert "does not match its checksum" in refused(export_weights.main, [out, tmp_path / "out.pth"])
+
+
+def options(folder: Path) -> argparse.Namespace:
+    return arguments.test_parser().parse_args(["--checkpoint", str(folder), "--input", "x"])
 
 
 def test_bad_input(trained: tuple, tmp_path: Path, refused: Callable) -> None:

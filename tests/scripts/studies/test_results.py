@@ -178,7 +178,7 @@ def test_tables() -> None:
     assert accuracy.splitlines()[3].startswith("| unet | 0.1 | 0.1 | 3 | 50.00 ± 0.00 | 69.75 ± 0.76 |")
     assert accuracy.splitlines()[3].endswith("| 75.50 | +5.50 | held |")
     assert "| 0.600 ± 0.000 | +0.100 (+0.100 to +0.100) |" in redundancy
-    assert by_layer.splitlines()[2] == "| encoder[0][0], `down1` | 8 | 0.500 | 0.500 | 0.600 | 0.600 |"
+    assert by_layer.splitlines()[2] == "| `encoder[0][0]`, `down1` | 8 | 0.500 | 0.500 | 0.600 | 0.600 |"
     assert taken.splitlines()[2] == "| train | 6 | 60 | 6.0 |"
     assert all(
         len(set(map(lambda line: line.count("|"), table.splitlines()))) == 1
