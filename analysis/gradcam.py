@@ -174,10 +174,16 @@ def draw(
         opacity = 0.15 + 0.7 * heat[..., None]  # the hotter, the less of the image is seen
         shown = (1 - opacity) * 0.75 * image.mean(axis=2, keepdims=True) + opacity * colormaps["inferno"](heat)[..., :3]
         panels.append((layer.label, shown, [layer.short_name, "{} x {}".format(*maps[layer].shape), share]))
-    figure = Figure((2 * len(panels), min(2 * image.shape[0] / image.shape[1], 6) + 0.96), 150, layout="constrained")
+    rows = 1 if len(panels) < 6 else 2  # to be read at the width of a page
+    columns = -(-len(panels) // rows)
+    height = min(2 * image.shape[0] / image.shape[1], 6) + 0.7
+    figure = Figure((2 * columns, rows * height + 0.3), 150, layout="constrained")
     place = volume.name if volume.is_image else f"{volume.name}, slice {number} of {len(volume.image)}"
     figure.suptitle(f"Grad-CAM of {class_name}: {place}", fontsize=10, parse_math=False, wrap=True)
-    for axis, (title, pixels, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, pixels, lines) in zip(axes, panels, strict=False):
         axis.imshow(pixels, interpolation="nearest")
         for name, mask in outlines.items():
             if not mask.all() and min(mask.shape) > 1:  # around everything there is no line

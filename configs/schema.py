@@ -43,7 +43,7 @@ class DataConfig:
     root_path: str = ""  # data folder; default: data/DATASET
     volume_path: str = ""  # folder of the test volumes; default: root_path
     list_dir: str = ""  # default: lists/lists_DATASET, the lists in root_path, the shipped split
-    img_size: tuple[int, int] = field(default=(224, 224), metadata={"range": (1, 4096)})  # size of the network input: a side, or [H, W]
+    img_size: tuple[int, int] = field(default=(224, 224), metadata={"range": (1, 4096)})  # a side, or [H, W]
     batch_size: int = _number(24, 1, 65536)  # slices in a step, of all processes together
     num_workers: int = _number(-1, -1, 256)  # loader processes for each training process; -1: by the number of cores
     cache: str = ""  # folder of a memory-mapped copy of the training slices; empty: none

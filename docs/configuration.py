@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -43,13 +44,13 @@ def section(node: ast.ClassDef, lines: list[str]) -> str:
         if isinstance(field.default, tuple | bool | int | float | str):
             key = f"{prefix}{field.name.upper()}"
             flag, text = next(
-                ((f"`--{f}`", text) for f, (own, text, *_) in arguments.FLAGS.items() if own == key), ("", "")
+                ((f", `--{f}`", t) for f, (own, t, *_) in arguments.FLAGS.items() if own == key), ("", "")
             )
-            values = ", ".join(f"`{value}`" for value in field.metadata.get("choices", ()) if value)
             meaning = comment_of(field.name, node, lines) or text.partition(" (default")[0]
-            rows.append((f"`{key}`", flag, f"`{field.default!r}`", values, meaning))
+            values = ", ".join(f"`{value}`" for value in field.metadata.get("choices", ()) if value)
+            rows.append((f"`{key}`{flag}", f"`{field.default!r}`", ": ".join(filter(None, (values, meaning)))))
     title = f"## {prefix.rstrip('.') or 'Of the run'}\n\n{ast.get_docstring(node)}\n\n"
-    return title + table(rows, "key", "flag", "default", "values", "meaning")
+    return title + table(rows, "key, flag", "default", "values, meaning")
 
 
 def comment_of(name: str, node: ast.ClassDef, lines: list[str]) -> str:
@@ -63,7 +64,7 @@ def comment_of(name: str, node: ast.ClassDef, lines: list[str]) -> str:
     return behind or above
 
 
-def table(rows: list[tuple[str, ...]], *head: str) -> str:
+def table(rows: Sequence[tuple[str, ...]], *head: str) -> str:
     """A table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---",) * len(head), *rows]) + "\n"
 

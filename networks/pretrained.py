@@ -48,9 +48,9 @@ class LoadReport:
 
 
 def find_weights(folder: str | Path, epochs: int) -> Path:
-    """The weights of a run: its best, else its last, else (of a published run) those of its last epoch."""
-    names = ("best.pth", LAST, PREVIOUS, "best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
-    names += ("weights.safetensors",)  # of the zoo
+    """The weights of a run: its best, else its last, else those of an export or of a published run."""
+    published = ("best_model.pth", f"epoch_{epochs}.pth", f"epoch_{epochs - 1}.pth")
+    names = ("best.pth", LAST, PREVIOUS, "weights.safetensors", *published)
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name

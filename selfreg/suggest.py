@@ -101,14 +101,21 @@ def _spec(trace: Trace, image: Tensor) -> TapSpec:
         except _NotUnderstood as reason:
             reasons.append(reason)
     if not found:
+        blocks = [c.name for c in trace.calls[:at] if len(c.shape) == image.ndim and _is_block(c.module)]
+        again = next((name for name in blocks if trace.times[name] > 1), None)
+        if again:
+            raise _NotUnderstood(f"{again!r} runs {trace.times[again]} times in a pass, and has no one feature")
         raise reasons[0]
     # Where both layouts can be read into the shapes, the true one makes the longer chain of resolutions.
     encoder, decoder, channels_last = max(found, key=lambda u: len(u[0]) + len(u[1]))
     _check_layout(trace.calls[:at], image, encoder[-1], channels_last)
-    modules = {call.name: call.module for call in trace.calls}
-    givers = [name for name in head.givers if trace.times[name] == 1]
-    givers.sort(key=lambda name: not _holds(modules[name], encoder[-1].module))  # stable: the outermost stays last
+    called = {call.name: call for call in trace.calls}
+    beside = next((called[name].beside for name in head.givers if called[name].beside), ())
+    givers = [name for name in beside or head.givers if trace.times[name] == 1]
+    # The outermost comes last, before it what stands in several places, and first what holds the whole network.
+    givers.sort(key=lambda name: (not _holds(called[name].module, encoder[-1].module), name not in trace.shared))
     final = givers[-1] if givers else head.name
+    teacher = called[final].shape if givers else head.reads
     shapes = {m.name: (len(image), m.channels, *m.space) for m in (*encoder, *decoder)}
     return TapSpec(
         encoder=[m.name for m in encoder],
@@ -116,7 +123,7 @@ def _spec(trace: Trace, image: Tensor) -> TapSpec:
         final=final,
         final_side="output" if givers else "input",
         channels_last=channels_last,
-        shapes={**shapes, final if givers else f"input of {final}": tuple(head.reads)},
+        shapes={**shapes, final if givers else f"input of {final}": tuple(teacher)},
     )
 
 
@@ -188,7 +195,7 @@ def _maps(trace: Trace, end: int, image: Tensor, channels_last: bool) -> list[_M
         at, channels = space[call.name], call.shape[-1 if channels_last else 1]
         fits = call.shape[0] == image.shape[0] and _is_layout(call.shape, image, channels_last)
         alone = trace.times[call.name] == 1 and all(flat.get(name, at) == at for name in _around(call.name))
-        if fits and alone and math.prod(at) > 1:
+        if fits and alone and math.prod(at) > 1 and not call.beside:
             ahead = sum(homes.get(name, at) != at for name in _around(call.name))
             maps.append(_Map(call.name, call.module, channels, at, call.same, call.nodes, ahead))
     # An attention matrix has the rank of a map; what only layers without weights give is no resolution.
@@ -265,9 +272,10 @@ def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple
 
 
 def _beside(stages: list[_Map], maps: list[_Map]) -> list[_Map]:
-    """Those inside the smallest module that holds all these stages; all of them where none is."""
+    """Those inside the smallest module that holds all these stages and one of them that is a block; else all."""
     shared = [name for name in _around(stages[-1].name) if all(name in _around(m.name) for m in stages)]
-    return [m for m in maps if shared and shared[0] in _around(m.name)] or maps
+    inside = ([m for m in maps if name in _around(m.name)] for name in shared)
+    return next((found for found in inside if any(_is_block(m.module) for m in found)), maps)
 
 
 def _last_block(maps: list[_Map], classes: int, bottleneck: nn.Module | None = None) -> _Map:
@@ -287,7 +295,7 @@ def _last_block(maps: list[_Map], classes: int, bottleneck: nn.Module | None = N
         return next((part for part in inner if not holds_lower(part)), m) if holds_lower(m) else m
 
     def rank(i: int) -> tuple[bool, int, int, bool, int]:
-        block = 2 if sum(map(_is_weighted, maps[i].module.modules())) > 1 else int(_is_compound(maps[i].module))
+        block = 2 if _is_block(maps[i].module) else int(_is_compound(maps[i].module))
         return not holds_lower(tightest(maps[i])), block, -maps[i].ahead, maps[i].channels != classes, i
 
     return tightest(maps[max(range(len(maps)), key=rank)])
@@ -304,6 +312,11 @@ def _around(name: str) -> list[str]:
 
 def _holds(module: nn.Module, other: nn.Module) -> bool:
     return any(m is other for m in module.modules())
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module has two layers of weights or more."""
+    return sum(map(_is_weighted, module.modules())) > 1
 
 
 def _is_weighted(module: nn.Module) -> bool:
@@ -337,6 +350,7 @@ class Call(NamedTuple):
     givers: tuple[str, ...]  # the modules that gave this very input, inner before outer
     same: tuple[str, ...]  # the modules that gave this very output before: its own last part, if it adds nothing
     node: Node | None  # of autograd, which made the output
+    beside: tuple[str, ...]  # of an output that is the input and another map, concatenated: what gave the latter
 
     @property
     def nodes(self) -> frozenset[Node]:
@@ -354,6 +368,9 @@ class Trace:
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any] | None = None) -> None:
         self.calls: list[Call] = []
         self.times: Counter[str] = Counter()
+        places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+        # In several places of the network, of which training may run more than eval mode does.
+        self.shared = {name for name, module in model.named_modules() if places[id(module)] > 1}
         self._givers: dict[int, tuple[weakref.ref[Tensor], tuple[str, ...]]] = {}
         devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -386,11 +403,21 @@ class Trace:
             read = next(iter((*inputs, *named.values())), None)
             shape, givers = (read.shape, self._names_of(read)) if isinstance(read, Tensor) else (torch.Size(), ())
             same = self._names_of(output)
-            node = output.grad_fn
-            self.calls.append(Call(name, module, output.shape, weakref.ref(output), shape, givers, same, node))
+            node, beside = output.grad_fn, self._beside(output, read)
+            self.calls.append(Call(name, module, output.shape, weakref.ref(output), shape, givers, same, node, beside))
             self._givers[id(output)] = weakref.ref(output), (*same, name)
 
         return hook
+
+    def _beside(self, output: Tensor, read: Any) -> tuple[str, ...]:
+        """The modules that gave what a skip connection concatenates with its input, inner before outer."""
+        node = output.grad_fn
+        parts = [part for part, _ in node.next_functions] if node and node.name() == "CatBackward0" else []
+        own = read.grad_fn if isinstance(read, Tensor) else None
+        if own is None or len(parts) != 2 or own not in parts:
+            return ()
+        other = parts[1 - parts.index(own)]
+        return tuple(call.name for call in self.calls if call.node is other)
 
     def _names_of(self, tensor: Tensor) -> tuple[str, ...]:
         """The modules that gave this very tensor, not an equal one."""

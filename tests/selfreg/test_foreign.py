@@ -102,17 +102,39 @@ def test_plugs_on(build: Callable[[], nn.Module], shape: tuple[int, ...], by_han
             lambda: monai("SegResNet", 2, 8, 1, 3),
             ["down_layers.1", "down_layers.2", "down_layers.3"],
             ["up_layers.0", "up_layers.1"],
-            "act_mod",
+            "conv_final.0",
+        ),
+        (
+            lambda: monai("UNet", 2, 1, 3, (8, 16, 32, 64), (2, 2, 2), num_res_units=2),
+            ["model.0", "model.1.submodule.0", "model.1.submodule.1.submodule.1.submodule"],
+            ["model.1.submodule.1.submodule.2"],
+            "model.1.submodule.2",
+        ),
+        (
+            lambda: monai("AttentionUnet", 2, 1, 3, (8, 16, 32, 64), (2, 2, 2)),
+            ["model.1.submodule.0", "model.1.submodule.1.submodule.0", "model.1.submodule.1.submodule.1.submodule"],
+            ["model.1.submodule.1.submodule.1.merge", "model.1.submodule.1.merge"],
+            "model.1.merge",
+        ),
+        (
+            lambda: monai("VNet", spatial_dims=2, in_channels=1, out_channels=3),
+            [f"down_tr{width}" for width in (32, 64, 128, 256)],
+            [f"up_tr{width}" for width in (256, 128, 64)],
+            "up_tr32",
         ),
         (lambda: smp("Linknet"), RESNET, list(UNET.decoder), "decoder"),
         (lambda: smp("MAnet"), RESNET, list(UNET.decoder), "decoder"),
     ],
-    ids=["DynUNet", "SegResNet", "Linknet", "MAnet"],
+    ids=["DynUNet", "SegResNet", "UNet", "AttentionUnet", "VNet", "Linknet", "MAnet"],
 )
 def test_the_other_networks_that_the_readme_names(
     build: Callable[[], nn.Module], encoder: list, decoder: list, final: str
 ) -> None:
-    assert suggest_spec(build(), torch.randn(1, 1, 64, 64)) == TapSpec(encoder, decoder, final)
+    network, image = build(), torch.randn(2, 1, 64, 64)
+    spec = suggest_spec(network, image)
+    assert spec == TapSpec(encoder, decoder, final)
+    _, features = FeatureTap(network.train(), spec)(image)
+    assert tuple(features.final.shape) == spec.shapes[final] and KDloss()(*features).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -136,6 +158,15 @@ def test_pooled_keys_are_no_stage() -> None:
     spec = suggest_spec(smp("Unet", "tu-pvt_v2_b0", 3), torch.randn(1, 3, 64, 64))
     decoder = [f"decoder.blocks.{i}" for i in range(3)]
     assert spec == TapSpec([f"encoder.model.stages_{i}" for i in range(4)], decoder, "decoder")
+
+
+def test_a_decoder_that_training_runs_twice_is_refused_there() -> None:
+    network = monai("SegResNetVAE", (64, 64), spatial_dims=2, init_filters=8, in_channels=1, out_channels=3)
+    image = torch.randn(2, 1, 64, 64)
+    tap = FeatureTap(network.eval(), suggest_spec(network, image))
+    tap(image)  # in eval mode it runs once
+    with pytest.raises(ValueError, match=r"'up_layers.0' ran 2 times"):
+        FeatureTap(network.train(), tap.spec)(image)
 
 
 def test_nested_decoders_are_no_encoder() -> None:

@@ -171,6 +171,42 @@ def test_inputs_by_keyword_and_an_output_by_name() -> None:
     assert suggest_spec(Named(), {"add": 0.5, "pixels": x}) == suggest_spec(SmallU(), x)
 
 
+def test_a_bottleneck_outside_the_encoder_s_container_that_pools_itself() -> None:
+    class Home(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.ModuleList([double(1, 4), double(4, 8)])
+            self.pools = nn.ModuleList([nn.MaxPool2d(2), nn.MaxPool2d(2)])
+            self.bottom = nn.Sequential(double(8, 16), nn.ConvTranspose2d(16, 8, 2, 2))
+            self.up = nn.Sequential(double(16, 8), nn.ConvTranspose2d(8, 4, 2, 2))
+            self.last, self.head = double(8, 4), nn.Conv2d(4, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.encoder[0](x)
+            b = self.encoder[1](self.pools[0](a))
+            x = self.up(torch.cat([self.bottom(self.pools[1](b)), b], 1))
+            return self.head(self.last(torch.cat([x, a], 1)))
+
+    spec = suggest_spec(Home(), torch.randn(1, 1, 16, 16))
+    assert names(spec) == (["encoder.1", "bottom.0"], ["up.0"], "last", "output")
+
+
+def test_a_skip_connection_s_concatenation_is_no_stage() -> None:
+    class Skip(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, self.inner(x)], 1)
+
+    lower = Skip(double(8, 16))
+    middle = nn.Sequential(double(4, 8, 2), lower, nn.ConvTranspose2d(24, 4, 2, 2))
+    network = nn.Sequential(double(1, 4, 2), Skip(middle), nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(6, 3, 1))
+    spec = suggest_spec(network, torch.randn(1, 1, 32, 32))
+    assert names(spec) == (["0", "1.inner.1.inner"], ["1.inner.2"], "2", "output")
+
+
 class Straight(nn.Module):
     """A fully convolutional classifier of pixels: down, a score convolution, up to the image; no decoder."""
 
@@ -201,9 +237,20 @@ class Twice(SmallU):
         return self.head(fine)
 
 
+class Shared(SmallU):
+    """Its levels are one and the same block."""
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.stem(x)
+        for _ in range(2):
+            a = self.up2(torch.cat([F.max_pool2d(a, 2)] * 3, 1))
+        return a, F.interpolate(a, size=x.shape[2:])
+
+
 @pytest.mark.parametrize(
     "network, reason",
     [
+        (Shared(), "'up2' runs 2 times in a pass"),
         (Straight(), "no decoder"),
         (Wrapped(), "returns a dict"),
         (Pointwise(), "no convolution gives the 7 channels"),

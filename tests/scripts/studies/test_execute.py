@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.arguments import overrides_of, similarity_parser, test_parser, train_parser
+from configs import arguments
+from configs.arguments import overrides_of, similarity_parser, train_parser
 from configs.config import get_config, to_dict
 from scripts.studies import execute as runs
 from scripts.studies.execute import Steps, steps_left
@@ -60,7 +61,7 @@ def test_the_training_command_asks_for_what_the_study_says(folds: int, monkeypat
     for run in study.runs():
         steps = steps_left(study, run, Path("-out"), "-data")
         assert list(steps) == ["train", "test", "similarity"]
-        assert test_parser().parse_args(steps["test"][1:]).output_dir == str("-out" / run.folder)
+        assert arguments.test_parser().parse_args(steps["test"][1:]).output_dir == str("-out" / run.folder)
         assert similarity_parser().parse_args(steps["similarity"][1:]).checkpoint == str("-out" / run.folder)
         args = train_parser().parse_args(steps["train"][1:])
         assert args.fold == run.fold and args.resume == "auto"
