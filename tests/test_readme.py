@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,16 @@ import yaml
 from torch import nn
 
 from configs import arguments
+from configs.config import default_tree, leaves
 from scripts.studies.plan import as_study
 from tests.conftest import ROOT
 
 PAGES = {
     path: path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", ROOT / "selfreg/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for path in [
+        *(ROOT / name for name in ("README.md", "selfreg/README.md", "zoo/README.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
 }
 TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGES[ROOT / "README.md"], re.DOTALL)
@@ -79,8 +85,9 @@ def test_flags_and_files_exist() -> None:
     for script in [path for room in ("scripts", "analysis") for path in (ROOT / room).glob("*.py")]:
         known |= set(re.findall(r'"(--[a-z_-]+)"', script.read_text(encoding="utf-8")))
     known |= {"--is_saveni", "--max_epoch"}  # abbreviations, of the published commands
-    known |= {"--nproc_per_node", "--long"}  # of torchrun and pytest
-    ours = "\n".join(text for page, text in PAGES.items() if page.name != "distributed.md")  # of torchrun and SLURM
+    known |= {"--nproc_per_node", "--long", "--logdir", "--shm-size"}  # of torchrun, pytest, TensorBoard and Docker
+    others = ("distributed.md", "migration.md")  # with flags of torchrun, SLURM and the published scripts
+    ours = "\n".join(text for page, text in PAGES.items() if page.name not in others)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_0-9-]*", ours)) <= known
     for script in re.findall(r"python ([a-z_/]+\.py)", TEXT):
         assert (ROOT / script).is_file(), script
@@ -111,3 +118,26 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_readme_is_short() -> None:
     assert len(PAGES[ROOT / "README.md"].encode()) <= 9000
+
+
+def test_the_page_of_the_configuration_is_made_from_it() -> None:
+    made = subprocess.run([sys.executable, ROOT / "docs/configuration.py"], capture_output=True, text=True, check=True)
+    assert made.stdout == PAGES[ROOT / "docs/configuration.md"]
+    keys = {key for key, value in leaves(default_tree()) if not key.startswith("MODEL.")}
+    assert keys <= set(re.findall(r"^\| `([A-Z_.0-9]+)`", made.stdout, re.MULTILINE))
+
+
+def test_the_site(tmp_path: Path) -> None:
+    """It builds without a warning, so every link and anchor leads somewhere, and it asks no other host for anything."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed (requirements-dev.txt)")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|img|iframe)[^>]* src=\"?https?:|<link[^>]* href=\"?https?://fonts", text), (
+            page
+        )
+    assert 'id="selfreg.KDloss.inter_fd"' in (tmp_path / "site/docs/api/index.html").read_text(encoding="utf-8")
