@@ -73,6 +73,7 @@ FLAGS = {**_BASE, **_RUN, **_TRAIN, **_TEST}
 
 _PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 _FINE = -1
+_OPTIONAL = {"SimpleITK": "SimpleITK==2.5.7", "medpy": "MedPy==0.5.2"}  # 260 MB
 _FIRST = ("yacs", "numpy")  # of the requirements, quick to import
 _MAX_MESSAGE = 1500  # characters; longer than any path and what is reported of it
 
@@ -229,6 +230,8 @@ def run_guarded(prog: str, command: Callable[[], int]) -> int:
         code, message = 2, _one_line(error)
     except ModuleNotFoundError as error:
         code, message = 2, f"{error}: this Python lacks the requirements; make install, then source .venv/bin/activate"
+        if package := _OPTIONAL.get((error.name or "").partition(".")[0]):
+            message = f"{error}: it is optional, and needed here; pip install {package}"
     except RuntimeError as error:
         text = f"{type(error).__name__}: {error}"
         known = next((failure for failure in _FAILURES if any(part in text for part in failure[0])), None)

@@ -57,6 +57,20 @@ TRAIN_ERRORS = {
 }
 
 
+@pytest.mark.parametrize("module, package", [("SimpleITK", "SimpleITK"), ("medpy", "MedPy")])
+def test_a_missing_optional_library_is_named(
+    module: str, package: str, run: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[object] = ["--output_dir", run, "--metrics", "medpy"]
+    if module == "SimpleITK":
+        words = ["--checkpoint", run, "--input", tmp_path / "a.mha", "--output", tmp_path / "out"]
+        (tmp_path / "a.mha").touch()
+    for name in [name for name in sys.modules if name.startswith((module, "datasets.readers.itk"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert f"pip install {package}==" in refused(test_command.main, words)
+
+
 @pytest.mark.parametrize("kind", TRAIN_ERRORS)
 def test_train_refuses(kind: str, synapse: Path, tmp_path: Path, refused: Refused) -> None:
     extra, expected = TRAIN_ERRORS[kind]
