@@ -78,14 +78,19 @@ _FIRST = ("yacs", "numpy")  # of the requirements, quick to import
 _MAX_MESSAGE = 1500  # characters; longer than any path and what is reported of it
 
 
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        project = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]
+        sys.stdout.write(f"{project['name']} {project['version']}\n")
+        parser.exit()
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that leaves its errors to `run_guarded`: one line on standard error, exit code 2."""
 
     def __init__(self, **options: Any) -> None:  # whatever argparse takes
         super().__init__(**options)
-        project = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]
-        version = f"{project['name']} {project['version']}"
-        self.add_argument("--version", action="version", version=version, help="print the version")
+        self.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
 
     def error(self, message: str) -> NoReturn:
         from configs.config import default_tree, leaves  # which imports this module
