@@ -37,7 +37,8 @@ class TapSpec:
     the blocks hand out (B, *space, C); the final map is channels-first all the same.
 
     Printed, it is a table of what is regularized: a row `encoder[1][0]` is `spec.encoder[1][0]`, and what the errors
-    of `KDloss` call by that name. `shapes` are those that `suggest_spec` saw; they say nothing to `FeatureTap`.
+    of `KDloss` call by that name. `shapes`, and in `left_out` the blocks that are no stage with the reason, are what
+    `suggest_spec` saw; `FeatureTap` does not read them.
 
     Raises:
         ValueError: a stage without a name, a name that is no text, or another `final_side`.
@@ -49,6 +50,7 @@ class TapSpec:
     final_side: Literal["input", "output"] = "output"
     channels_last: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    left_out: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.final_side not in ("input", "output"):
@@ -66,7 +68,7 @@ class TapSpec:
         return [name for part in (self.encoder, self.decoder) for stage in part for name in stage]
 
     def __str__(self) -> str:
-        rows = [
+        rows: list[tuple[str, str, object]] = [
             (f"{part}[{k}][{b}]", name, self.shapes.get(name))
             for part in ("encoder", "decoder")
             for k, stage in enumerate(getattr(self, part))
@@ -74,6 +76,7 @@ class TapSpec:
         ]
         teacher = self.final if self.final_side == "output" else f"input of {self.final}"
         rows.append(("final", teacher, self.shapes.get(teacher)))
+        rows += [("left out", name, reason) for name, reason in self.left_out.items()]
         width = max(len(name) for _, name, _ in rows)
         return "\n".join(f"{at:<15}{name:<{width}}  {shape or ''}".rstrip() for at, name, shape in rows)
 

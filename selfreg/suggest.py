@@ -45,7 +45,7 @@ def suggest_spec(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[s
             of any size at which the bottleneck has more than a single point.
 
     Returns:
-        The spec, with the `shapes` (B, C, *space) that were seen.
+        The spec, with the `shapes` (B, C, *space) that were seen, and what was `left_out` of which stage and why.
 
     Raises:
         ValueError: no fall and rise of resolutions, no output convolution, an output of another kind, or an example
@@ -83,13 +83,14 @@ class _Map(NamedTuple):
 def _spec(trace: Trace, image: Tensor) -> TapSpec:
     given = trace.output
     outputs = given if isinstance(given, tuple | list) else [*given.values()] if isinstance(given, Mapping) else [given]
-    logits = next((x for x in outputs if isinstance(x, Tensor) and x.ndim == image.ndim), None)
-    if logits is None:
+    given_maps = [x for x in outputs if isinstance(x, Tensor) and x.ndim == image.ndim]
+    if not given_maps:
         raise _NotUnderstood(
             f"it returns a {type(trace.output).__name__}; expected the logits (B, K, *space), alone or in a tuple"
         )
-    classes = logits.shape[1]
-    trace.keep_what_makes(logits)
+    classes = given_maps[0].shape[1]
+    heads = [x for x in given_maps if x.shape[1] == classes]  # of several, the finest that depends on most
+    trace.keep_what_makes(max(heads, key=lambda x: (math.prod(x.shape[2:]), len(_before([x.grad_fn])))))
     at = _output_convolution(trace, outputs, classes, image)
     head = trace.calls[at]
     _check_depth(trace.calls[:at], image)
@@ -107,7 +108,7 @@ def _spec(trace: Trace, image: Tensor) -> TapSpec:
             raise _NotUnderstood(f"{again!r} runs {trace.times[again]} times in a pass, and has no one feature")
         raise reasons[0]
     # Where both layouts can be read into the shapes, the true one makes the longer chain of resolutions.
-    encoder, decoder, channels_last = max(found, key=lambda u: len(u[0]) + len(u[1]))
+    encoder, decoder, odd, channels_last = max(found, key=lambda u: len(u[0]) + len(u[1]))
     _check_layout(trace.calls[:at], image, encoder[-1], channels_last)
     called = {call.name: call for call in trace.calls}
     beside = next((called[name].beside for name in head.givers if called[name].beside), ())
@@ -124,6 +125,7 @@ def _spec(trace: Trace, image: Tensor) -> TapSpec:
         final_side="output" if givers else "input",
         channels_last=channels_last,
         shapes={**shapes, final if givers else f"input of {final}": tuple(teacher)},
+        left_out={**{m.name: f"{m.channels} channels, an odd number" for m in odd}, **trace.without_effect()},
     )
 
 
@@ -236,8 +238,9 @@ def _is_layout(shape: torch.Size, image: Tensor, channels_last: bool) -> bool:
     return last if channels_last else not last or scales(_space(shape, channels_last=False))
 
 
-def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple[list[_Map], list[_Map]]:
-    """The map that stands for each stage: of the encoder fine to coarse, of the decoder coarse to fine."""
+def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple[list[_Map], list[_Map], list[_Map]]:
+    """The map that stands for each stage: of the encoder fine to coarse, of the decoder coarse to fine, and those that
+    would, had they an even number of channels."""
     bottleneck = min((m.space for m in maps), key=math.prod, default=final)
     if math.prod(bottleneck) >= math.prod(final):
         raise _NotUnderstood(
@@ -250,7 +253,7 @@ def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple
     sizes_below = {m.space for m in falling if math.prod(m.space) < math.prod(image)}
     levels = sorted(sizes_below, key=math.prod, reverse=True)
     between = [space for space in levels if math.prod(bottleneck) < math.prod(space) < math.prod(final)]
-    paired = [m for m in rising if m.channels % 2 == 0]
+    paired = [m for space in between for m in _even([m for m in rising if m.space == space])]
     ups = [space for space in reversed(between) if any(m.space == space for m in paired)]
     if not ups:
         raise _NotUnderstood(
@@ -258,17 +261,27 @@ def _stages(maps: list[_Map], image: Space, final: Space, classes: int) -> tuple
             f"{final} with an even number of channels: there is no decoder"
         )
     encoder: list[_Map] = []
+    odd = [_last_block([m for m in rising if m.space == s], classes) for s in between if s not in ups]
     on_the_way = _before(maps[visits[-1]].nodes)
     for space in levels:
-        at_level = [m for m in falling if m.space == space and m.channels % 2 == 0]
+        every = [m for m in falling if m.space == space]
         # Of nested decoders some come before the bottleneck, which depends on none of them.
-        at_level = [m for m in at_level if m.nodes & on_the_way] or at_level
+        every = [m for m in every if m.nodes & on_the_way] or every
+        at_level = _even(every)
         if space == bottleneck and encoder:  # the decoder may begin at this resolution
             at_level = _beside(encoder, at_level)
         encoder += [_last_block(at_level, classes)] if at_level else []
+        odd += [] if at_level else [_last_block(every, classes)]
     if not encoder:
         raise _NotUnderstood("no map of its encoder is smaller than the image and has an even number of channels")
-    return encoder, [_last_block([m for m in paired if m.space == s], classes, encoder[-1].module) for s in ups]
+    decoder = [_last_block([m for m in paired if m.space == s], classes, encoder[-1].module) for s in ups]
+    return encoder, decoder, odd
+
+
+def _even(maps: list[_Map]) -> list[_Map]:
+    """Those with an even number of channels; beside a block of an odd number no layer stands for the stage."""
+    odd_block = any(m.channels % 2 and _is_block(m.module) for m in maps)
+    return [m for m in maps if m.channels % 2 == 0 and (not odd_block or _is_block(m.module))]
 
 
 def _beside(stages: list[_Map], maps: list[_Map]) -> list[_Map]:
@@ -367,6 +380,7 @@ class Trace:
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any] | None = None) -> None:
         self.calls: list[Call] = []
+        self._dropped: list[Call] = []
         self.times: Counter[str] = Counter()
         places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
         # In several places of the network, of which training may run more than eval mode does.
@@ -393,7 +407,14 @@ class Trace:
             if call.node is None or call.name in same or call.nodes & reached:
                 kept.append(call)
                 same.update(call.same)
+        names = {call.name for call in kept}
+        self._dropped = [call for call in self.calls if call.name not in names] if kept else []
         self.calls = kept[::-1] or self.calls
+
+    def without_effect(self) -> dict[str, str]:
+        """The last block of each resolution among those that the logits do not depend on, and that as the reason."""
+        blocks = {call.shape[2:]: call.name for call in self._dropped if len(call.shape) > 3 and _is_block(call.module)}
+        return dict.fromkeys(blocks.values(), "the output does not depend on it")
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:

@@ -111,6 +111,19 @@ def test_the_table_of_networks(call: str, encoder: str, decoder: str, final: str
     assert kd > 0
 
 
+def test_of_deep_supervision_s_heads_it_follows_the_one_that_depends_on_most() -> None:
+    network = monai("BasicUNetPlusPlus", 2, 1, 3, features=(8, 8, 17, 32, 64, 8), deep_supervision=True)
+    spec = suggest_spec(network, torch.randn(1, 1, 64, 64))
+    assert spec == TapSpec(["conv_1_0", "conv_3_0", "conv_4_0"], ["upcat_3_1", "upcat_1_3"], "upcat_0_4")
+    assert spec.left_out == dict.fromkeys(("conv_2_0", "upcat_2_2"), "17 channels, an odd number")
+
+
+def test_what_the_output_does_not_depend_on_is_named() -> None:
+    network = smp("Unet", "efficientnet-b0", depth=4)
+    left_out = suggest_spec(network, torch.randn(1, 1, 64, 64)).left_out
+    assert left_out == dict.fromkeys(("encoder._blocks.10", "encoder._blocks.15"), "the output does not depend on it")
+
+
 def test_a_decoder_that_training_runs_twice_is_refused_there() -> None:
     network = monai("SegResNetVAE", (64, 64), spatial_dims=2, init_filters=8, in_channels=1, out_channels=3)
     image = torch.randn(2, 1, 64, 64)

@@ -87,6 +87,7 @@ def test_prints_what_is_regularised() -> None:
 def test_odd_channels_are_passed_over() -> None:
     spec = suggest_spec(SmallU(mid=5), torch.randn(1, 1, 16, 16))
     assert names(spec)[:2] == (["down2"], ["up1"])
+    assert str(spec).splitlines()[-1].split(maxsplit=3) == ["left", "out", "down1", "5 channels, an odd number"]
 
 
 def test_a_map_that_no_module_gives_is_the_input_of_the_head() -> None:
