@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -14,32 +15,46 @@ _log = logging.getLogger("study.py")
 
 
 def study(args: argparse.Namespace) -> int:
-    """Report the results in a JSON file, or run what is left of the study in a yaml and report that."""
+    """Report the results in JSON files, or run what is left of the study in a yaml and report that."""
     import utils
     from evaluation.summary import read_json
-    from scripts.studies.results import draw, format_results
+    from scripts.studies.figure import draw
+    from scripts.studies.results import format_results
 
-    path, code = args.study, 0
-    if path.suffix != ".json":
+    paths, code = args.study, 0
+    plans = [path for path in paths if path.suffix != ".json"]
+    if plans and len(paths) > 1:
+        raise ValueError(f"{plans[0]}: is given beside others; expected one yaml, or files of results alone")
+    if plans:
         if args.output_dir is None:
             raise ValueError("--output_dir is not given; expected a folder for the study's runs, such as runs/study")
-        path = args.results or args.output_dir / "results.json"
+        paths = [args.results or args.output_dir / "results.json"]
         with utils.logging_session("study.py"), utils.locked(args.output_dir):
-            code = _execute(args, path)
-    results = read_json(path, "study.py")
-    try:
-        sys.stdout.write(format_results(results))
-        if args.figure is not None:
-            args.figure.parent.mkdir(parents=True, exist_ok=True)
-            utils.atomic_write(args.figure, lambda partial: draw(results, partial))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+            code = _execute(plans[0], args, paths[0])
+    studies = {path: read_json(path, "study.py") for path in paths}
+    for path, results in studies.items():
+        with _named(path):
+            sys.stdout.write((f"## {path.stem}\n\n" if len(paths) > 1 else "") + format_results(results))
+    if args.figure is not None:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
+        drawn = {path.stem if len(paths) > 1 else "": results for path, results in studies.items()}
+        with _named(paths[0]):
+            utils.atomic_write(args.figure, lambda partial: draw(drawn, partial))
     if code == 2:
         raise ValueError(f"{args.output_dir}: a run failed, see above; correct it and give the same command again")
     return code
 
 
-def _execute(args: argparse.Namespace, path: Path) -> int:
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error name the file of results."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _execute(yaml: Path, args: argparse.Namespace, path: Path) -> int:
     """Do what is left, adding each finished run to the results in `path`; returns 0 or the code of a failed step."""
     import torch
 
@@ -47,11 +62,11 @@ def _execute(args: argparse.Namespace, path: Path) -> int:
     from scripts.studies.execute import add_result, execute, open_results, steps_left, write_results
     from scripts.studies.plan import Run, read_study
 
-    plan, content = read_study(args.study, args.opts)
+    plan, content = read_study(yaml, args.opts)
     here = utils.environment(torch.device("cpu"))["git_commit"]
     if plan.commit and here != plan.commit:
         raise ValueError(
-            f"{args.study}: its commit is {plan.commit}, and this copy is {here or 'no checkout'}; "
+            f"{yaml}: its commit is {plan.commit}, and this copy is {here or 'no checkout'}; "
             f"run the study by a clone of that commit: git clone . COPY; git -C COPY checkout {plan.commit}"
         )
     gpus = [str(number) for number in range(torch.cuda.device_count())]
@@ -70,7 +85,7 @@ def _execute(args: argparse.Namespace, path: Path) -> int:
     for run in [run for run in left if not left[run]]:
         del left[run]
         done(run)
-    _log.info("%s: %d runs, %d of them done", plan.title or args.study, len(plan.runs()), len(plan.runs()) - len(left))
+    _log.info("%s: %d runs, %d of them done", plan.title or yaml, len(plan.runs()), len(plan.runs()) - len(left))
     write_results(path, results)
     code = asyncio.run(execute(dict(islice(left.items(), args.most)), devices, args.output_dir, done))
     _log.info("results: %s", path)
@@ -83,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = OneLineParser(prog="study.py", description=__doc__)
     add = parser.add_argument
-    add("study", type=Path, metavar="STUDY", help="a yaml as in configs/studies, or a results.json to report")
+    text = "a yaml as in configs/studies, or files of results to report"
+    add("study", type=Path, nargs="+", metavar="STUDY", help=text)
     add("--output_dir", type=Path, metavar="DIR", help="folder of runs and results.json; called again, it resumes")
     add("--root_path", default="", metavar="DIR", help="data folder (default: the yaml's, else data/<dataset>)")
     text = "a run at a time on each (default: every GPU, else the CPU); cpu cpu has two share its cores"

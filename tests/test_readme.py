@@ -121,18 +121,18 @@ def test_readme_is_short() -> None:
 
 
 def test_the_page_of_the_configuration_is_made_from_it() -> None:
-    made = subprocess.run([sys.executable, ROOT / "docs/configuration.py"], capture_output=True, text=True, check=True)
-    assert made.stdout == PAGES[ROOT / "docs/configuration.md"]
+    made = subprocess.run([sys.executable, ROOT / "docs/configuration.py"], capture_output=True, check=True)
+    assert made.stdout.decode() == PAGES[ROOT / "docs/configuration.md"]
     keys = {key for key, value in leaves(default_tree()) if not key.startswith("MODEL.")}
-    assert keys <= set(re.findall(r"^\| `([A-Z_.0-9]+)`", made.stdout, re.MULTILINE))
+    assert keys <= set(re.findall(r"^\| `([A-Z_.0-9]+)`", made.stdout.decode(), re.MULTILINE))
 
 
 def test_the_site(tmp_path: Path) -> None:
     """It builds without a warning, so every link and anchor leads somewhere, and it asks no other host for anything."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed (requirements-dev.txt)")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    built = subprocess.run(command, cwd=ROOT, capture_output=True)
+    assert built.returncode == 0, built.stderr.decode(errors="replace")
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) > len(PAGES)
     for page in pages:

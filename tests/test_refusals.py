@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import datasets.readers
 import test as test_command
 import train as train_command
 from configs.arguments import run_guarded
@@ -68,6 +69,7 @@ def test_a_missing_optional_library_is_named(
     for name in [name for name in sys.modules if name.startswith((module, "datasets.readers.itk"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delattr(datasets.readers, "itk", raising=False)
     assert f"pip install {package}==" in refused(test_command.main, words)
 
 

@@ -38,7 +38,7 @@ def cells() -> dict[Cell, CellResult]:
 
 def test_the_tables_are_made_from_the_results() -> None:
     tables = format_results(RESULTS).strip().split("\n\n")
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in (*tables, format_results(AT_224).split("\n\n")[0]):
         assert table in PAGE
 
@@ -128,9 +128,9 @@ def test_readme_says_the_same(cells: dict[Cell, CellResult]) -> None:
     first, second, third = (f"{one.gain.mean:+.2f}" for one in (scr, ifd, both))
     spans = [f"({one.gain.low:+.2f} to {one.gain.high:+.2f})" for one in (scr, ifd, both)]
     said = (
-        f"Dice changed by {first} points with SCR (95 % interval {spans[0][1:]}, {second} with IFD {spans[1]} and "
-        f"{third} with both {spans[2]}: {scr.verdict} by this much data, and less than the published "
-        f"{scr.published_gain:+.2f}, {ifd.published_gain:+.2f} and {both.published_gain:+.2f}."
+        f"{scr.verdict}. A U-Net of a third of the published width, on MoNuSeg, five seeds: Dice {first} points with "
+        f"SCR (95 % interval {spans[0][1:]}, {second} with IFD {spans[1]}, {third} with both {spans[2]}; published "
+        f"{scr.published_gain:+.2f}, {ifd.published_gain:+.2f}, {both.published_gain:+.2f}."
     )
     assert scr.verdict == ifd.verdict == both.verdict
     assert said in " ".join(README.split())

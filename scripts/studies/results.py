@@ -1,4 +1,4 @@
-"""The results of a study: each cell's means and differences over the seeds, as tables in Markdown and one figure."""
+"""The results of a study: each cell's means and differences over the seeds, as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 from evaluation.comparison import LEVEL, Paired, paired, paired_few
 from evaluation.metrics import OVERLAPS
-from scripts.studies.plan import Plain, Study, as_study
+from scripts.studies.plan import Plain, Run, Study, as_study
 
 _CELL = ["network", "lambda_1", "lambda_2", "variant"]
 _SEED = [*_CELL, "seed"]
@@ -68,6 +68,10 @@ def summarize(results: Plain) -> tuple[Study, list[CellResult]]:
         study = as_study(results["study"], "study")
         every = [{"variant": "", **run} for run in results["runs"]]
         folds = Counter(tuple(run[key] for key in _SEED) for run in every)
+        twice = next((key for key, count in folds.items() if count > max(1, study.folds)), None)
+        if twice:
+            network, one, two, variant, seed = twice
+            raise ValueError(f"{Run(network, one, two, seed, None, variant).folder} is there twice; remove one of them")
         runs = [run for run in every if folds[tuple(run[key] for key in _SEED)] == max(1, study.folds)]
         cases, layers, seeds = _frames(runs)
         groups = {name: case.get("group") or name for run in runs for name, case in run["cases"].items()}
@@ -103,6 +107,26 @@ def summarize(results: Plain) -> tuple[Study, list[CellResult]]:
             compared.append(result)
         found += _corrected(compared)
     return study, found
+
+
+def rank_correlation(cells: Sequence[CellResult]) -> tuple[int, tuple[float, float, float] | None]:
+    """How many runs the cells have, and Spearman's correlation of effective rank and Dice over them, with the interval
+    of 1,000 bootstrap samples of the runs; None for fewer than four runs, or constant ones."""
+    both = pd.concat([found.seeds[["effective_rank_share", "dice"]] for found in cells]).dropna()
+    if len(both) < 4 or both.nunique().min() < 2:
+        return len(both), None
+    drawn = np.random.default_rng(0).integers(len(both), size=(1000, len(both)))
+    (rho,) = _spearman(both.to_numpy()[None])
+    low, high = np.nanquantile(_spearman(both.to_numpy()[drawn]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return len(both), (float(rho), float(low), float(high))
+
+
+def _spearman(pairs: np.ndarray) -> np.ndarray:
+    """The rank correlation of each sample of pairs (S, N, 2); NaN where one side is constant."""
+    ranks = rankdata(pairs, axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    (one, two), both = (ranks**2).sum(axis=1).T, ranks.prod(axis=2).sum(axis=1)
+    return np.divide(both, np.sqrt(one * two), out=np.full(len(both), np.nan), where=one * two > 0)
 
 
 def _corrected(cells: Sequence[CellResult]) -> list[CellResult]:
@@ -164,7 +188,11 @@ def format_results(results: Plain) -> str:
             names += [_spread(found.seeds[name], 3), _difference(found.changes.get(name), 3)]
         redundancy.append(names)
     networks = dict.fromkeys(found.cell[0] for found in cells if found.is_reported)
-    tables = [accuracy, redundancy, *(_by_layer(network, cells) for network in networks), time]
+    related = [["network", "runs", f"rank correlation of effective rank and Dice ({LEVEL:.0%} interval)"]]
+    for network in networks:
+        number, rho = rank_correlation([found for found in cells if found.cell[0] == network and found.is_reported])
+        related.append([network, str(number), "{:+.2f} ({:+.2f} to {:+.2f})".format(*rho) if rho else "-"])
+    tables = [accuracy, redundancy, related, *(_by_layer(network, cells) for network in networks), time]
     return _join(tables)
 
 
@@ -201,6 +229,12 @@ def _name(found: CellResult) -> str:
     return " ".join(filter(None, (found.cell[0], found.cell[3])))
 
 
+def label(found: CellResult) -> str:
+    """A cell by its variant or its weights."""
+    scr, ifd = _weights(found)
+    return found.cell[3].replace("_", " ") or (f"SCR {scr}, IFD {ifd}" if any(found.cell[1:3]) else "lambda 0")
+
+
 def _weights(found: CellResult) -> list[str]:
     return [f"{weight:g}" for weight in found.cell[1:3]]
 
@@ -220,36 +254,3 @@ def _difference(gain: Paired | None, digits: int) -> str:
         return ""
     mean, low, high = (_text(value, f"+.{digits}f") for value in (gain.mean, gain.low, gain.high))
     return mean if low == "-" else f"{mean} ({low} to {high})"
-
-
-def draw(results: Plain, path: Path) -> None:
-    """The reported cells, at least one: Dice of every seed with the published one, gain and effective rank."""
-    study, cells = summarize(results)
-    reported = [found for found in cells if found.is_reported]
-    if not reported:
-        raise ValueError(f"no cell of the study has the {study.min_seeds} seeds that it takes, so none can be drawn")
-    figure = Figure(figsize=(10, 0.9 + 0.55 * len(reported)), dpi=110, layout="constrained")
-    figure.suptitle(study.title, fontsize=10, parse_math=False)
-    dice, gain, rank = figure.subplots(1, 3, sharey=True)
-    for row, found in enumerate(reported):
-        dice.plot(found.seeds["dice"], [row] * len(found.seeds), "C0o", alpha=0.5)
-        dice.plot(found.seeds["dice"].mean(), row, "C0|", markersize=25)
-        for panel, change in ((gain, found.gain), (rank, found.changes.get("effective_rank_share"))):
-            if change is not None:
-                panel.plot([change.low, change.mean, change.high], [row] * 3, "C0o-", markevery=[1])
-        for panel, value in ((dice, found.published), (gain, found.published_gain)):
-            if value is not None:
-                panel.plot(value, row, "C1D", fillstyle="none")
-    labels = [f"{_name(found)}\nSCR {scr}, IFD {ifd}" for found in reported for scr, ifd in [_weights(found)]]
-    dice.set_yticks(range(len(reported)), labels, fontsize=8)
-    dice.margins(y=0.15)
-    dice.invert_yaxis()
-    dice.set_title("Dice, % (a point a seed; line: mean)", fontsize=9)
-    gain.set_title("gain in Dice over none, points", fontsize=9)
-    rank.set_title("change of effective rank, share", fontsize=9)
-    for panel in (gain, rank):
-        panel.axvline(0, color="gray", linewidth=0.8)
-    dice.plot([], [], "C0o-", label=f"measured, {LEVEL:.0%} interval")
-    dice.plot([], [], "C1D", fillstyle="none", label="published")
-    figure.legend(loc="outside lower right", fontsize=8, ncols=2)
-    figure.savefig(path)

@@ -127,6 +127,7 @@ def test_refusals(tmp_path: Path, refused: Callable) -> None:
     assert "none.json: " in refused(study.main, [tmp_path / "none.json"])
     write(path, plan())
     assert "--output_dir is not given" in refused(study.main, [path])
+    assert "is given beside others" in refused(study.main, [path, tmp_path / "none.json"])
     assert "--devices is gpu; expected cpu" in refused(study.main, [path, *out, "--devices", "gpu"])
     for text in ("{", "{}", "[]", '{"study": {"networks": 3}}'):
         (tmp_path / "results.json").write_text(text)
@@ -136,7 +137,7 @@ def test_refusals(tmp_path: Path, refused: Callable) -> None:
     fewer["runs"] = fewer["runs"][:1]
     (tmp_path / "results.json").write_text(json.dumps(fewer))
     error = refused(study.main, [tmp_path / "results.json", "--figure", tmp_path / "a.png"])
-    assert "no cell of the study has the 3 seeds" in error and not (tmp_path / "a.png").exists()
+    assert "no cell of the study has the seeds" in error and not (tmp_path / "a.png").exists()
     (tmp_path / "results.json").write_text(json.dumps(made()))
     error = refused(study.main, [tmp_path / "results.json", "--figure", tmp_path / "a.abc"])
     assert "results.json: Format 'abc' is not supported" in error and not (tmp_path / "a.abc").exists()

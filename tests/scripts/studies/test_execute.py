@@ -127,6 +127,7 @@ def test_an_interruption_is_passed_on(script: str, tmp_path: Path, monkeypatch: 
     def interrupt() -> None:
         while not (tmp_path / "seen.txt").exists():
             time.sleep(0.05)
+        time.sleep(1)  # until the step that was started is waited for
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()

@@ -9,8 +9,10 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
-from scripts.studies.results import draw, format_results, summarize
+from scripts.studies.figure import draw
+from scripts.studies.results import format_results, rank_correlation, summarize
 
 SEEDS, CASES = (1, 2, 3), ("a", "b", "c", "d")
 METRICS = ("dice", "hd95", "jaccard", "assd")
@@ -174,25 +176,50 @@ def test_a_cell_with_fewer_seeds_than_stated_is_not_reported() -> None:
 
 def test_tables() -> None:
     text = format_results(made())
-    accuracy, redundancy, by_layer, taken = text.strip().split("\n\n")
+    accuracy, redundancy, related, by_layer, taken = text.strip().split("\n\n")
     assert accuracy.splitlines()[3].startswith("| unet | 0.1 | 0.1 | 3 | 50.00 ± 0.00 | 69.75 ± 0.76 |")
     assert accuracy.splitlines()[3].endswith("| 75.50 | +5.50 | held |")
     assert "| 0.600 ± 0.000 | +0.100 (+0.100 to +0.100) |" in redundancy
     assert by_layer.splitlines()[2] == "| `encoder[0][0]`, `down1` | 8 | 0.500 | 0.500 | 0.600 | 0.600 |"
+    assert related.splitlines()[2].startswith("| unet | 6 | +")
     assert taken.splitlines()[2] == "| train | 6 | 60 | 6.0 |"
     assert all(
         len(set(map(lambda line: line.count("|"), table.splitlines()))) == 1
-        for table in (accuracy, redundancy, by_layer, taken)
+        for table in (accuracy, redundancy, related, by_layer, taken)
     )
 
 
 def test_the_figure(tmp_path: Path) -> None:
-    draw(made(), tmp_path / "a.png")
-    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.01
+    draw({"": made()}, tmp_path / "a.png")
+    draw({"one": made(), "two": made(-0.1)}, tmp_path / "c.png")
+    one, two = (matplotlib.image.imread(tmp_path / name) for name in ("a.png", "c.png"))
+    assert one.std() > 0.01 and two.shape[0] == one.shape[0] and two.shape[1] > 1.4 * one.shape[1]
     results = made()
     results["runs"] = results["runs"][:2]
-    with pytest.raises(ValueError, match="no cell of the study has the 3 seeds"):
-        draw(results, tmp_path / "b.png")
+    with pytest.raises(ValueError, match="no cell of the study has the seeds"):
+        draw({"": results}, tmp_path / "b.png")
+
+
+def test_the_rank_correlation_of_redundancy_and_accuracy() -> None:
+    """Against SciPy's, over all runs of the reported cells."""
+    results = made(0.05, 0.03)
+    rng = np.random.default_rng(1)
+    for run in results["runs"]:
+        run["layers"][0]["effective_rank_share"] = {"all": float(rng.random()), "upper": 0.0, "lower": 0.0}
+    _, cells = summarize(results)
+    dice = [np.mean([case["strict"]["dice"] for case in run["cases"].values()]) for run in results["runs"]]
+    ranks = [run["layers"][0]["effective_rank_share"]["all"] for run in results["runs"]]
+    count, (rho, low, high) = rank_correlation(cells)
+    assert count == 6 and rho == pytest.approx(spearmanr(ranks, dice).statistic)
+    assert -1 <= low <= rho <= high <= 1
+    assert rank_correlation(cells[:1]) == (3, None)
+
+
+def test_a_seed_that_is_there_twice_is_refused() -> None:
+    results = made()
+    results["runs"].append(copy.deepcopy(results["runs"][-1]))
+    with pytest.raises(ValueError, match="unet/lambda_0.1_0.1/seed_3 is there twice"):
+        summarize(results)
 
 
 def test_refusals() -> None:
@@ -212,6 +239,5 @@ def test_the_figure_of_runs_whose_channels_are_all_constant(tmp_path: Path) -> N
     results = made()
     for run in results["runs"]:
         run["layers"][0]["effective_rank_share"] = {"all": None, "upper": None, "lower": None}
-    results["study"]["title"] = "$\\frac{$"
-    draw(results, tmp_path / "a.png")
+    draw({"$\\frac{$": results}, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
