@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
 from configs.arguments import check_command_line, run_guarded, test_parser
@@ -61,6 +62,8 @@ def test(args: argparse.Namespace) -> int:
         shape = (config.model.in_channels, *config.data.img_size)
         batch_size = config.test.batch_size or fitting_batch_size(network, shape, device, autocast)
         volumes = find_volumes(config, args.input, ranks)
+        if config.test.metrics == "medpy":
+            import_module("medpy.metric")  # it is optional: refused before results are removed
         if ranks.first:  # the lock is not that of the run, which may be trained on meanwhile
             stack.enter_context(utils.locked(output_dir / "predictions"))
             (output_dir / "overlays").mkdir(exist_ok=True)

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
@@ -71,17 +70,17 @@ _TEST: Flags = {
 }
 FLAGS = {**_BASE, **_RUN, **_TRAIN, **_TEST}
 
-_PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+_VERSION_IN = Path(__file__).resolve().parent.parent / "selfreg/__init__.py"  # importing it takes seconds
 _FINE = -1
-_OPTIONAL = {"SimpleITK": "SimpleITK==2.5.7", "medpy": "MedPy==0.5.2"}  # 260 MB
+_OPTIONAL = {"SimpleITK": "SimpleITK", "medpy": "MedPy"}  # packages by module, 260 MB
 _FIRST = ("yacs", "numpy")  # of the requirements, quick to import
 _MAX_MESSAGE = 1500  # characters; longer than any path and what is reported of it
 
 
 class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        project = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]
-        sys.stdout.write(f"{project['name']} {project['version']}\n")
+        version = _VERSION_IN.read_text(encoding="utf-8").partition('__version__ = "')[2].partition('"')[0]
+        sys.stdout.write(f"selfreg {version}\n")
         parser.exit()
 
 
