@@ -32,12 +32,16 @@ def study(args: argparse.Namespace) -> int:
         with utils.logging_session("study.py"), utils.locked(args.output_dir):
             code = _execute(plans[0], args, paths[0])
     studies = {path: read_json(path, "study.py") for path in paths}
+    stems = [path.stem for path in studies]
+    names = {
+        path: "" if len(stems) == 1 else path.stem if stems.count(path.stem) == 1 else str(path) for path in studies
+    }
     for path, results in studies.items():
         with _named(path):
-            sys.stdout.write((f"## {path.stem}\n\n" if len(paths) > 1 else "") + format_results(results))
+            sys.stdout.write((f"## {names[path]}\n\n" if names[path] else "") + format_results(results))
     if args.figure is not None:
         args.figure.parent.mkdir(parents=True, exist_ok=True)
-        drawn = {path.stem if len(paths) > 1 else "": results for path, results in studies.items()}
+        drawn = {names[path]: results for path, results in studies.items()}
         with _named(paths[0]):
             utils.atomic_write(args.figure, lambda partial: draw(drawn, partial))
     if code == 2:

@@ -143,6 +143,16 @@ def test_refusals(tmp_path: Path, refused: Callable) -> None:
     assert "results.json: Format 'abc' is not supported" in error and not (tmp_path / "a.abc").exists()
 
 
+def test_files_of_one_name_in_two_folders_are_both_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    paths = [tmp_path / folder / "results.json" for folder in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(json.dumps(made()))
+    assert study.main([*map(str, paths), "--figure", str(tmp_path / "a.png")]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("## ")] == [f"## {path}" for path in paths]
+
+
 def test_a_run_that_fails_is_said_and_not_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = write(tmp_path / "study.yaml", plan(lambda_x=[0]))
     words = [
